@@ -1,0 +1,1 @@
+"""HOW IT IS EXAMINED: one file per benchmark."""

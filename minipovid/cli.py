@@ -1,0 +1,352 @@
+"""The command line: parse, call one function, print. Results go to stdout, everything else to stderr.
+
+Nothing heavy is imported before a command runs, so that `--help` is instant. Exit codes: 0 done, 1 a check failed,
+2 the input was wrong (one sentence, no traceback), 130 interrupted with everything so far kept.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minipovid import __version__
+from minipovid.errors import MinipovidError
+
+
+class _Manual(click.Group):
+    """A group whose errors are one sentence on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MinipovidError as error:
+            click.echo(str(error), err=True)
+            ctx.exit(2)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else ctx.command_path
+            said = error.format_message()
+            click.echo(f"{said}{'' if said[-1] in '.?' else '.'} `{command} --help` shows how it is used.", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("Interrupted. Everything so far is kept; the same command goes on from there.", err=True)
+            ctx.exit(130)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the work, not of the alphabet
+
+
+@click.group(
+    "minipovid", cls=_Manual, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, prog_name="minipovid", message="%(prog)s %(version)s")
+def main() -> None:
+    """Teach a vision-language model to stop describing what is not in the picture, on one consumer GPU.
+
+    \b
+      minipovid demo                                the whole road on a built-in tiny world, CPU, minutes
+      minipovid plan llava7b_qlora --vram 24        will it fit? before anything is downloaded
+      minipovid train llava7b_qlora                 resumes by itself
+      minipovid export runs/llava7b_qlora
+      minipovid ask runs/llava7b_qlora photo.jpg "What is on the table?"
+
+    A RECIPE is a YAML file, or the name of one that ships with minipovid (see `minipovid recipes`). A RUN is the
+    folder that a recipe's training writes, runs/<name>.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "httpx2", "huggingface_hub", "PIL", "accelerate"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _recipe_argument(command: Callable[..., None]) -> Callable[..., None]:
+    """RECIPE and --set, alike in every command that reads a recipe."""
+    command = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change a key of the recipe, for example train.learning_rate=1e-6; `loss.beta=0.2` sets it in every "
+        "stage. May be given more than once.",
+    )(command)
+    return click.argument("recipe")(command)
+
+
+_RUN = click.argument("run", type=click.Path(path_type=Path))
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, alone on the last line of stdout.")
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="The run.")
+@_JSON
+@click.pass_context
+def demo(ctx: click.Context, out: Path, as_json: bool) -> None:
+    """Walk the whole road on the built-in tiny world.
+
+    Train, export, ask, and a table of before and after; a few minutes on a CPU. Exits 1 where the result is no
+    better than the model it began with.
+    """
+    from minipovid.demo import demo as run_demo
+
+    result = run_demo(out)
+    _print(result, as_json)
+    if result.get("ok") is False:
+        ctx.exit(1)
+
+
+@main.command()
+@_recipe_argument
+@click.option("--out", type=click.Path(path_type=Path), help="The run folder.  [default: runs/<name of the recipe>]")
+def train(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Train RECIPE, or go on where it stopped.
+
+    Prints the run folder. Where that holds a checkpoint of the same recipe, training resumes from it.
+
+    \b
+      minipovid train tinyworld
+      minipovid train my.yaml --set train.learning_rate=1e-6 --set loss.beta=0.2 --out runs/beta02
+    """
+    from minipovid import recipe as recipes
+
+    resolved = recipes.read(recipes.find(recipe), overrides)
+    from minipovid.train import train as run_training
+
+    click.echo(run_training(resolved, out or Path("runs") / resolved.name, progress=True))
+
+
+@main.command()
+@_RUN
+@click.option(
+    "--quant",
+    "quants",
+    multiple=True,
+    metavar="NAME",
+    help="f16, q8_0, q4_k_m, ...; may be given more than once.  [default: export.quants of the recipe]",
+)
+@click.option(
+    "--merge-base",
+    type=click.Choice(["auto", "nf4", "original"]),
+    help="The weights that the adapter is "
+    "added to: the 4-bit ones it was trained on, or the original 16-bit.  [default: as the recipe says]",
+)
+def export(run: Path, quants: tuple[str, ...], merge_base: str | None) -> None:
+    """Write RUN's GGUF pair for llama.cpp.
+
+    The adapter is merged into its base model; language model and vision side become a file each. Prints the files.
+
+    \b
+      minipovid export runs/tinyworld
+      minipovid export runs/llava7b_qlora --quant q4_k_m --quant q8_0
+    """
+    from minipovid.export import export as run_export
+
+    for path in run_export(_finished(run), quants=list(quants) or None, merge_base=merge_base):
+        click.echo(path)
+
+
+@main.command()
+@_RUN
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option("--quant", metavar="NAME", help="Which of the exported models answers.  [default: the smallest loss]")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+def ask(run: Path, image: Path, prompt: str, quant: str | None, max_tokens: int) -> None:
+    """Ask RUN about one picture, offline.
+
+    The exported GGUF pair answers in llama.cpp, greedily.
+
+    \b
+      minipovid ask runs/tinyworld photo.png "Describe this image."
+    """
+    from minipovid.runtime import Runtime
+
+    with Runtime.open(_finished(run), quant=quant) as model:
+        click.echo(model.answer(image, prompt, max_tokens=max_tokens))
+
+
+@main.command("eval")
+@_RUN
+@click.argument("benchmarks", nargs=-1, required=True, metavar="BENCHMARK...")
+@click.option(
+    "--backend",
+    type=click.Choice(["gguf", "hf"]),
+    default="gguf",
+    show_default=True,
+    help="llama.cpp on the exported model, or transformers on the adapter.",
+)
+@_JSON
+def evaluate(run: Path, benchmarks: tuple[str, ...], backend: str, as_json: bool) -> None:
+    """Examine RUN with one or more benchmarks.
+
+    Answers and scores are also written to RUN/eval and RUN/scores.json.
+
+    \b
+      minipovid eval runs/tinyworld tinyworld
+    """
+    from minipovid.evaluate import evaluate as run_evaluation
+
+    named = [Path(benchmark) if Path(benchmark).exists() else benchmark for benchmark in benchmarks]
+    _print(run_evaluation(_finished(run), named, backend), as_json)
+
+
+@main.command()
+@_recipe_argument
+@click.option(
+    "--vram",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    help="The card's memory: say whether it fits, and what to change where it does not (then exit 1).",
+)
+@_JSON
+@click.pass_context
+def plan(ctx: click.Context, recipe: str, overrides: tuple[str, ...], vram: float | None, as_json: bool) -> None:
+    """Predict what RECIPE will need.
+
+    Memory, disk and time, before anything is downloaded.
+
+    \b
+      minipovid plan llava7b_qlora --vram 24
+      minipovid plan my.yaml --set lora.r=16 --vram 8
+    """
+    from minipovid import recipe as recipes
+
+    resolved = recipes.read(recipes.find(recipe), overrides)
+    from minipovid import plan as planning
+
+    predicted = planning.predict(resolved)
+    verdict = planning.verdict(predicted, resolved, vram) if vram is not None else None
+    if as_json:
+        _print_json(predicted.as_dict() | ({} if verdict is None else verdict._asdict()))
+    else:
+        click.echo(predicted.table())
+        if verdict is not None:
+            click.echo(verdict.sentence)
+    if verdict is not None and not verdict.fits:
+        ctx.exit(1)
+
+
+@main.command()
+@_JSON
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Say what this machine has and lacks.
+
+    What is missing comes with the exact command that mends it, and exit code 1.
+    """
+    from minipovid.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json({"findings": [finding._asdict() for finding in findings]})
+    else:
+        for finding in findings:
+            click.echo(f"{finding.state:8}{finding.name:14}{finding.found}")
+            if finding.remedy:
+                click.echo(f"{'':8}{'':14}-> {finding.remedy}")
+    if any(finding.state == "missing" for finding in findings):
+        ctx.exit(1)
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def recipes(ctx: click.Context) -> None:
+    """List, show or copy the shipped recipes."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_recipes)
+
+
+@recipes.command("list")
+@_JSON
+def list_recipes(as_json: bool = False) -> None:
+    """Every shipped recipe and what it is."""
+    from minipovid.recipe import shipped
+
+    titles = {name: path.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for name, path in shipped().items()}
+    if as_json:
+        _print_json(titles)
+    else:
+        _print_table([{"recipe": name, "what it is": title} for name, title in titles.items()])
+
+
+@recipes.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Print a recipe with its comments.
+
+    \b
+      minipovid recipes show llava7b_qlora
+    """
+    click.echo(_shipped(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes.command()
+@click.argument("name")
+@click.argument("to", type=click.Path(path_type=Path), required=False)
+def copy(name: str, to: Path | None) -> None:
+    """Copy a recipe here (or to the path TO), to edit it.
+
+    \b
+      minipovid recipes copy llava7b_qlora my.yaml
+    """
+    source = _shipped(name)
+    target = to / source.name if to is not None and to.is_dir() else to or Path(source.name)
+    if target.exists():
+        raise MinipovidError(f"{target} already exists; name another file: `minipovid recipes copy {name} other.yaml`.")
+    if not target.parent.is_dir():
+        raise MinipovidError(f"There is no folder {target.parent} to copy the recipe to.")
+    target.write_bytes(source.read_bytes())
+    click.echo(target)
+
+
+def _shipped(name: str) -> Path:
+    from minipovid.recipe import find
+
+    return find(name)
+
+
+def _finished(run: Path) -> Path:
+    """RUN where it is a run. Raises MinipovidError."""
+    if not (run / "recipe.yaml").is_file():
+        raise MinipovidError(f"{run} is not a run folder (it holds no recipe.yaml); `minipovid train` makes one.")
+    return run
+
+
+def _print(result: Mapping[str, Any], as_json: bool) -> None:
+    """A command's result: lists of rows and groups of groups as tables, all else as one line each."""
+    if as_json:
+        _print_json(result)
+        return
+    for key, value in result.items():
+        if isinstance(value, Mapping) and value and all(isinstance(row, Mapping) for row in value.values()):
+            _print_table([{key: name, **row} for name, row in value.items()])
+        elif isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+            _print_table(value)
+        elif isinstance(value, Mapping):
+            _print_table([{key: name, "": _cell(each)} for name, each in value.items()])
+        else:
+            click.echo(f"{key}: {_cell(value)}")
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows under their headings, as wide as their longest entry; numbers stand to the right."""
+    heads = list(dict.fromkeys(head for row in rows for head in row))
+    cells = [[_cell(row.get(head, "")) for head in heads] for row in rows]
+    widths = [max(len(line[column]) for line in [heads, *cells]) for column in range(len(heads))]
+    right = [all(isinstance(row.get(head), (int, float)) for row in rows) for head in heads]
+    for line in [heads, *cells]:
+        padded = [
+            cell.rjust(width) if r else cell.ljust(width) for cell, width, r in zip(line, widths, right, strict=True)
+        ]
+        click.echo("  ".join(padded).rstrip())
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,239 @@
+"""Pairs -> batches: what is read, what is refused, how text becomes tokens and pictures become views.
+
+row of the data file -> Pair (a reader on the `pairs` shelf) -> Example (tokens) -> Batch (padded, with pictures)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from minipovid import images, shelf, tinyworld
+from minipovid.errors import MinipovidError
+from minipovid.noise import Noiser
+from minipovid.noise_cache import cache_folder
+from minipovid.recipe import BUILTIN, DataSection, Recipe
+from minipovid.types import AnswerKind, BadRow, Family, ImageKind, Pair
+
+if TYPE_CHECKING:
+    from minipovid.model import Model
+
+ANSWERS: tuple[AnswerKind, ...] = ("chosen", "rejected")
+
+
+class Tokens(NamedTuple):
+    """Right-padded token ids and which of them are real; A stands for P where it is the prompt."""
+
+    ids: Tensor  # [B, A]
+    mask: Tensor  # [B, A]
+
+    def to(self, device: torch.device) -> Tokens:
+        return Tokens(self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
+
+
+@dataclass
+class Batch:
+    """B pairs, ready to be scored. `features` fills as pictures pass the tower (see scoring)."""
+
+    prompt: Tokens  # the placeholder stands once per image token
+    answers: dict[AnswerKind, Tokens]
+    images: dict[ImageKind, Tensor]  # [B, 3, S, S] normalised pixels
+    features: dict[ImageKind, Tensor] = field(default_factory=dict)  # [B, N, H]
+
+    def __len__(self) -> int:
+        return len(self.prompt.ids)
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
+            self.prompt.to(device),
+            {answer: tokens.to(device) for answer, tokens in self.answers.items()},
+            {image: pixels.to(device, non_blocking=True) for image, pixels in self.images.items()},
+        )
+
+
+class Example(NamedTuple):
+    """One pair as token ids; the prompt holds every image token."""
+
+    prompt: list[int]
+    answers: dict[AnswerKind, list[int]]
+
+
+class Encoder:
+    """Text to tokens for one model: a pair's Example, or a sentence that says why the pair cannot be trained on."""
+
+    def __init__(self, family: Family, tokenizer: Any, image_token_id: int, image_tokens: int, max_length: int) -> None:
+        self.family, self.tokenizer = family, tokenizer
+        self.image_token_id, self.image_tokens, self.max_length = image_token_id, image_tokens, max_length
+
+    @classmethod
+    def of(cls, model: Model, max_length: int) -> Encoder:
+        return cls(model.family, model.tokenizer, model.image_token_id, model.image_tokens, max_length)  # type: ignore[arg-type]
+
+    def __call__(self, pair: Pair) -> Example:
+        """Raises MinipovidError where the row does not fit `max_length` or holds the placeholder as text."""
+        prompt = self.family.prompt(pair.prompt)
+        prompt_ids = self.tokenizer(prompt).input_ids
+        answers: dict[AnswerKind, list[int]] = {}
+        for kind in ANSWERS:
+            answers[kind] = self._continuation(prompt, prompt_ids, getattr(pair, kind), kind)
+        where = prompt_ids.index(self.image_token_id)
+        expanded = [*prompt_ids[:where], *[self.image_token_id] * self.image_tokens, *prompt_ids[where + 1 :]]
+        for kind, ids in answers.items():
+            self._fits(kind, len(expanded) - self.image_tokens, len(ids))
+        return Example(expanded, answers)
+
+    def _continuation(self, prompt: str, prompt_ids: list[int], text: str, kind: AnswerKind) -> list[int]:
+        """The answer's tokens as they follow the prompt; tokenising both together must not change the prompt's own."""
+        ids: list[int] = self.tokenizer(prompt + self.family.answer(text)).input_ids
+        if ids.count(self.image_token_id) != 1:
+            raise MinipovidError(f"the image placeholder stands in the prompt or {kind} answer as text; take it out")
+        if ids[: len(prompt_ids)] != prompt_ids:
+            raise MinipovidError(f"the {kind} answer's first characters melt into the prompt's last token; rephrase it")
+        return ids[len(prompt_ids) :]
+
+    def _fits(self, kind: AnswerKind, prompt: int, answer: int) -> None:
+        total = prompt + self.image_tokens + answer
+        if total > self.max_length:
+            raise MinipovidError(
+                f"prompt ({prompt}), picture ({self.image_tokens}) and {kind} answer ({answer}) take {total} tokens, "
+                f"more than data.max_length {self.max_length}; shorten the row or raise data.max_length"
+            )
+
+
+def load_pairs(section: DataSection, encoder: Encoder) -> tuple[list[Pair], list[BadRow]]:
+    """Every usable pair of the data set, and every row that is none.
+
+    Pictures are decoded once here, so that a broken one is found now and not in the ninth hour. On `on_bad_row: stop`
+    bad rows raise one MinipovidError that names each of the first ten.
+    """
+    path, root = locate(section)
+    rows = [_placed(row, root) for row in islice(shelf.load("pairs", section.format).read(path), section.limit)]
+    bad_pictures = _bad_pictures(root, {row.image for row in rows if isinstance(row, Pair)})
+    pairs: list[Pair] = []
+    bad: list[BadRow] = []
+    for number, row in enumerate(rows, 1):
+        verdict = _judge(row, number, bad_pictures, encoder)
+        (bad if isinstance(verdict, BadRow) else pairs).append(verdict)  # type: ignore[attr-defined]
+    if bad and section.on_bad_row == "stop":
+        shown = "\n".join(f"{path.name}: {row.where}: {row.why}." for row in bad[:10])
+        more = f"\n... and {len(bad) - 10} more." if len(bad) > 10 else ""
+        raise MinipovidError(f"{shown}{more}\nMend or remove these rows, or set data.on_bad_row: skip.")
+    if not pairs:
+        raise MinipovidError(f"{path} holds no usable pair among {len(rows)} rows.")
+    return pairs, bad
+
+
+def locate(section: DataSection) -> tuple[Path, Path]:
+    """(the data file, the folder its image paths are relative to); the built-in world is written on first use."""
+    if section.path == BUILTIN:
+        folder = tinyworld.materialise(cache_folder() / BUILTIN)
+        return folder / "pairs.jsonl", folder
+    path = Path(section.path)
+    if not path.is_file():
+        raise MinipovidError(f"There is no data file {path} (data.path).")
+    root = Path(section.images) if section.images is not None else path.parent
+    if not root.is_dir():
+        raise MinipovidError(f"There is no image folder {root} (data.images).")
+    return path, root
+
+
+def _placed(row: Pair | BadRow, root: Path) -> Pair | BadRow:
+    """Data sets name pictures bare or with their folder in front (POVID's README has both): take either."""
+    if isinstance(row, BadRow):
+        return row
+    folder, slash, rest = row.image.partition("/")
+    doubled = slash and folder == root.name and not (root / row.image).exists()
+    return replace(row, image=rest) if doubled else row
+
+
+def _bad_pictures(root: Path, names: set[str]) -> dict[str, str]:
+    """Why each unusable picture is unusable, by its name."""
+
+    def problem(name: str) -> tuple[str, str | None]:
+        try:
+            images.load(images.inside(root, name))
+        except MinipovidError as error:
+            return name, str(error).rstrip(".")
+        return name, None
+
+    with ThreadPoolExecutor() as pool:
+        return {name: why for name, why in pool.map(problem, sorted(names)) if why is not None}
+
+
+def _judge(row: Pair | BadRow, number: int, bad_pictures: dict[str, str], encoder: Encoder) -> Pair | BadRow:
+    if isinstance(row, BadRow):
+        return row
+    where = f"row {number} (id {row.id})"
+    if row.image in bad_pictures:
+        return BadRow(where, bad_pictures[row.image])
+    try:
+        encoder(row)
+    except MinipovidError as error:
+        return BadRow(where, str(error))
+    return row
+
+
+class PairDataset(Dataset[tuple[Example, dict[ImageKind, np.ndarray]]]):
+    """Examples with their pictures, indexed by (epoch, row) because noise and crops may depend on the epoch."""
+
+    def __init__(
+        self, pairs: Sequence[Pair], root: Path, encoder: Encoder, transform: images.ImageTransform, recipe: Recipe
+    ) -> None:
+        self.pairs, self.root, self.encoder, self.transform, self.seed = pairs, root, encoder, transform, recipe.seed
+        self.noiser = Noiser.of(transform, recipe.noise, recipe.seed)
+        self.kinds: tuple[ImageKind, ...] = ("clean",)  # the stage sets what its loss looks at
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Example, dict[ImageKind, np.ndarray]]:
+        epoch, row = key
+        pair = self.pairs[row]
+        return self.encoder(pair), {kind: self._pixels(kind, pair, epoch) for kind in self.kinds}
+
+    def _pixels(self, kind: ImageKind, pair: Pair, epoch: int) -> np.ndarray:
+        """Normalised pixels [3, S, S] of one view of the pair's picture."""
+        path = images.inside(self.root, pair.image)
+        makers: dict[ImageKind, Callable[[], np.ndarray]] = {
+            "clean": lambda: self.transform(images.load(path)),
+            "noised": lambda: self.noiser(path, pair.id, epoch),
+            "cropped": lambda: self.transform(self._crop(path, pair, epoch)),
+        }
+        return makers[kind]().astype(np.float32, copy=False)
+
+    def _crop(self, path: Path, pair: Pair, epoch: int) -> Image:
+        return images.crop(images.load(path), images.generator(self.seed, pair.id, epoch, "cropped"))
+
+
+def collate(items: Sequence[tuple[Example, dict[ImageKind, np.ndarray]]]) -> Batch:
+    """Pad and stack. Nothing is ever cut."""
+    examples = [example for example, _ in items]
+    return Batch(
+        _padded([example.prompt for example in examples]),
+        {kind: _padded([example.answers[kind] for example in examples]) for kind in ANSWERS},
+        {kind: torch.from_numpy(np.stack([views[kind] for _, views in items])) for kind in items[0][1]},
+    )
+
+
+def _padded(rows: Sequence[list[int]]) -> Tokens:
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    return Tokens(ids, torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None])
+
+
+def visiting_order(pairs: int, epochs: int, seed: int) -> Iterator[tuple[int, int]]:
+    """(epoch, row) in the order a stage visits them: a fresh shuffle each epoch, the same in every process and run."""
+    for epoch in range(epochs):
+        shuffle = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        for row in torch.randperm(pairs, generator=shuffle).tolist():
+            yield epoch, row

@@ -1,0 +1,142 @@
+"""What this machine has, what is missing, and the exact command that mends it.
+
+Native libraries are tried in a child process each: one that crashes on import is then a finding, not the end.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+PATIENCE_S = 120
+CUDA_TORCH = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
+
+TORCH = """
+import torch
+device = "cuda" if torch.cuda.is_available() else "cpu"
+name = f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[1] / 2**30:.0f} GiB" if device == "cuda" else "CPU"
+print(f"{torch.__version__} on {name}, {torch.get_num_threads()} threads")
+"""
+# NF4 there and back: the codes are at most 0.152 apart on either side of a weight, relative to its block's largest.
+BITSANDBYTES = """
+import bitsandbytes, torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+device = "cuda" if torch.cuda.is_available() else "cpu"
+weight = torch.linspace(-1, 1, 4096, device=device).reshape(64, 64)
+back = dequantize_4bit(*quantize_4bit(weight, quant_type="nf4", compress_statistics=True))
+worst = (weight - back).abs().max().item()
+assert worst < 0.2, f"NF4 is off by {worst:.2f}"
+print(f"{bitsandbytes.__version__}, NF4 works on {device}")
+"""
+LLAMA = """
+import llama_cpp, llama_cpp.mtmd_cpp
+offload = "with GPU" if llama_cpp.llama_supports_gpu_offload() else "CPU only"
+print(f"{llama_cpp.__version__}, {offload}, mtmd ready")
+"""
+
+
+class Finding(NamedTuple):
+    """One line of the report. `missing` is a need; `note` only says what would be better."""
+
+    name: str
+    state: Literal["ok", "note", "missing"]
+    found: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Every finding, the needs of the demo first."""
+    torch = _try("torch", TORCH, "pip install 'torch>=2.8'")
+    return [
+        _python(),
+        _packages(),
+        torch,
+        _gpu(torch.found),
+        _try("bitsandbytes", BITSANDBYTES, "pip install --force-reinstall --no-deps bitsandbytes"),
+        _try("llama.cpp", LLAMA, "pip install --force-reinstall --no-deps --no-binary :all: llama-cpp-python"),
+        _memory(),
+        _disk(Path.cwd()),
+    ]
+
+
+def _python() -> Finding:
+    found = f"{platform.python_version()} in {sys.prefix}"
+    if sys.version_info < (3, 10):  # noqa: UP036 - somebody may have forced the installation
+        return Finding(
+            "python", "missing", found, "install Python 3.10 or newer and make a virtual environment with it"
+        )
+    return Finding("python", "ok", found)
+
+
+def _packages() -> Finding:
+    """Every package that minipovid declares is installed."""
+    try:
+        declared = [line for line in requires("minipovid") or [] if "extra ==" not in line]
+    except PackageNotFoundError:
+        return Finding("packages", "missing", "minipovid itself is not installed", "pip install -c constraints.txt .")
+    absent = [line for line in declared if not _installed(_package(line))]
+    if absent:
+        names = " ".join(f"'{line}'" for line in absent)
+        return Finding("packages", "missing", f"without {', '.join(map(_package, absent))}", f"pip install {names}")
+    return Finding("packages", "ok", f"all {len(declared)} are installed")
+
+
+def _package(requirement: str) -> str:
+    """'torch>=2.8' -> 'torch'."""
+    return re.match(r"[\w.-]*", requirement).group()  # type: ignore[union-attr]
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _try(name: str, program: str, remedy: str) -> Finding:
+    """Run a few lines of Python in a child process; its last line of output is what was found."""
+    try:
+        child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        return Finding(name, "missing", f"did not answer within {PATIENCE_S} s", remedy)
+    if child.returncode < 0:
+        return Finding(name, "missing", f"crashed with signal {-child.returncode}", remedy)
+    said = (child.stdout if child.returncode == 0 else child.stderr).strip().split("\n")[-1]
+    return Finding(name, "ok", said) if child.returncode == 0 else Finding(name, "missing", said, remedy)
+
+
+def _gpu(torch_found: str) -> Finding:
+    """A GPU is no need of the demo, but of 7B training; a driver without a torch that uses it is worth a word."""
+    driver = shutil.which("nvidia-smi") is not None
+    if " on CPU" not in torch_found and " on " in torch_found:
+        return Finding("GPU", "ok", torch_found.partition(" on ")[2])
+    if driver:
+        return Finding("GPU", "note", "there is an NVIDIA driver, but this torch does not use it", CUDA_TORCH)
+    return Finding("GPU", "note", "none; the tiny world needs none, a 7B model trains on an NVIDIA GPU")
+
+
+def _memory() -> Finding:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return Finding("memory", "note", "this system does not say how much it has")
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if gib < 3:
+        return Finding("memory", "missing", f"{gib:.1f} GiB", "use a machine with at least 4 GiB of memory")
+    return Finding("memory", "ok", f"{gib:.1f} GiB")
+
+
+def _disk(folder: Path) -> Finding:
+    gib = shutil.disk_usage(folder).free / 2**30
+    found = f"{gib:.1f} GiB free at {folder}"
+    if gib < 1:
+        return Finding("disk", "missing", found, "free at least 1 GiB; the demo writes its run there")
+    if gib < 40:
+        return Finding("disk", "note", found, "`minipovid plan RECIPE` says what a recipe needs; a 7B one about 40 GiB")
+    return Finding("disk", "ok", found)

@@ -1,0 +1,5 @@
+"""The one error class of the house: what the user can mend, said in one sentence."""
+
+
+class MinipovidError(Exception):
+    """The input was wrong: the message names the thing, its value and the remedy. The CLI prints it bare and exits 2."""

@@ -1,0 +1,62 @@
+"""Base and adapter as one set of weights, computed a block of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from minipovid.checkpoint import StoredTensor
+from minipovid.errors import MinipovidError
+from minipovid.export.lora import Factor
+from minipovid.layout import Place
+
+BLOCK = 2**22  # numbers in a block of rows: 16 MiB of float32
+
+
+@dataclass
+class Merged:
+    """The tensors of one GGUF: base values, through NF4 and back where training saw them so, plus the adapter's."""
+
+    base: Mapping[str, StoredTensor]  # by canonical name
+    factors: Mapping[str, Factor]  # by canonical name
+    nf4: (
+        Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None
+    )  # for places `in_4bit`; None: the original values
+    used: set[str] = field(default_factory=set)
+
+    def blocks(self, name: str, place: Place) -> Iterator[npt.NDArray[np.float32]]:
+        """The rows of one tensor in float32 and in GGUF order. Raises MinipovidError where adapter and base differ."""
+        tensor, factor = self.base[name], self.factors.get(name)
+        if factor is not None:
+            self.used.add(name)
+            _check_shapes(tensor, factor)
+        whole = self.nf4(tensor.rows()) if self.nf4 and place.in_4bit else None
+        head = tensor.shape[0] // place.heads if place.heads else 1
+        step = max(1, BLOCK // (tensor.size // tensor.shape[0]) // head) * head
+        for start in range(0, tensor.shape[0], step):
+            stop = min(start + step, tensor.shape[0])
+            rows = tensor.rows(start, stop) if whole is None else whole[start:stop]
+            if factor is not None:
+                rows = rows + factor.rows(start, stop)
+            if not np.isfinite(rows).all():
+                raise MinipovidError(f"{name} holds infinities or NaN; the training or the base checkpoint is broken.")
+            yield interleave(rows, head) if place.heads else rows
+
+
+def _check_shapes(tensor: StoredTensor, factor: Factor) -> None:
+    out, rank = factor.b.shape
+    if tensor.shape != (out, factor.a.shape[1]) or rank != factor.a.shape[0]:
+        raise MinipovidError(
+            f"The adapter changes {tensor.name} as [{out}, {factor.a.shape[1]}], but the base's is "
+            f"{list(tensor.shape)}: it was trained on another model."
+        )
+
+
+def interleave(rows: npt.NDArray[np.float32], head: int) -> npt.NDArray[np.float32]:
+    """Rows of whole heads, from rotate-half order (0..d/2, d/2..d) to llama.cpp's pairs (0, d/2, 1, d/2 + 1, ...)."""
+    halves = rows.reshape(-1, 2, head // 2, *rows.shape[1:])  # [heads, half, d/2, in]
+    pairs: npt.NDArray[np.float32] = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
+    return pairs

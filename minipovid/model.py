@@ -1,0 +1,249 @@
+"""The model: a 4-bit base that never changes, and float32 adapters on its language model that do.
+
+Only the language model is quantised (NF4, double quantisation, QLoRA arXiv 2305.14314) and only it carries LoRA; vision
+tower, projector, embeddings and output head stay as they are. What was loaded is checked by type, because a skip list
+that misses a renamed module is silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig
+
+from minipovid import shelf
+from minipovid.checkpoint import resolve_model
+from minipovid.errors import MinipovidError
+from minipovid.recipe import BUILTIN, LoraSection, ModelSection
+
+CPU_LIMIT = 1_000_000_000  # parameters; beyond it training on a CPU is no use to anybody
+POLICY, REFERENCE = "default", "reference"  # adapter names; peft saves "default" under plain names
+
+
+class Model:
+    """A loaded vision-language model with the adapter that is trained, and what the other rooms need to know of it."""
+
+    def __init__(self, peft: PeftModel, family: ModuleType, tokenizer: Any, folder: Path) -> None:
+        self.peft = peft
+        self.base: nn.Module = peft.get_base_model()
+        self.family, self.tokenizer, self.folder = family, tokenizer, folder
+        self.head: nn.Linear = self.base.get_output_embeddings()  # type: ignore[operator]
+        self.image_token_id, self.image_tokens = family.image_token(self.base.config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Projected features [B, N, H] of normalised pixels [B, 3, S, S]; the tower gets no gradient."""
+        with torch.no_grad():
+            return self.family.image_features(self.base, pixels.to(self.device, self.head.weight.dtype))  # type: ignore[no-any-return]
+
+    def embed(self, ids: Tensor, features: Tensor) -> Tensor:
+        """Token embeddings [B, S, H] of ids [B, S] with the picture's features in the placeholders' places."""
+        placeholders = ids == self.image_token_id
+        embeddings = self.base.get_input_embeddings()(ids.masked_fill(placeholders, 0))  # type: ignore[operator]
+        return embeddings.masked_scatter(placeholders[..., None], features.to(embeddings.dtype))  # type: ignore[no-any-return]
+
+    def hidden(self, embeddings: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """The language model's last hidden states [B, S, H] under a mask [B, 1, S, S] and positions [B, S]."""
+        compute = torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        with compute:  # adapters are float32 masters; on a GPU their products run in bfloat16
+            text = self.family.text_model(self.base)
+            out = text(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False)
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    def adapter(self, name: str = POLICY) -> dict[str, nn.Parameter]:
+        """The weights of an adapter by module name."""
+        return {key: value for key, value in self.peft.named_parameters() if f".{name}." in key}
+
+    def load_adapter(self, folder: Path) -> None:
+        """Put the weights of a saved adapter in the trained one's place.
+
+        Raises MinipovidError where its tensors are not the model's, by name and shape.
+        """
+        saved = load_file(folder / "adapter_model.safetensors")
+        own = get_peft_model_state_dict(self.peft, adapter_name=POLICY, save_embedding_layers=False)
+        if {key: value.shape for key, value in saved.items()} != {key: value.shape for key, value in own.items()}:
+            odd = sorted(set(saved) ^ set(own)) or sorted(key for key in own if own[key].shape != saved[key].shape)
+            raise MinipovidError(
+                f"The adapter in {folder} does not fit this model ({len(odd)} tensors differ, first {odd[0]}); "
+                f"use the lora.r and model.path that it was trained with."
+            )
+        set_peft_model_state_dict(self.peft, saved, adapter_name=POLICY)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the trained adapter in PEFT's layout: adapter_model.safetensors and adapter_config.json."""
+        self.peft.save_pretrained(folder, selected_adapters=[POLICY], save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+
+    def freeze_reference(self) -> None:
+        """From here on the reference is a copy of the adapter as it is now (the beginning of a later stage)."""
+        if REFERENCE not in self.peft.peft_config:
+            self.peft.add_adapter(REFERENCE, self.peft.peft_config[POLICY])
+        self._activate(POLICY)
+        policy = self.adapter(POLICY)
+        with torch.no_grad():
+            for key, value in self.adapter(REFERENCE).items():
+                value.copy_(policy[key.replace(f".{REFERENCE}.", f".{POLICY}.")])
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Within: the reference's weights. Without: the policy's."""
+        if REFERENCE in self.peft.peft_config:
+            self._activate(REFERENCE)
+            try:
+                yield
+            finally:
+                self._activate(POLICY)
+        else:
+            with self.peft.disable_adapter():
+                yield
+
+    def _activate(self, name: str) -> None:
+        """Switch adapters; only the policy's ever requires gradients, whichever is active."""
+        self.peft.base_model.set_adapter(name, inference_mode=name == REFERENCE)  # type: ignore[operator]
+        for key, value in self.adapter(POLICY).items():
+            value.requires_grad_("lora_" in key)
+
+
+def load(section: ModelSection, lora: LoraSection, *, seed: int = 0, checkpointing: bool = False) -> Model:
+    """Load the base and put a fresh adapter on it: A drawn from `seed`, B zero, so that the model is still the base.
+
+    Raises MinipovidError where the weights, the family or the GPU that they need are missing.
+    """
+    config = _config(section)
+    family = shelf.load("families", config.model_type)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        _refuse_giants(section.path, config)
+    folder = resolve_model(section.path, section.revision)
+    base = _load_base(folder, section, family, device)
+    torch.manual_seed(seed)
+    peft = get_peft_model(base, _lora_config(family, lora, section.path))
+    model = Model(peft, family, AutoTokenizer.from_pretrained(folder), folder)
+    _prepare(model, checkpointing)
+    return model
+
+
+def _config(section: ModelSection) -> Any:
+    """The model's configuration alone; of a Hub model nothing else is downloaded yet."""
+    local = section.path == BUILTIN or Path(section.path).expanduser().is_dir()
+    try:
+        return AutoConfig.from_pretrained(
+            resolve_model(section.path) if local else section.path, revision=section.revision
+        )
+    except OSError:
+        return AutoConfig.from_pretrained(resolve_model(section.path, section.revision))  # says what is missing
+
+
+def _load_base(folder: Path, section: ModelSection, family: ModuleType, device: torch.device) -> nn.Module:
+    dtype = getattr(torch, section.dtype) if section.dtype != "auto" else _natural_dtype(device)
+    quantization = None
+    if section.load_in_4bit:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=_outside_text_model(folder, family),
+        )
+    base = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=dtype, quantization_config=quantization, attn_implementation="sdpa", device_map={"": device}
+    )
+    check_quantised(base, family, section.load_in_4bit)
+    return base  # type: ignore[no-any-return]
+
+
+def check_quantised(base: nn.Module, family: ModuleType, in_4bit: bool) -> None:
+    """By type: every linear layer of the text model is 4-bit (or none, if so asked), and none outside it is.
+
+    Raises RuntimeError: a library changed under us.
+    """
+    inside = {id(module) for module in family.text_model(base).modules()}
+    for name, module in base.named_modules():
+        if isinstance(module, nn.Linear):
+            is_4bit = isinstance(module, Linear4bit)
+            if is_4bit != (in_4bit and id(module) in inside):
+                raise RuntimeError(f"{name} is {'' if is_4bit else 'not '}in 4 bits after loading")
+
+
+def _outside_text_model(folder: Path, family: ModuleType) -> list[str]:
+    """Full names of the linear layers that stay unquantised: generic names miss nested modules in transformers 5."""
+    skeleton = _skeleton(AutoConfig.from_pretrained(folder))
+    inside = {id(module) for module in family.text_model(skeleton).modules()}
+    return [name for name, m in skeleton.named_modules() if isinstance(m, nn.Linear) and id(m) not in inside]
+
+
+def _skeleton(config: Any) -> nn.Module:
+    """The model's modules without their weights."""
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)  # type: ignore[no-any-return]
+
+
+def _lora_config(family: ModuleType, lora: LoraSection, base_name: str) -> LoraConfig:
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        use_rslora=lora.rslora,
+        lora_dropout=0.0,
+        target_modules=family.LORA_TARGETS,
+        base_model_name_or_path=base_name,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _prepare(model: Model, checkpointing: bool) -> None:
+    """Exactly the adapter trains, in float32; dropout is off everywhere (POVID's and DPO's log-ratios want none)."""
+    text = model.family.text_model(model.base)
+    for key, value in model.peft.named_parameters():
+        value.requires_grad_(f".{POLICY}." in key)
+    for value in model.adapter().values():
+        value.data = value.data.float()
+    for module in model.base.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+        if isinstance(module, Linear4bit):
+            # In eval mode bitsandbytes would repack the weights for AVX-512, rounding their scales to bfloat16:
+            # policy and reference would then differ, and so would one CPU from another.
+            module.support_avx512bf16_for_cpu = False
+    wanted = {name for name, module in text.named_modules() if isinstance(module, LoraLayer)}
+    unadapted = [
+        name
+        for name, module in text.named_modules()
+        if isinstance(module, nn.Linear) and name not in wanted and ".lora_" not in name and "base_layer" not in name
+    ]
+    if unadapted or len(wanted) != sum(isinstance(module, LoraLayer) for module in model.base.modules()):
+        raise RuntimeError(f"the adapters are not where {model.family.__name__} declares them: {unadapted[:3]}")
+    model.base.eval()
+    if checkpointing:
+        text.train()  # without dropout all that training mode does is switch checkpointing on
+        enable = getattr(text, "activation_checkpointing_enable", None) or text.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        text.disable_input_require_grads()  # only reentrant checkpointing needs its inputs to carry gradient
+
+
+def _natural_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def _refuse_giants(name: str, config: Any) -> None:
+    """A 7B model on a CPU would train for months: say so before 14 GB are downloaded."""
+    parameters = sum(value.numel() for value in _skeleton(config).parameters())
+    if parameters > CPU_LIMIT:
+        raise MinipovidError(
+            f"{name} has {parameters / 1e9:.1f} billion parameters and torch finds no CUDA GPU on this machine: run it "
+            f"where there is one (`minipovid doctor` tells what torch sees), or try `minipovid demo` on this CPU."
+        )

@@ -1,0 +1,392 @@
+"""A recipe: one YAML file that says everything about a run, read strictly and completely, or refused in a sentence.
+
+    name: my-run
+    model: {path: llava-hf/llava-1.5-7b-hf}
+    data: {path: pairs.json, images: photos/, format: povid}
+    stages:
+      - {loss: {name: dpo, beta: 0.1}, epochs: 3}
+      - {loss: {name: povid}, epochs: 1}
+
+Every key is documented at its field below. `resolve` fills in the defaults and makes paths absolute; the result is
+written to the run folder before any weight is loaded, and later stages read it there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from minipovid.errors import MinipovidError
+
+BUILTIN = "tinyworld"  # the model and data set that ship with the package
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+_STRICT = ConfigDict(extra="forbid", strict=True)
+T = TypeVar("T")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSection(_Section):
+    """The model to align: a Hub id, a folder in Hub layout, or `tinyworld`."""
+
+    path: str
+    revision: str | None = None  # a Hub commit or tag
+    load_in_4bit: bool = True  # NF4 with double quantisation, language model only
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+
+
+class LoraSection(_Section):
+    """Low-rank adapters on the language model's linear layers; master weights are float32."""
+
+    r: int = Field(16, ge=1)
+    alpha: Number = Field(32, gt=0)
+    rslora: bool = False  # scale alpha / sqrt(r) instead of alpha / r
+
+
+class DataSection(_Section):
+    """The preference pairs."""
+
+    path: str  # a file in `format`, or `tinyworld`
+    images: str | None = None  # the folder that image paths are relative to; default: where `path` lies
+    format: str = "jsonl"  # a reader on the `pairs` shelf
+    max_length: int = Field(1024, ge=1)  # tokens of prompt, image and answer together; longer rows are bad, never cut
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    limit: int | None = Field(None, ge=1)  # use only the first rows
+
+
+class NoiseSection(_Section):
+    """The noised picture of POVID (losses that do not ask for it never pay for it)."""
+
+    step: int = Field(500, ge=0, le=999)  # of the 1,000-step diffusion schedule
+    domain: Literal["normalized", "clamp", "wrap"] = "normalized"
+    refresh: Literal["never", "epoch"] = "never"  # draw new noise every epoch?
+    cache_gib: Number = Field(4.0, ge=0)  # limit of the on-disk cache; 0 keeps nothing
+
+
+class StageSection(_Section):
+    """One loss over the pairs for some epochs. Its reference is the model as the stage before left it."""
+
+    loss: dict[str, Any]  # `name` is a file on the `losses` shelf; the other keys are its dataclass fields
+    epochs: int = Field(1, ge=1)
+    learning_rate: Number | None = Field(None, gt=0)  # default: train.learning_rate
+
+    @model_validator(mode="after")
+    def _named(self) -> StageSection:
+        if not isinstance(self.loss.get("name"), str):
+            raise ValueError("loss.name is missing; it names a file in minipovid/losses, for example povid")
+        return self
+
+
+class TrainSection(_Section):
+    """The optimiser and the loop, under the names of transformers' TrainingArguments."""
+
+    learning_rate: Number = Field(1e-6, gt=0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Number = Field(0.03, ge=0, lt=1)
+    weight_decay: Number = Field(0.0, ge=0)
+    max_grad_norm: Number | None = Field(None, gt=0)  # none: no clipping
+    per_device_train_batch_size: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_checkpointing: bool = True
+    max_steps: int | None = Field(None, ge=1)  # per stage; default: all of its epochs
+    logging_steps: int = Field(10, ge=1)
+    save_steps: int = Field(200, ge=1)
+    save_total_limit: int = Field(2, ge=1)
+    dataloader_num_workers: int = Field(0, ge=0)
+
+
+class ExportSection(_Section):
+    """The GGUF files."""
+
+    quants: list[str] = Field(default=["f16", "q8_0"], min_length=1)
+    merge_base: Literal["auto", "nf4", "original"] = "auto"  # auto: nf4 below K-quants if trained in 4-bit
+
+
+class Recipe(_Section):
+    """A whole recipe; see the module's example."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 42
+    start_from: str | None = None  # a finished run: its adapter is where this run begins, and its first reference
+    model: ModelSection
+    lora: LoraSection = LoraSection()
+    data: DataSection
+    noise: NoiseSection = NoiseSection()
+    stages: list[StageSection] = Field(min_length=1)
+    train: TrainSection = TrainSection()
+    export: ExportSection = ExportSection()
+
+
+# Other tools' names (LLaMA-Factory, axolotl, TRL and transformers, ms-swift) and where ours stand.
+FOREIGN_KEYS = {
+    "model_name_or_path": "model.path",
+    "base_model": "model.path",
+    "model_id": "model.path",
+    "quantization_bit": "model.load_in_4bit",
+    "quant_bits": "model.load_in_4bit",
+    "load_in_8bit": "model.load_in_4bit",
+    "torch_dtype": "model.dtype",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "adapter": "lora.r",
+    "lora_r": "lora.r",
+    "lora_rank": "lora.r",
+    "rank": "lora.r",
+    "lora_alpha": "lora.alpha",
+    "use_rslora": "lora.rslora",
+    "peft_use_rslora": "lora.rslora",
+    "dataset": "data.path",
+    "datasets": "data.path",
+    "dataset_name": "data.path",
+    "dataset_dir": "data.path",
+    "image_dir": "data.images",
+    "media_dir": "data.images",
+    "image_folder": "data.images",
+    "cutoff_len": "data.max_length",
+    "sequence_len": "data.max_length",
+    "model_max_length": "data.max_length",
+    "max_samples": "data.limit",
+    "pref_beta": "stages.0.loss.beta",
+    "dpo_beta": "stages.0.loss.beta",
+    "rl_beta": "stages.0.loss.beta",
+    "beta": "stages.0.loss.beta",
+    "pref_loss": "stages.0.loss.name",
+    "loss_type": "stages.0.loss.name",
+    "dpo_loss_type": "stages.0.loss.name",
+    "rl": "stages.0.loss.name",
+    "rpo_alpha": "stages.0.loss.anchor",
+    "rlhf_type": "stages.0.loss.name",
+    "num_train_epochs": "stages.0.epochs",
+    "num_epochs": "stages.0.epochs",
+    "micro_batch_size": "train.per_device_train_batch_size",
+    "batch_size": "train.per_device_train_batch_size",
+    "lr": "train.learning_rate",
+    "lr_scheduler": "train.lr_scheduler_type",
+    "gradient_clipping": "train.max_grad_norm",
+    "warmup_steps": "train.warmup_ratio",
+    "logging_dir": "name",
+    "output_dir": "name",
+    "run_name": "name",
+    "noise_step": "noise.step",
+    "quantization": "export.quants",
+}
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with minipovid, by name: beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).resolve().parent
+    folder = package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(recipe: str) -> Path:
+    """The file that a command's RECIPE means: a path, or the name of a shipped recipe.
+
+    Raises MinipovidError where it is neither, with the nearest and all shipped names.
+    """
+    ours = shipped()
+    if Path(recipe).is_file() or recipe not in ours and Path(recipe).suffix in (".yaml", ".yml"):
+        return Path(recipe)
+    if recipe in ours:
+        return ours[recipe]
+    nearest = get_close_matches(recipe, ours, 1)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    raise MinipovidError(
+        f"There is no recipe {recipe!r}, neither a file nor one that ships with minipovid.{hint} "
+        f"Shipped: {', '.join(ours)}."
+    )
+
+
+def read(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """The recipe in `path` with `--set key.path=value` overrides applied, defaults filled in and paths absolute.
+
+    Relative paths in a recipe are relative to the current folder. Raises MinipovidError: one line per mistake.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise MinipovidError(
+            f"There is no recipe {path}; `minipovid recipes` lists those that ship with minipovid."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MinipovidError(f"The recipe {path} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        raise MinipovidError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(tree, dict):
+        raise MinipovidError(f"{path} does not hold a recipe: it should begin with `name:`.")
+    for override in overrides:
+        _override(tree, override)
+    return _absolute(validated(Recipe, tree, str(path)))
+
+
+def write(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe, readable by `read` again."""
+    text = yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = key_node.value  # the text of a plain key; `<<` may stand more than once
+            if isinstance(key, str) and key != "<<":
+                if key in seen:
+                    raise yaml.YAMLError(f"the key {key!r} stands twice, again in line {key_node.start_mark.line + 1}")
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that puts quotes round a text that `_Loader` would take for a number."""
+
+
+# YAML 1.1 reads `1e-5` as text; everybody means the number, wherever it stands (YAML 1.2 agrees).
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$"), list("+-.0123456789")
+    )
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    """Apply `key.path=value`. `loss.x=...` sets x of every stage's loss."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise MinipovidError(f"--set takes key.path=value, for example train.learning_rate=1e-6; this is {override!r}.")
+    try:
+        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError:
+        raise MinipovidError(f"--set {dotted}: {text!r} is not a YAML value; put quotes round a text.") from None
+    steps = dotted.split(".")
+    if steps[0] == "loss":
+        for index in range(len(tree.get("stages") or [])):
+            _set(tree, ["stages", str(index), *steps], value, dotted)
+    else:
+        _set(tree, steps, value, dotted)
+
+
+def _set(tree: Any, steps: list[str], value: Any, dotted: str) -> None:
+    for step in steps[:-1]:
+        if isinstance(tree, list):
+            if not (step.isdigit() and int(step) < len(tree)):
+                raise MinipovidError(f"--set {dotted}: there is no entry {step} in a list of {len(tree)}.")
+            tree = tree[int(step)]
+        elif isinstance(tree, dict):
+            if not isinstance(tree.get(step), (dict, list)):
+                tree[step] = {}
+            tree = tree[step]
+    if not isinstance(tree, dict):
+        raise MinipovidError(f"--set {dotted}: {'.'.join(steps[:-1])} holds no keys.")
+    tree[steps[-1]] = value
+
+
+def validated(wanted: type[T], tree: Mapping[Any, Any], origin: str) -> T:
+    """`tree` as a `wanted` (a pydantic model or a dataclass); every mistake is one line that begins with `origin`.
+
+    Raises MinipovidError.
+    """
+    try:
+        strict = wanted if issubclass(wanted, BaseModel) else dataclass(wanted, frozen=True, config=_STRICT)
+        return strict(**{str(key): value for key, value in tree.items()})  # type: ignore[return-value]
+    except ValidationError as errors:
+        lines = [f"{origin}: {_sentence(wanted, error)}" for error in errors.errors()]
+        raise MinipovidError("\n".join(lines)) from None
+
+
+def _sentence(wanted: type, error: Any) -> str:
+    """One pydantic error as a sentence with the dotted path, the value and the remedy."""
+    dotted = ".".join(str(step) for step in error["loc"])
+    kind, context, value = error["type"], error.get("ctx", {}), error.get("input")
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return _unknown(wanted, dotted)
+    if kind == "missing":
+        return f"{dotted} is missing."
+    if kind == "value_error":
+        return f"{dotted}.{context['error']}."
+    must_be = {
+        "string_type": "text",
+        "bool_type": "true or false",
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "list_type": "a list (its lines begin with '-')",
+        "dict_type": "a group of keys",
+        "model_type": "a group of keys",
+        "model_attributes_type": "a group of keys",
+        "string_pattern_mismatch": "letters, digits, '.', '_' and '-' alone",
+        "literal_error": f"one of {context.get('expected', '').replace(chr(39), '').replace(' or ', ', ')}",
+        "too_short": "a list with at least one entry",
+        **{key: f"{text} {context.get(bound, 0):g}" for key, text, bound in _BOUNDS},
+    }.get(kind)
+    if must_be is None:
+        return f"{dotted} is {value!r}: {error['msg']}."
+    return f"{dotted} is {value!r}, but it must be {must_be}."
+
+
+_BOUNDS = [
+    ("greater_than", "greater than", "gt"),
+    ("greater_than_equal", "at least", "ge"),
+    ("less_than", "less than", "lt"),
+    ("less_than_equal", "at most", "le"),
+]
+
+
+def _unknown(wanted: type, dotted: str) -> str:
+    key = dotted.rpartition(".")[2]
+    ours = FOREIGN_KEYS.get(key)
+    if ours is not None:
+        return f"{dotted} is not a key of a recipe; here it is called {ours}."
+    known = _dotted_keys(wanted)
+    prefix = dotted.rpartition(".")[0]
+    siblings = [path for path in known if path.rpartition(".")[0] == re.sub(r"\.\d+\b", "", prefix)]
+    elsewhere = [path.replace("stages.", "stages.0.") for path in known if path.rpartition(".")[2] == key]
+    if elsewhere:
+        return f"{dotted} is not a key of a recipe; did you mean {elsewhere[-1]}?"
+    nearest = get_close_matches(key, [path.rpartition(".")[2] for path in siblings], 1, 0.6)
+    if nearest:
+        return f"{dotted} is not a key of a recipe; did you mean {prefix + '.' if prefix else ''}{nearest[0]}?"
+    allowed = ", ".join(path.rpartition(".")[2] for path in siblings)
+    return f"{dotted} is not a key of a recipe; allowed here: {allowed}."
+
+
+def _dotted_keys(section: type, prefix: str = "") -> list[str]:
+    """Every key of a section, "train.learning_rate" and the like; list indices are left out."""
+    keys: list[str] = []
+    for name, inner in get_type_hints(section).items():
+        if name == "model_config":
+            continue
+        keys.append(prefix + name)
+        for candidate in (inner, *getattr(inner, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                keys += _dotted_keys(candidate, f"{prefix}{name}.")
+    return keys
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    """Make the paths of local files absolute, so that the run folder's recipe works from anywhere."""
+
+    def local(path: str) -> str:
+        return str(Path(path).expanduser().resolve())
+
+    model, data, start = recipe.model, recipe.data, recipe.start_from
+    if model.path != BUILTIN and Path(model.path).expanduser().is_dir():
+        model = model.model_copy(update={"path": local(model.path)})
+    if data.path != BUILTIN:
+        images = data.images if data.images is not None else str(Path(data.path).parent)
+        data = data.model_copy(update={"path": local(data.path), "images": local(images)})
+    return recipe.model_copy(
+        update={"model": model, "data": data, "start_from": local(start) if start is not None else None}
+    )

@@ -1,0 +1,92 @@
+"""Checkpoints: everything a stopped run needs to go on bit for bit, without pickle.
+
+    checkpoint-120/adapter_model.safetensors, adapter_config.json    the policy, in PEFT's layout
+                   reference.safetensors                             the frozen adapter of later stages
+                   optimizer.safetensors                             AdamW's moments, "<parameter>.<moment>"
+                   state.json                                        where the run stood: a Position
+
+There is no random state to save: pictures, noise, crops and order are functions of the seed, the pair and the epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from minipovid.files import finished, remove
+
+if TYPE_CHECKING:
+    from minipovid.model import Model
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: optimiser steps done in this stage, and in the whole run."""
+
+    stage: int = 0
+    step: int = 0
+    global_step: int = 0
+
+    def after_step(self) -> Position:
+        return replace(self, step=self.step + 1, global_step=self.global_step + 1)
+
+    def next_stage(self) -> Position:
+        return replace(self, stage=self.stage + 1, step=0)
+
+
+def save(run: Path, model: Model, optimizer: torch.optim.Optimizer, position: Position, keep: int) -> None:
+    """Write checkpoint-<global step>, then remove all but the newest `keep`."""
+    with finished(run / f"checkpoint-{position.global_step}") as draft:
+        model.save_adapter(draft)
+        reference = {key: value.detach() for key, value in model.adapter("reference").items()}
+        if reference:
+            save_file(reference, draft / "reference.safetensors")
+        save_file(_moments(optimizer), draft / "optimizer.safetensors")
+        (draft / "state.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
+    for old in _checkpoints(run)[:-keep]:
+        remove(old)
+
+
+def latest(run: Path) -> tuple[Path, Position] | None:
+    """The newest checkpoint and where it stood."""
+    found = _checkpoints(run)
+    if not found:
+        return None
+    return found[-1], Position(**json.loads((found[-1] / "state.json").read_text(encoding="utf-8")))
+
+
+def restore(folder: Path, model: Model) -> None:
+    """Put policy and reference back as they were."""
+    model.load_adapter(folder)
+    if (folder / "reference.safetensors").is_file():
+        model.freeze_reference()
+        saved = load_file(folder / "reference.safetensors")
+        with torch.no_grad():
+            for key, value in model.adapter("reference").items():
+                value.copy_(saved[key])
+
+
+def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Put the moments back; the hyperparameters are the recipe's."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        index, _, moment = key.partition(".")
+        state.setdefault(int(index), {})[moment] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{moment}": value for index, moments in state.items() for moment, value in moments.items()}
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """Oldest first."""
+    numbered = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in run.glob("checkpoint-*")}
+    return sorted((path for path, match in numbered.items() if match), key=lambda path: int(path.name.split("-")[1]))

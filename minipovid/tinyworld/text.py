@@ -1,0 +1,116 @@
+"""What the tiny world says of a scene: captions, questions and answers.
+
+    There is a red circle at the top left. There is a white cross at the bottom. The circle is above the cross.
+
+A caption is built in pieces, so that who makes one claim false knows which characters became false.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from minipovid.tinyworld.scenes import PLACES, SHAPES, Scene, Thing
+
+OBJECTS = SHAPES  # the names that a caption can mention
+CAPTION_PROMPTS = ("Describe the picture.", "What is in the picture?", "Tell me what you see.")
+SYNONYMS = {
+    "circle": ("disc", "dot"),
+    "diamond": ("rhombus",),
+    "moon": ("crescent",),
+    "ring": ("hoop", "annulus"),
+}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+class Relation(NamedTuple):
+    """`first` is `word` `second`: the circle is left of the cross."""
+
+    first: str
+    word: str
+    second: str
+
+
+class Caption(NamedTuple):
+    """The claims of a caption, in order, and which of the two phrasings it uses."""
+
+    things: tuple[Thing, ...]
+    relation: Relation | None
+    style: int
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def pieces(self) -> list[str]:
+        """The text in pieces: eight per thing, the space before it included, and seven for the relation."""
+        parts: list[str] = []
+        for thing in self.things:
+            parts += [" " if parts else "", *thing_pieces(thing, self.style)]
+        if self.relation is not None:
+            first, word, second = self.relation
+            parts += [" The ", first, " is ", word, " the ", second, "."]
+        return parts
+
+
+def thing_pieces(thing: Thing, style: int) -> list[str]:
+    """One sentence in one of the two phrasings, cut so that colour, shape and place stand alone."""
+    article = _article(thing.colour)
+    phrasings = ((f"There is {article} ", " at the "), (f"{article.capitalize()} ", " is at the "))
+    opening, middle = phrasings[style]
+    return [opening, thing.colour, " ", thing.shape, middle, thing.place, "."]
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def describe(scene: Scene) -> Caption:
+    """The true caption of a scene; phrasing and relation are drawn by the scene's name."""
+    rng = random.Random(f"{scene.name} caption")
+    first, second = rng.sample(scene.things, 2)
+    relation = Relation(first.shape, rng.choice(relation_words(first, second)), second.shape)
+    return Caption(scene.things, relation if rng.random() < 0.5 else None, rng.randrange(2))
+
+
+def relation_words(first: Thing, second: Thing) -> list[str]:
+    """Every word that is true of `first` beside `second`; never empty, because two things never share a place."""
+    words = []
+    if first.column != second.column:
+        words.append("left of" if first.column < second.column else "right of")
+    if first.row != second.row:
+        words.append("above" if first.row < second.row else "below")
+    return words
+
+
+def question(shape: str) -> str:
+    """POPE's question."""
+    return f"Is there {_article(shape)} {shape} in the picture?"
+
+
+def answer(shape: str, present: bool) -> str:
+    return f"Yes, there is {_article(shape)} {shape}." if present else f"No, there is no {shape}."
+
+
+def conversation(scene: Scene, turns: int = 5) -> list[tuple[str, str]]:
+    """Different yes/no questions about one scene with their answers, about half of each as far as the scene allows."""
+    rng = random.Random(f"{scene.name} questions")
+    absent = [shape for shape in SHAPES if shape not in scene.shapes]
+    present = min(len(scene.things), turns // 2 + rng.randrange(2))
+    asked: Sequence[str] = rng.sample(scene.shapes, present) + rng.sample(absent, turns - present)
+    return [(question(shape), answer(shape, shape in scene.shapes)) for shape in rng.sample(asked, turns)]
+
+
+def tour(scene: Scene, turns: int = 5) -> list[tuple[str, str]]:
+    """Questions about different places, about half of them empty: what teaches a model where to look."""
+    rng = random.Random(f"{scene.name} places")
+    at = {thing.place: thing for thing in scene.things}
+    full = min(len(at), turns // 2 + rng.randrange(2))
+    places = rng.sample(sorted(at), full) + rng.sample([place for place in PLACES if place not in at], turns - full)
+    return [(f"What is at the {place}?", _there(at.get(place))) for place in rng.sample(places, turns)]
+
+
+def _there(thing: Thing | None) -> str:
+    return f"{_article(thing.colour).capitalize()} {thing.colour} {thing.shape}." if thing else "Nothing."

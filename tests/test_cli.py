@@ -1,0 +1,318 @@
+"""The command line: instant help, exact sentences, exit codes, and calls that the rooms behind it understand."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from minipovid import doctor, recipe
+from minipovid.cli import main
+
+HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "llama_cpp", "gguf", "numpy", "PIL", "yaml")
+
+
+def run(*arguments: str) -> Result:
+    """Run the command; anything but a clean exit still raises."""
+    return CliRunner().invoke(main, list(arguments), catch_exceptions=False)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, **names: Any) -> None:
+    """Put a module with these names where `minipovid.<module>` would be imported."""
+    fake = ModuleType(f"minipovid.{module}")
+    vars(fake).update(names)
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path) -> str:
+    (tmp_path / "recipe.yaml").write_text("name: r")
+    return str(tmp_path)
+
+
+def every_command(group: click.Group = main, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = [path]
+    for name, command in group.commands.items():
+        found += every_command(command, (*path, name)) if isinstance(command, click.Group) else [(*path, name)]
+    return found
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["recipes", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys\nfrom minipovid.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as end: assert end.code == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert child.stderr == "[]\n" and len(child.stdout) > 10
+
+
+def test_every_command_has_its_page() -> None:
+    commands = every_command()
+    assert len(commands) >= 12
+    for path in commands:
+        page = run(*path, "--help").stdout
+        assert page.startswith(" ".join(["Usage: minipovid", *path])) and "  -h, --help" in page
+        assert all(len(line) <= 110 for line in page.split("\n"))
+
+
+def test_what_the_user_can_mend_is_one_bare_sentence() -> None:
+    result = run("train", "tinyword")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "There is no recipe 'tinyword', neither a file nor one that ships with minipovid. Did you mean tinyworld? "
+        "Shipped: llava7b_8gb, llava7b_qlora, tinyworld.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["train"], "Missing argument 'RECIPE'. `minipovid train --help` shows how it is used."),
+        (
+            ["train", "tinyworld", "--outt", "x"],
+            "No such option '--outt'. Did you mean '--out'? `minipovid train --help`",
+        ),
+        (["eval", "runs/x"], "Missing argument 'BENCHMARK...'. `minipovid eval --help` shows how it is used."),
+        (["plan", "tinyworld", "--vram", "0"], "Invalid value for '--vram': 0.0 is not in the range x>0."),
+        (
+            ["export", "absent"],
+            "absent is not a run folder (it holds no recipe.yaml); `minipovid train` makes one.",
+        ),
+        (
+            ["recipes", "show", "tinyword"],
+            "There is no recipe 'tinyword', neither a file nor one that ships with minipovid.",
+        ),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(arguments: list[str], sentence: str) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(sentence) and result.stderr.count("\n") == 1
+
+
+def test_mistakes_in_a_recipe_are_a_line_each(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("name: r\nmodel: {path: tinyworld}\ndata: {path: tinyworld}\nstagse: []\n")
+    result = run("train", str(tmp_path / "r.yaml"))
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"{tmp_path}/r.yaml: stages is missing.\n"
+        f"{tmp_path}/r.yaml: stagse is not a key of a recipe; did you mean stages?\n"
+    )
+
+
+def test_an_interrupt_says_that_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Path:
+        raise KeyboardInterrupt
+
+    stand_in(monkeypatch, "train", train=interrupted)
+    result = run("train", "tinyworld")
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted. Everything so far is kept; the same command goes on from there.\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*_: Any, **__: Any) -> Path:
+        raise ZeroDivisionError
+
+    stand_in(monkeypatch, "train", train=faulty)
+    with pytest.raises(ZeroDivisionError):
+        run("train", "tinyworld")
+
+
+def test_train_reads_the_recipe_and_prints_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def train(resolved: recipe.Recipe, out: Path, progress: bool) -> Path:
+        calls.append((resolved.train.max_steps, [stage.loss["beta"] for stage in resolved.stages], out, progress))
+        return out
+
+    stand_in(monkeypatch, "train", train=train)
+    result = run("train", "tinyworld", "--set", "loss.beta=0.2", "--set", "train.max_steps=3")
+    assert result.stdout == "runs/tinyworld\n"
+    assert run("train", "tinyworld", "--out", "elsewhere").stdout == "elsewhere\n"
+    stages = len(recipe.read(recipe.find("tinyworld")).stages)
+    assert calls[0] == (3, [0.2] * stages, Path("runs/tinyworld"), True)
+    assert calls[1][2] == Path("elsewhere")
+
+
+def test_export_prints_its_files(monkeypatch: pytest.MonkeyPatch, finished_run: str) -> None:
+    calls: list[Any] = []
+
+    def export(run: Path, quants: list[str] | None = None, merge_base: str | None = None) -> list[Path]:
+        calls.append((run, quants, merge_base))
+        return [run / "gguf" / "a.gguf", run / "gguf" / "mmproj-a.gguf"]
+
+    stand_in(monkeypatch, "export", export=export)
+    assert run("export", finished_run).stdout == f"{finished_run}/gguf/a.gguf\n{finished_run}/gguf/mmproj-a.gguf\n"
+    run("export", finished_run, "--quant", "q8_0", "--quant", "q4_k_m", "--merge-base", "nf4")
+    assert calls == [(Path(finished_run), None, None), (Path(finished_run), ["q8_0", "q4_k_m"], "nf4")]
+
+
+def test_ask_prints_the_answer_and_closes_the_model(monkeypatch: pytest.MonkeyPatch, finished_run: str) -> None:
+    events: list[Any] = []
+
+    class Runtime:
+        @classmethod
+        def open(cls, run: Path, quant: str | None = None) -> Runtime:
+            events.append((run, quant))
+            return cls()
+
+        def __enter__(self) -> Runtime:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            events.append("closed")
+
+        def answer(self, image: Path, prompt: str, max_tokens: int = 256) -> str:
+            return f"{image} {prompt} {max_tokens}"
+
+    stand_in(monkeypatch, "runtime", Runtime=Runtime)
+    assert (
+        run("ask", finished_run, "cat.png", "What is this?", "--quant", "q8_0").stdout == "cat.png What is this? 256\n"
+    )
+    assert events == [(Path(finished_run), "q8_0"), "closed"]
+
+
+def test_eval_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch, finished_run: str) -> None:
+    seen: list[Any] = []
+
+    def evaluate(run: Path, benchmarks: list[Any], backend: str) -> dict[str, Any]:
+        seen.append((benchmarks, backend))
+        return {"benchmark": {"tinyworld": {"accuracy": 0.81234567, "n": 200}, "other": {"accuracy": 1.0, "n": 7}}}
+
+    stand_in(monkeypatch, "evaluate", evaluate=evaluate)
+    table = "benchmark  accuracy    n\ntinyworld    0.8123  200\nother             1    7\n"
+    assert run("eval", finished_run, "tinyworld", "other").stdout == table
+    last = run("eval", finished_run, finished_run, "--backend", "hf", "--json").stdout.split("\n")[-2]
+    assert json.loads(last)["benchmark"]["tinyworld"] == {"accuracy": 0.81234567, "n": 200}
+    assert seen == [(["tinyworld", "other"], "gguf"), ([Path(finished_run)], "hf")]
+
+
+@pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
+def test_demo_ends_in_a_table_and_a_verdict(monkeypatch: pytest.MonkeyPatch, ok: bool, code: int) -> None:
+    rows = [{"model": "base", "false yes": 0.2}, {"model": "tuned", "false yes": 0.1}]
+    stand_in(monkeypatch, "demo", demo=lambda out: {"run": str(out), "rows": rows, "ok": ok})
+    result = run("demo", "--out", "runs/d")
+    assert result.exit_code == code
+    assert result.stdout == f"run: runs/d\nmodel  false yes\nbase         0.2\ntuned        0.1\nok: {ok}\n"
+    assert json.loads(run("demo", "--json").stdout) == {"run": "runs/demo", "rows": rows, "ok": ok}
+
+
+def test_the_rooms_understand_the_calls() -> None:
+    """What each command calls exists and takes these arguments."""
+    calls: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
+        ("train", "train", (None, Path()), {"progress": True}),
+        ("export", "export", (Path(),), {"quants": None, "merge_base": None}),
+        ("runtime", "Runtime.open", (Path(),), {"quant": None}),
+        ("runtime", "Runtime.answer", (None, Path(), "Q?"), {"max_tokens": 1}),
+        ("evaluate", "evaluate", (Path(), ["tinyworld"], "gguf"), {}),
+        ("demo", "demo", (Path(),), {}),
+    ]
+    for module, name, arguments, named in calls:
+        thing: Any = importlib.import_module(f"minipovid.{module}")
+        for part in name.split("."):
+            thing = getattr(thing, part)
+        inspect.signature(thing).bind(*arguments, **named)
+
+
+def test_plan_prints_what_it_predicts() -> None:
+    result = run("plan", "llava7b_qlora", "--vram", "24")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(
+        "GPU memory at its peak, GiB (predicted)\n  language model                   3.11\n"
+    )
+    assert result.stdout.split("\n")[-2].startswith("It fits: ")
+    tight = run("plan", "llava7b_qlora", "--vram", "8", "--json", "--set", "train.gradient_checkpointing=false")
+    told = json.loads(tight.stdout)
+    assert (tight.exit_code, told["fits"], list(told["changes"])[0]) == (1, False, "train.gradient_checkpointing")
+    assert told["peak_gib"] == pytest.approx(sum(told["vram_gib"].values()), abs=0.05)
+
+
+def test_recipes_are_listed_shown_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = run("recipes")
+    assert listed.stdout == run("recipes", "list").stdout
+    assert [line.split()[0] for line in listed.stdout.split("\n")[1:-1]] == sorted(recipe.shipped())
+    assert set(json.loads(run("recipes", "list", "--json").stdout)) == set(recipe.shipped())
+    text = recipe.shipped()["tinyworld"].read_text("utf-8")
+    assert run("recipes", "show", "tinyworld").stdout == text
+    assert run("recipes", "copy", "tinyworld").stdout == "tinyworld.yaml\n"
+    assert (tmp_path / "tinyworld.yaml").read_text("utf-8") == text
+    (tmp_path / "tinyworld.yaml").write_text("mine")
+    again = run("recipes", "copy", "tinyworld")
+    assert (again.exit_code, again.stderr) == (
+        2,
+        "tinyworld.yaml already exists; name another file: `minipovid recipes copy tinyworld other.yaml`.\n",
+    )
+    assert (tmp_path / "tinyworld.yaml").read_text() == "mine"
+    assert run("recipes", "copy", "llava7b_8gb", "absent/x.yaml").exit_code == 2
+
+
+def test_the_doctor_of_this_machine() -> None:
+    """The libraries that the package needs are here, or no other test would run."""
+    findings = {finding.name: finding for finding in doctor.examine()}
+    assert list(findings) == ["python", "packages", "torch", "GPU", "bitsandbytes", "llama.cpp", "memory", "disk"]
+    assert {findings[name].state for name in ("python", "torch", "bitsandbytes", "llama.cpp")} == {"ok"}
+    assert "NF4 works on" in findings["bitsandbytes"].found and "mtmd ready" in findings["llama.cpp"].found
+
+
+def test_the_doctor_prints_the_remedy_and_exits_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        doctor.Finding("python", "ok", "3.11"),
+        doctor.Finding("torch", "missing", "No module named 'torch'", "pip install 'torch>=2.8'"),
+    ]
+    monkeypatch.setattr(doctor, "examine", lambda: found)
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert result.stdout == (
+        "ok      python        3.11\n"
+        "missing torch         No module named 'torch'\n"
+        "                      -> pip install 'torch>=2.8'\n"
+    )
+    assert json.loads(run("doctor", "--json").stdout)["findings"][1]["remedy"] == "pip install 'torch>=2.8'"
+    monkeypatch.setattr(doctor, "examine", lambda: found[:1])
+    assert run("doctor").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("program", "found"),
+    [
+        ("import os; os.abort()", "crashed with signal 6"),
+        ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("print('noise'); raise AssertionError('NF4 is off by 1.00')", "AssertionError: NF4 is off by 1.00"),
+    ],
+)
+def test_a_library_that_fails_is_a_finding(program: str, found: str) -> None:
+    assert doctor._try("x", program, "mend it") == doctor.Finding("x", "missing", found, "mend it")
+
+
+def test_a_library_that_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PATIENCE_S", 0.5)
+    assert doctor._try("x", "import time; time.sleep(60)", "wait").found == "did not answer within 0.5 s"
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = ["torch>=2.8", "no-such.package>=2", 'pytest; extra == "dev"', "numpy"]
+    monkeypatch.setattr(doctor, "requires", lambda _: declared)
+    assert doctor._packages() == doctor.Finding(
+        "packages", "missing", "without no-such.package", "pip install 'no-such.package>=2'"
+    )
+
+
+def test_a_driver_without_a_cuda_torch_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    assert doctor._gpu("2.13.0+cpu on CPU, 2 threads").remedy == doctor.CUDA_TORCH
+    card = doctor._gpu("2.13.0 on NVIDIA GeForce RTX 4090, 24 GiB, 16 threads")
+    assert (card.state, card.found) == ("ok", "NVIDIA GeForce RTX 4090, 24 GiB, 16 threads")

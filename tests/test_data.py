@@ -1,0 +1,192 @@
+"""Rows that cannot be trained on, each with its exact sentence; and that nothing is ever cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_llava
+from minipovid import data
+from minipovid.data import Encoder, PairDataset, collate, load_pairs, visiting_order
+from minipovid.errors import MinipovidError
+from minipovid.images import ImageTransform
+from minipovid.recipe import DataSection, ModelSection, Recipe, StageSection
+from minipovid.families import llava
+from minipovid.types import Pair
+from PIL import Image
+from transformers import AutoTokenizer
+
+GOOD = {"id": "1", "image": "cat.png", "prompt": "What is this?", "chosen": "A cat.", "rejected": "A dog."}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    folder = tiny_llava.build(tmp_path_factory.mktemp("model"))
+    return Encoder(llava, AutoTokenizer.from_pretrained(folder), tiny_llava.IMAGE, 16, max_length=64)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An image folder with one good picture."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    Image.new("RGB", (40, 30), "red").save(root / "cat.png")
+    return root
+
+
+def section(folder: Path, rows: list[Any], **changes: Any) -> DataSection:
+    path = folder.parent / "pairs.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return DataSection(path=str(path), images=str(folder), max_length=64, **changes)
+
+
+def truncated(root: Path) -> None:
+    whole = (root / "cat.png").read_bytes()
+    (root / "half.png").write_bytes(whole[: len(whole) - 40])
+
+
+def wide(root: Path) -> None:
+    Image.new("1", (100_000, 1)).save(root / "wide.png")
+
+
+def not_an_image(root: Path) -> None:
+    (root / "notes.png").write_text("buy milk")
+
+
+def nothing(root: Path) -> None:
+    pass
+
+
+BAD_ROWS: list[tuple[dict[str, Any], Callable[[Path], None], str]] = [
+    ({"image": "dog.png"}, nothing, "There is no picture {root}/dog.png; check the name and the image folder"),
+    ({"image": "half.png"}, truncated, "The picture {root}/half.png is cut short or damaged"),
+    ({"image": "notes.png"}, not_an_image, "{root}/notes.png is not a picture that minipovid can read"),
+    ({"image": "../secret.png"}, nothing, "The picture '../secret.png' lies outside the image folder {root}"),
+    ({"image": "/etc/passwd"}, nothing, "The picture '/etc/passwd' lies outside the image folder {root}"),
+    ({"image": "wide.png"}, wide, "The picture {root}/wide.png is 100000 x 1 pixels, and a side may have at most 20000"),
+    ({"chosen": " "}, nothing, "the chosen answer is empty."),
+    ({"rejected": "A cat."}, nothing, "the chosen and the rejected answer are equal, so there is nothing to prefer."),
+    (
+        {"rejected": "no " * 60},
+        nothing,
+        "prompt (29), picture (16) and rejected answer (182) take 227 tokens, more than data.max_length 64; "
+        "shorten the row or raise data.max_length.",
+    ),
+    (
+        {"chosen": "A <image> of a cat."},
+        nothing,
+        "the image placeholder stands in the prompt or chosen answer as text; take it out.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "prepare", "sentence"), BAD_ROWS, ids=[str(row[0])[:40] for row in BAD_ROWS])
+def test_a_bad_row_stops_with_its_sentence(
+    folder: Path, encoder: Encoder, change: dict[str, Any], prepare: Callable[[Path], None], sentence: str
+) -> None:
+    prepare(folder)
+    with pytest.raises(MinipovidError) as error:
+        load_pairs(section(folder, [GOOD, {**GOOD, "id": "2", **change}]), encoder)
+    first, last = str(error.value).split("\n")
+    assert first.startswith(f"pairs.jsonl: row 2 (id 2): {sentence.format(root=folder)}")
+    assert last == "Mend or remove these rows, or set data.on_bad_row: skip."
+
+
+def test_skip_keeps_the_good_and_names_each_bad(folder: Path, encoder: Encoder) -> None:
+    for _, prepare, _ in BAD_ROWS:
+        prepare(folder)
+    rows = [GOOD, *({**GOOD, "id": f"bad{i}", **change} for i, (change, _, _) in enumerate(BAD_ROWS)), "{half"]
+    pairs, bad = load_pairs(section(folder, rows, on_bad_row="skip"), encoder)
+    assert [pair.id for pair in pairs] == ["1"]
+    assert len(bad) == len(BAD_ROWS) + 1
+    assert [row.where for row in bad[:2]] == ["row 2 (id bad0)", "row 3 (id bad1)"]
+
+
+def test_a_file_with_no_usable_row_is_refused(folder: Path, encoder: Encoder) -> None:
+    with pytest.raises(MinipovidError, match="holds no usable pair among 1 rows"):
+        load_pairs(section(folder, [{**GOOD, "chosen": ""}], on_bad_row="skip"), encoder)
+
+
+@pytest.mark.parametrize("name", ["cat.png", "photos/cat.png"])
+def test_pictures_may_be_named_with_their_folder(folder: Path, encoder: Encoder, name: str) -> None:
+    pairs, _ = load_pairs(section(folder, [{**GOOD, "image": name}]), encoder)
+    assert pairs[0].image == "cat.png"
+
+
+def test_example_is_what_the_tokenizer_says_of_the_whole_text(encoder: Encoder) -> None:
+    """One placeholder becomes 16 image tokens; the rest is the tokenisation of prompt and answer as one text."""
+    pair = Pair(**GOOD)
+    example = encoder(pair)
+    for kind in data.ANSWERS:
+        text = f"USER: <image>\nWhat is this? ASSISTANT: {getattr(pair, kind)}</s>"
+        whole = encoder.tokenizer(text).input_ids
+        at = whole.index(tiny_llava.IMAGE)
+        assert example.prompt + example.answers[kind] == whole[:at] + [tiny_llava.IMAGE] * 16 + whole[at + 1 :]
+        assert example.answers[kind][-1] == 2  # </s>
+    assert example.prompt[0] == 1  # <s>
+
+
+def test_max_length_is_exact(encoder: Encoder) -> None:
+    """A row of exactly max_length tokens passes; with one token less allowed it is refused, never cut."""
+    pair = Pair(**GOOD)
+    example = encoder(pair)
+    longest = len(example.prompt) + max(len(ids) for ids in example.answers.values())
+    exact = Encoder(encoder.family, encoder.tokenizer, encoder.image_token_id, 16, longest)
+    assert exact(pair) == example
+    with pytest.raises(MinipovidError, match="shorten the row"):
+        Encoder(encoder.family, encoder.tokenizer, encoder.image_token_id, 16, longest - 1)(pair)
+
+
+def a_dataset(folder: Path, encoder: Encoder, refresh: str = "never") -> PairDataset:
+    recipe = Recipe(
+        name="x",
+        model=ModelSection(path="x"),
+        data=DataSection(path="x"),
+        stages=[StageSection(loss={"name": "dpo"})],
+        noise={"refresh": refresh},  # type: ignore[arg-type]
+    )
+    transform = ImageTransform(28, tiny_llava.MEAN, tiny_llava.STD)
+    pairs = [Pair(**GOOD), replace(Pair(**GOOD), id="2", chosen="A cat that sleeps.")]
+    dataset = PairDataset(pairs, folder, encoder, transform, recipe)
+    dataset.kinds = ("clean", "noised", "cropped")
+    return dataset
+
+
+def test_batch_pads_and_cuts_nothing(folder: Path, encoder: Encoder) -> None:
+    dataset = a_dataset(folder, encoder)
+    batch = collate([dataset[0, 0], dataset[0, 1]])
+    for kind in data.ANSWERS:
+        for row in range(2):
+            ids = batch.answers[kind].ids[row][batch.answers[kind].mask[row]].tolist()
+            assert ids == dataset[0, row][0].answers[kind]
+    assert {kind: tuple(pixels.shape) for kind, pixels in batch.images.items()} == dict.fromkeys(
+        ("clean", "noised", "cropped"), (2, 3, 28, 28)
+    )
+
+
+def test_views_depend_on_pair_and_epoch_alone(folder: Path, encoder: Encoder) -> None:
+    never, epoch = a_dataset(folder, encoder), a_dataset(folder, encoder, "epoch")
+
+    def views(dataset: PairDataset, at: int, row: int) -> dict[str, np.ndarray]:
+        return dataset[at, row][1]  # type: ignore[return-value]
+
+    for kind in ("clean", "noised", "cropped"):
+        assert np.array_equal(views(never, 0, 0)[kind], views(never, 0, 0)[kind])
+    assert np.array_equal(views(never, 0, 0)["noised"], views(never, 1, 0)["noised"])
+    assert not np.array_equal(views(epoch, 0, 0)["noised"], views(epoch, 1, 0)["noised"])
+    assert not np.array_equal(views(never, 0, 0)["noised"], views(never, 0, 1)["noised"])
+
+
+def test_visiting_order() -> None:
+    order = list(visiting_order(5, 3, seed=1))
+    assert [epoch for epoch, _ in order] == [0] * 5 + [1] * 5 + [2] * 5
+    epochs = [[row for at, row in order if at == epoch] for epoch in range(3)]
+    assert all(sorted(rows) == list(range(5)) for rows in epochs)
+    assert epochs[0] != epochs[1]
+    assert order == list(visiting_order(5, 3, seed=1))
+    assert order != list(visiting_order(5, 3, seed=2))

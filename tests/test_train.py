@@ -1,0 +1,196 @@
+"""The loop over a tiny random LLaVA: figures, stages, resuming bit for bit, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_llava
+import torch
+import yaml
+from minipovid import recipe as recipes
+from minipovid import resume
+from minipovid.errors import MinipovidError
+from minipovid.train import train
+from PIL import Image
+from safetensors.torch import load_file
+
+STAGES = [
+    {"loss": {"name": "dpo", "beta": 0.5}, "epochs": 1},
+    {"loss": {"name": "povid", "beta": 0.5}, "epochs": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, eight pictures and twelve pairs."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny_llava.build(folder / "model")
+    dice = random.Random(0)
+    for number in range(8):
+        size = (dice.randint(20, 60), dice.randint(20, 60))
+        Image.frombytes("RGB", size, dice.randbytes(3 * size[0] * size[1])).save(folder / f"{number}.png")
+    words = ["a red cat", "two dogs", "the sea", "a green table near a wall", "no bird"]
+    with (folder / "pairs.jsonl").open("w") as file:
+        for number in range(12):
+            chosen, rejected = dice.sample(words, 2)
+            row = {"id": str(number), "image": f"{number % 8}.png", "prompt": "What?", "chosen": chosen}
+            file.write(json.dumps({**row, "rejected": rejected}) + "\n")
+    return folder
+
+
+def a_recipe(world: Path, path: Path, **changes: Any) -> recipes.Recipe:
+    tree: dict[str, Any] = {
+        "name": "test",
+        "model": {"path": str(world / "model")},
+        "lora": {"r": 4, "alpha": 8},
+        "data": {"path": str(world / "pairs.jsonl"), "max_length": 128},
+        "stages": STAGES,
+        "train": {"learning_rate": 1e-3, "per_device_train_batch_size": 2, "logging_steps": 2, "save_steps": 3},
+    }
+    for dotted, value in changes.items():
+        section, _, key = dotted.partition("__")
+        if key:
+            tree[section] = {**tree[section], key: value}
+        else:
+            tree[section] = value
+    path.write_text(yaml.safe_dump(tree))
+    return recipes.read(path)
+
+
+@pytest.fixture(scope="module")
+def finished_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    return train(a_recipe(world, folder / "r.yaml"), folder / "run", progress=False)
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_run_folder(finished_run: Path) -> None:
+    """12 pairs, batch 2: 6 steps of dpo, then 12 of povid; two checkpoints are kept."""
+    names = {path.name for path in finished_run.iterdir()}
+    assert names == {"recipe.yaml", "pairs.jsonl", "log.jsonl", "adapter", "checkpoint-15", "checkpoint-18"}
+    steps = [line for line in lines(finished_run) if "step" in line]
+    assert [line["step"] for line in steps] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert [line["stage"] for line in steps] == [0] * 3 + [1] * 6
+    assert steps[-1]["epoch"] == 2
+    wanted = "loss rewards/chosen rewards/rejected rewards/accuracies rewards/margins logps/chosen logps/rejected"
+    assert set(wanted.split()) | {"grad_norm", "learning_rate", "pairs_per_s"} <= set(steps[0])
+    weights = load_file(finished_run / "adapter" / "adapter_model.safetensors")
+    assert all(value.abs().max() > 0 for key, value in weights.items() if "lora_B" in key)
+
+
+def test_first_step_is_ln2_and_the_margin_grows(world: Path, tmp_path: Path) -> None:
+    run = train(a_recipe(world, tmp_path / "r.yaml", train__logging_steps=1), tmp_path / "run", progress=False)
+    steps = [line for line in lines(run) if "step" in line]
+    assert steps[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert steps[6]["loss"] == pytest.approx(0.693147, abs=1e-5)  # stage 2's reference is where stage 1 ended
+    assert steps[5]["rewards/margins"] > 0.1
+    assert steps[-1]["rewards/margins"] > 0.1
+
+
+def test_gradient_accumulation_is_a_larger_batch(world: Path, tmp_path: Path) -> None:
+    """Batches of 4, and of 1 accumulated 4 times, over 12 pairs: the same adapter to float error."""
+    weights = []
+    for batch, accumulation in ((4, 1), (1, 4)):
+        changes = {"train__per_device_train_batch_size": batch, "train__gradient_accumulation_steps": accumulation}
+        recipe = a_recipe(world, tmp_path / "r.yaml", **changes, stages=STAGES[:1])
+        run = train(recipe, tmp_path / f"run{batch}", progress=False)
+        weights.append(load_file(run / "adapter" / "adapter_model.safetensors"))
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], atol=1e-5, rtol=1e-3)
+
+
+def test_a_finished_run_is_left_alone(world: Path, finished_run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*.safetensors")}
+    train(recipes.read(finished_run / "recipe.yaml"), finished_run, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*.safetensors")} == before
+
+
+def test_another_recipe_is_refused(world: Path, finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(MinipovidError) as error:
+        train(a_recipe(world, tmp_path / "r.yaml", train__learning_rate=1e-4), finished_run)
+    assert "train.learning_rate is 0.001 there and 0.0001 here" in str(error.value)
+
+
+def test_start_from_begins_at_that_adapter(world: Path, finished_run: Path, tmp_path: Path) -> None:
+    """The first loss is ln 2 against the earlier run, and a missing run is one sentence."""
+    recipe = a_recipe(world, tmp_path / "r.yaml", start_from=str(finished_run), train__logging_steps=1)
+    run = train(recipe, tmp_path / "run", progress=False)
+    steps = [line for line in lines(run) if "step" in line]
+    assert steps[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    last = [line for line in lines(finished_run) if "step" in line][-1]
+    assert abs(steps[0]["logps/chosen"] - last["logps/chosen"]) < abs(last["logps/chosen"])
+    with pytest.raises(MinipovidError, match="holds no finished run"):
+        train(a_recipe(world, tmp_path / "r.yaml", start_from=str(tmp_path)), tmp_path / "other")
+
+
+def test_interrupted_at_every_step_ends_with_the_same_bytes(world: Path, finished_run: Path, tmp_path: Path) -> None:
+    """Ctrl-C after each step saves; one step per start, through both stages, gives the uninterrupted adapter and log."""
+    recipe = a_recipe(world, tmp_path / "r.yaml")
+    run, starts = tmp_path / "run", 0
+    step = torch.optim.AdamW.step
+
+    def step_and_interrupt(self: Any, *args: Any) -> Any:
+        result = step(self, *args)
+        os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step_and_interrupt)
+        while not (run / "adapter").is_dir() and starts < 25:
+            starts += 1
+            try:
+                train(recipe, run, progress=False)
+            except KeyboardInterrupt:
+                assert resume.latest(run)[1].global_step == starts
+    assert starts == 19  # 18 steps, each interrupted, and the start that finds nothing left to do
+    same_bytes(run, finished_run)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_ends_with_the_same_bytes(world: Path, finished_run: Path, tmp_path: Path) -> None:
+    """SIGKILL at random moments; nothing half-written stands under a final name; the end is the same."""
+    a_recipe(world, tmp_path / "r.yaml")
+    code = (
+        "import sys; from pathlib import Path; from minipovid import recipe; from minipovid.train import train; "
+        "train(recipe.read(Path(sys.argv[1])), Path(sys.argv[2]), progress=False)"
+    )
+    run, dice, kills = tmp_path / "run", random.Random(1), 0
+    while not (run / "adapter").is_dir():
+        process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "r.yaml", run])
+        begun = lambda: (run / "log.jsonl").is_file() and "step" in (run / "log.jsonl").read_text()  # noqa: E731
+        while process.poll() is None and not begun():
+            time.sleep(0.01)
+        try:
+            process.wait(timeout=dice.uniform(0.0, 0.6) if kills < 8 else None)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        for path in run.glob("**/*.safetensors"):
+            if not any(part.startswith(".") for part in path.relative_to(run).parts):
+                load_file(path)
+    assert kills >= 3
+    same_bytes(run, finished_run)
+
+
+def same_bytes(run: Path, other: Path) -> None:
+    adapters = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (run, other)]
+    assert adapters[0] == adapters[1]
+    timeless = [
+        [{k: v for k, v in line.items() if k != "pairs_per_s"} for line in lines(path)] for path in (run, other)
+    ]
+    assert [line["step"] for line in timeless[0] if "step" in line] == [
+        line["step"] for line in timeless[1] if "step" in line
+    ]

@@ -1,0 +1,273 @@
+"""A random LLaVA small enough for any test, in the layout and with the tensor names of llava-hf/llava-1.5-7b-hf.
+
+    folder = tiny_llava.build(tmp_path / "base")
+
+The folder holds config.json, safetensors, a SentencePiece tokenizer.model (byte fallback, `<image>` and `<pad>` behind
+it as on the Hub), tokenizer.json, tokenizer_config.json, preprocessor_config.json, processor_config.json and
+generation_config.json. Weights are drawn so that logits spread over several units: ties do not occur.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+PIECES = 400  # of the SentencePiece model; `<image>` is 400, `<pad>` 401
+VOCABULARY = 416  # rows of the embedding: padded to a multiple of 32, as the Hub's 32064 is to one of 64
+IMAGE, PAD = PIECES, PIECES + 1
+SPECIAL = {0: "<unk>", 1: "<s>", 2: "</s>", IMAGE: "<image>", PAD: "<pad>"}
+FLAGS = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def build(
+    folder: Path,
+    *,
+    seed: int = 0,
+    hidden: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 2,
+    ffn: int = 160,
+    vision_hidden: int = 64,
+    vision_layers: int = 4,
+    image_size: int = 28,
+    patch_size: int = 7,
+    dtype: str = "float32",
+    legacy: bool = True,
+    shards: int = 1,
+    spelling: str = "hub",
+) -> Path:
+    """Write the checkpoint and return its folder.
+
+    `dtype` is float32, float16 or bfloat16; `legacy` is the flavour of tokenizer.json, see there; `shards` > 1 writes
+    an index; `spelling` is "hub" (vision_tower.vision_model...) or "saved" (as transformers 5 saves it).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _config(hidden, layers, heads, kv_heads, ffn, vision_hidden, vision_layers, image_size, patch_size, dtype)
+    _write_json(folder / "config.json", config)
+    _write_weights(folder, config, seed, dtype, shards, spelling)
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+    (folder / "tokenizer.json").write_text(tokenizer_json(legacy), encoding="utf-8")
+    _write_json(folder / "tokenizer_config.json", _tokenizer_config(legacy))
+    _write_json(folder / "added_tokens.json", {"<image>": IMAGE, "<pad>": PAD})
+    _write_json(folder / "preprocessor_config.json", _preprocessor_config(image_size))
+    _write_json(
+        folder / "processor_config.json",
+        {
+            "image_token": "<image>",
+            "num_additional_image_tokens": 1,
+            "patch_size": patch_size,
+            "processor_class": "LlavaProcessor",
+            "vision_feature_select_strategy": "default",
+        },
+    )
+    generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": PAD, "_from_model_config": True}
+    _write_json(folder / "generation_config.json", generation)
+    return folder
+
+
+@lru_cache(maxsize=1)
+def sentencepiece_model() -> bytes:
+    """A byte-pair SentencePiece model with Llama's settings: byte fallback, dummy prefix, no normalisation."""
+    import sentencepiece
+
+    nouns = ["circle", "square", "triangle", "star", "dog", "cat", "table", "chair", "picture", "image"]
+    colours = ["red", "green", "blue", "yellow", "small", "large"]
+    lines = [
+        f"A {colour} {noun} is left of the {other}." for colour in colours for noun in nouns for other in nouns[:3]
+    ]
+    lines += ["USER: What is this? ASSISTANT: Yes, there is.", "Is there a red circle? No.", "Describe this image."]
+    lines += ["The quick brown fox jumps over the lazy dog: 0123456789!?,'\"()-;", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"] * 3
+    model = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=PIECES,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+@lru_cache(maxsize=2)
+def tokenizer_json(legacy: bool = True) -> str:
+    """The tokenizer.json that goes with `sentencepiece_model`; transformers reads this one for a LLaVA, if it is there.
+
+    Legacy, as on the Hub: every piece of text between special tokens begins with a space, so the newline behind an
+    image is two tokens. Otherwise only the very first piece does. Both begin with `<s>`.
+    """
+    from tokenizers import Tokenizer
+    from transformers.convert_slow_tokenizer import SentencePieceExtractor
+    from transformers.models.llama.tokenization_llama import LlamaTokenizer
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.model"
+        path.write_bytes(sentencepiece_model())
+        parts = SentencePieceExtractor(str(path)).extract(LlamaTokenizer.model)
+    content = json.loads(LlamaTokenizer(vocab=parts["vocab"], merges=parts["merges"]).backend_tokenizer.to_str())
+    if legacy:
+        steps = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+        content["normalizer"], content["pre_tokenizer"] = {"type": "Sequence", "normalizers": steps}, None
+    start, text = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [start, text],
+        "pair": [start, text, {"SpecialToken": {"id": "<s>", "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
+    content["added_tokens"] = [{"id": index, "content": name, **FLAGS} for index, name in SPECIAL.items()]
+    return Tokenizer.from_str(json.dumps(content)).to_str()
+
+
+def hub_name(name: str) -> str:
+    """The Hub's spelling of a parameter name of transformers 5."""
+    name = name.removeprefix("model.")
+    name = re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name)
+    return _saved_name(name)
+
+
+def _saved_name(name: str) -> str:
+    name = name.removeprefix("model.")
+    name = re.sub(r"^language_model\.(?!model\.)", "language_model.model.", name)
+    return re.sub(r"^lm_head", "language_model.lm_head", name)
+
+
+def _config(
+    hidden: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    ffn: int,
+    vision_hidden: int,
+    vision_layers: int,
+    image_size: int,
+    patch_size: int,
+    dtype: str,
+) -> dict[str, Any]:
+    text = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": VOCABULARY,
+        "torch_dtype": dtype,
+    }
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": vision_hidden,
+        "intermediate_size": 2 * vision_hidden,
+        "num_hidden_layers": vision_layers,
+        "num_attention_heads": 4,
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "projection_dim": 32,
+        "vocab_size": 1000,
+    }
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "ignore_index": -100,
+        "image_token_index": IMAGE,
+        "image_seq_length": (image_size // patch_size) ** 2,
+        "pad_token_id": PAD,
+        "projector_hidden_act": "gelu",
+        "text_config": text,
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "vision_config": vision,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    }
+
+
+def _tokenizer_config(legacy: bool) -> dict[str, Any]:
+    return {
+        "added_tokens_decoder": {str(index): {"content": name, **FLAGS} for index, name in SPECIAL.items()},
+        "legacy": legacy,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "padding_side": "left",
+        "model_max_length": 512,
+        "processor_class": "LlavaProcessor",
+        "tokenizer_class": "LlamaTokenizer",
+    }
+
+
+def _preprocessor_config(image_size: int) -> dict[str, Any]:
+    return {
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(MEAN),
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": list(STD),
+        "processor_class": "LlavaProcessor",
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": image_size},
+    }
+
+
+def _write_weights(folder: Path, config: dict[str, Any], seed: int, dtype: str, shards: int, spelling: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(LlavaConfig(**config))
+    generator = torch.Generator().manual_seed(seed)
+    rename = {"hub": hub_name, "saved": _saved_name}[spelling]
+    tensors = {
+        rename(name): _draw(name, parameter.shape, generator).to(getattr(torch, dtype))
+        for name, parameter in model.named_parameters()
+    }
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names, weight_map = list(tensors), {}
+    for index in range(shards):
+        shard = f"model-{index + 1:05d}-of-{shards:05d}.safetensors"
+        part = names[index::shards]
+        save_file({name: tensors[name] for name in part}, folder / shard, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(part, shard))
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+
+
+def _draw(name: str, shape: Any, generator: Any) -> Any:
+    """Norm weights near 1, biases small, matrices scaled by their fan-in; a head sharp enough to choose."""
+    import torch
+
+    noise = torch.randn(tuple(shape), generator=generator)
+    if len(shape) == 1:
+        is_norm = "norm" in name and name.endswith("weight")
+        return 1 + 0.1 * noise if is_norm else 0.1 * noise
+    if "embed" in name and "patch" not in name:
+        return noise
+    fan_in = noise[0].numel()
+    return noise * (3.0 if "lm_head" in name else 1.2) / fan_in**0.5
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
