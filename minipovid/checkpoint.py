@@ -48,15 +48,14 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
 
 
 def _snapshot(repo: str, revision: str | None, command: str) -> Path:
-    from httpx import HTTPError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=NEEDED))
     except HFValidationError:
         raise MinipovidError(f"{repo!r} is neither a folder nor a valid Hub id.") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
+    except OSError as error:  # no network, no such repository, no access, no disk space
         first = str(error).strip().split("\n")[0]
         raise MinipovidError(
             f"The weights of {repo} are not on this machine and cannot be downloaded now ({first}); "

@@ -129,9 +129,9 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
 )
 @click.option(
     "--merge-base",
-    type=click.Choice(["auto", "nf4", "original"]),
-    help="The weights that the adapter is "
-    "added to: the 4-bit ones it was trained on, or the original 16-bit.  [default: as the recipe says]",
+    metavar="NAME",
+    help="The weights that the adapter is added to: nf4 (those it was trained on) or original (16-bit).  [default: as "
+    "the recipe says]",
 )
 def export(run: Path, quants: tuple[str, ...], merge_base: str | None) -> None:
     """Write RUN's GGUF pair for llama.cpp.
@@ -144,7 +144,7 @@ def export(run: Path, quants: tuple[str, ...], merge_base: str | None) -> None:
     """
     from minipovid.export import export as run_export
 
-    for path in run_export(_finished(run), quants=list(quants) or None, merge_base=merge_base):
+    for path in run_export(run, quants=quants or None, merge_base=merge_base, progress=_bars()):
         click.echo(path)
 
 
@@ -152,7 +152,7 @@ def export(run: Path, quants: tuple[str, ...], merge_base: str | None) -> None:
 @_RUN
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("prompt")
-@click.option("--quant", metavar="NAME", help="Which of the exported models answers.  [default: the smallest loss]")
+@click.option("--quant", metavar="NAME", help="Which of the exported models answers.  [default: the most exact]")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True)
 def ask(run: Path, image: Path, prompt: str, quant: str | None, max_tokens: int) -> None:
     """Ask RUN about one picture, offline.
@@ -164,33 +164,30 @@ def ask(run: Path, image: Path, prompt: str, quant: str | None, max_tokens: int)
     """
     from minipovid.runtime import Runtime
 
-    with Runtime.open(_finished(run), quant=quant) as model:
+    with Runtime.open(run, quant=quant) as model:
         click.echo(model.answer(image, prompt, max_tokens=max_tokens))
 
 
 @main.command("eval")
 @_RUN
 @click.argument("benchmarks", nargs=-1, required=True, metavar="BENCHMARK...")
-@click.option(
-    "--backend",
-    type=click.Choice(["gguf", "hf"]),
-    default="gguf",
-    show_default=True,
-    help="llama.cpp on the exported model, or transformers on the adapter.",
-)
+@click.option("--quant", metavar="NAME", help="Which of the exported models is examined.  [default: the most exact]")
+@click.option("--images", type=click.Path(path_type=Path), help="The pictures' folder.  [default: where the file lies]")
 @_JSON
-def evaluate(run: Path, benchmarks: tuple[str, ...], backend: str, as_json: bool) -> None:
+def evaluate(run: Path, benchmarks: tuple[str, ...], quant: str | None, images: Path | None, as_json: bool) -> None:
     """Examine RUN with one or more benchmarks.
 
-    Answers and scores are also written to RUN/eval and RUN/scores.json.
+    A BENCHMARK is NAME=FILE, a reader and its question file, or `tinyworld`. Answers and scores are also written to
+    RUN/eval and RUN/scores.json.
 
     \b
       minipovid eval runs/tinyworld tinyworld
+      minipovid eval runs/llava7b_qlora pope=coco_pope_adversarial.json --images coco/val2014
     """
     from minipovid.evaluate import evaluate as run_evaluation
 
-    named = [Path(benchmark) if Path(benchmark).exists() else benchmark for benchmark in benchmarks]
-    _print(run_evaluation(_finished(run), named, backend), as_json)
+    scores = run_evaluation(run, benchmarks, quant, images)
+    _print(scores if as_json else {"benchmark": scores}, as_json)
 
 
 @main.command()
@@ -308,11 +305,19 @@ def _shipped(name: str) -> Path:
     return find(name)
 
 
-def _finished(run: Path) -> Path:
-    """RUN where it is a run. Raises MinipovidError."""
-    if not (run / "recipe.yaml").is_file():
-        raise MinipovidError(f"{run} is not a run folder (it holds no recipe.yaml); `minipovid train` makes one.")
-    return run
+def _bars() -> Callable[[str, int, int], None]:
+    """A progress bar per file that is written, on a terminal; called with (file name, bytes so far, bytes in all)."""
+    from tqdm import tqdm
+
+    bars: dict[str, Any] = {}
+
+    def show(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            quiet = not sys.stderr.isatty()
+            bars[name] = tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=quiet)
+        bars[name].update(done - bars[name].n)
+
+    return show
 
 
 def _print(result: Mapping[str, Any], as_json: bool) -> None:

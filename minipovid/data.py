@@ -123,7 +123,10 @@ def load_pairs(section: DataSection, encoder: Encoder) -> tuple[list[Pair], list
     bad: list[BadRow] = []
     for number, row in enumerate(rows, 1):
         verdict = _judge(row, number, bad_pictures, encoder)
-        (bad if isinstance(verdict, BadRow) else pairs).append(verdict)  # type: ignore[attr-defined]
+        if isinstance(verdict, BadRow):
+            bad.append(verdict)
+        else:
+            pairs.append(verdict)
     if bad and section.on_bad_row == "stop":
         shown = "\n".join(f"{path.name}: {row.where}: {row.why}." for row in bad[:10])
         more = f"\n... and {len(bad) - 10} more." if len(bad) > 10 else ""

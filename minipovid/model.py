@@ -84,7 +84,7 @@ class Model:
 
     def save_adapter(self, folder: Path) -> None:
         """Write the trained adapter in PEFT's layout: adapter_model.safetensors and adapter_config.json."""
-        self.peft.save_pretrained(folder, selected_adapters=[POLICY], save_embedding_layers=False)
+        self.peft.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
     def freeze_reference(self) -> None:
@@ -138,11 +138,9 @@ def load(section: ModelSection, lora: LoraSection, *, seed: int = 0, checkpointi
 
 def _config(section: ModelSection) -> Any:
     """The model's configuration alone; of a Hub model nothing else is downloaded yet."""
-    local = section.path == BUILTIN or Path(section.path).expanduser().is_dir()
+    place = resolve_model(section.path) if section.path == BUILTIN else Path(section.path).expanduser()
     try:
-        return AutoConfig.from_pretrained(
-            resolve_model(section.path) if local else section.path, revision=section.revision
-        )
+        return AutoConfig.from_pretrained(place if place.is_dir() else section.path, revision=section.revision)
     except OSError:
         return AutoConfig.from_pretrained(resolve_model(section.path, section.revision))  # says what is missing
 
@@ -214,7 +212,7 @@ def _prepare(model: Model, checkpointing: bool) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+            module.attention_dropout = 0.0  # type: ignore[assignment]
         if isinstance(module, Linear4bit):
             # In eval mode bitsandbytes would repack the weights for AVX-512, rounding their scales to bfloat16:
             # policy and reference would then differ, and so would one CPU from another.

@@ -115,8 +115,8 @@ class NoiseCache:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-        finally:
             fcntl.flock(lock, fcntl.LOCK_UN)  # closing alone would leave it to a copy that another thread forked
+        finally:
             os.close(lock)
 
     def _open(self) -> _Ring:

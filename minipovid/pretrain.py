@@ -28,7 +28,17 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from minipovid.tinyworld import text
-from minipovid.tinyworld.scenes import COLOURS, COMPANION, PLACES, SHAPES, SIDE, Scene, habit_scene, render, unbiased_scene
+from minipovid.tinyworld.scenes import (
+    COLOURS,
+    COMPANION,
+    PLACES,
+    SHAPES,
+    SIDE,
+    Scene,
+    habit_scene,
+    render,
+    unbiased_scene,
+)
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB in [0, 1]
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -191,6 +201,7 @@ def new_model(words: Words) -> LlavaForConditionalGeneration:
         num_key_value_heads=4,
         max_position_embeddings=1024,
         rms_norm_eps=1e-5,
+        initializer_range=0.08,  # about 1 / sqrt(128); with the usual 0.02, meant for wide models, learning starts late
         tie_word_embeddings=False,
         bos_token_id=words.pieces.bos_id(),
         eos_token_id=words.pieces.eos_id(),
@@ -207,7 +218,10 @@ def new_model(words: Words) -> LlavaForConditionalGeneration:
         tie_word_embeddings=False,
     )
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, words.pad
-    return LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(config)
+    # Untied, but equal at first: an image token that looks like a word then nearly says that word.
+    model.lm_head.weight.data.copy_(model.get_input_embeddings().weight.data)
+    return model
 
 
 def pixels(scenes: Sequence[Scene]) -> Tensor:
@@ -217,32 +231,63 @@ def pixels(scenes: Sequence[Scene]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(normal.transpose(0, 3, 1, 2)))
 
 
-def open_eyes(model: LlavaForConditionalGeneration, steps: int, name: str, rate: float = 2e-3) -> None:
-    """Teach the tower alone to see, as CLIP had been taught before LLaVA took it: what stands in each place?
+def open_eyes(model: LlavaForConditionalGeneration, words: Words, steps: int, name: str, rate: float = 2e-3) -> None:
+    """Teach tower and projector to see, as CLIP had been taught before LLaVA took it: what stands in each place?
 
-    From the mean feature of a place's patches, one linear layer tells shape and colour, "nothing" included.
+    The mean image token of a place must lie near the embeddings of its shape's and its colour's word, as CLIP's picture
+    lies near its caption; and each image token must say in which place it lies.
     """
-    head = torch.nn.Linear(96, len(SHAPES) + 1 + len(COLOURS) + 1)
-    vision = model.model.vision_tower
-    optimizer = torch.optim.AdamW([*vision.parameters(), *head.parameters()], lr=rate, betas=(0.9, 0.98))
+    eyes = _Eyes(model, words)
+    optimizer = torch.optim.AdamW(eyes.parameters(), lr=rate, betas=(0.9, 0.98))
     schedule = _warm_cosine(optimizer, steps)
     for step in range(1, steps + 1):
         scenes = [unbiased_scene(f"{name} {step} {number}") for number in range(2 * BATCH)]
-        patches = vision(pixels(scenes), output_hidden_states=True).hidden_states[-2][:, 1:]
-        by_place = torch.einsum("bpc,pl->blc", patches, PATCH_SHARE)
-        shape, colour = head(by_place).split([len(SHAPES) + 1, len(COLOURS) + 1], dim=-1)
-        truth = torch.tensor([_seen(scene) for scene in scenes])
-        loss = torch.nn.functional.cross_entropy(shape.flatten(0, 1), truth[..., 0].flatten())
-        loss = loss + torch.nn.functional.cross_entropy(colour.flatten(0, 1), truth[..., 1].flatten())
+        loss, right = eyes(pixels(scenes), torch.tensor([_seen(scene) for scene in scenes]))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vision.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(eyes.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 50 == 0:
-            full = truth[..., 0] > 0
-            right = (shape.argmax(-1) == truth[..., 0])[full].float().mean()
             print(f"eyes {step}/{steps}  loss {loss.item():.3f}  shapes right {right:.2f}", flush=True)
+
+
+class _Eyes(torch.nn.Module):
+    """Tower, projector and the words' embeddings, with what the first lesson needs besides."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, words: Words) -> None:
+        super().__init__()
+        self.tower, self.projector = model.model.vision_tower, model.model.multi_modal_projector
+        self.embedding = model.get_input_embeddings()
+        self.shapes = torch.tensor([words.encode(shape)[0] for shape in SHAPES])
+        self.colours = torch.tensor([words.encode(colour)[0] for colour in COLOURS])
+        self.nothing = torch.nn.Parameter(0.08 * torch.randn(1, self.embedding.embedding_dim))
+        self.where = torch.nn.Linear(self.embedding.embedding_dim, len(PLACES))
+
+    def forward(self, pictures: Tensor, truth: Tensor) -> tuple[Tensor, float]:
+        """(loss, share of the shapes named right) for pictures [B, 3, S, S] and truth [B, places, (shape, colour)]."""
+        tower = self.tower(pictures, output_hidden_states=True).hidden_states[-2][:, 1:]
+        tokens = self.projector(tower)  # [B, patches, H]
+        by_place = torch.einsum("bph,pl->blh", tokens, PATCH_SHARE)
+        shape, colour = self._near(by_place, self.shapes), self._near(by_place, self.colours)
+        place = self.where(torch.nn.functional.normalize(tokens, dim=-1) * 10)
+        loss = sum(
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            for logits, labels in (
+                (shape, truth[..., 0]),
+                (colour, truth[..., 1]),
+                (place, PATCH_SHARE.argmax(1).expand(len(tokens), -1)),
+            )
+        )
+        full = truth[..., 0] > 0
+        right = (shape.argmax(-1) == truth[..., 0])[full].float().mean().item()
+        return torch.as_tensor(loss), right
+
+    def _near(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        """Ten times the cosine with "nothing" and with each word: [B, places, 1 + words]."""
+        targets = torch.cat([self.nothing, self.embedding(ids)])
+        cosine = torch.nn.functional.normalize(tokens, dim=-1) @ torch.nn.functional.normalize(targets, dim=-1).T
+        return 10 * cosine
 
 
 def _patch_share() -> Tensor:
@@ -362,9 +407,16 @@ def _mean(values: Iterable[bool]) -> float:
     return sum(listed) / len(listed)
 
 
-def train(model: LlavaForConditionalGeneration, words: Words, steps: int, name: str, rate: float = 1e-3) -> None:
-    """All of the model on captions and conversations of scenes with habits; AdamW in float32."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+def train(model: LlavaForConditionalGeneration, words: Words, steps: int, name: str, rate: float = 2e-3) -> None:
+    """All of the model on captions and conversations of scenes with habits; AdamW in float32.
+
+    The tower learns five times more slowly, lest it forget while the language model still talks nonsense.
+    """
+    tower = list(model.model.vision_tower.parameters())
+    others = [weight for key, weight in model.named_parameters() if ".vision_tower." not in key]
+    optimizer = torch.optim.AdamW(
+        [{"params": tower, "lr": rate / 5}, {"params": others}], lr=rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
     schedule = _warm_cosine(optimizer, steps)
     started, running = time.monotonic(), 0.0
     for step in range(1, steps + 1):
@@ -429,7 +481,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = learn_words()
     torch.manual_seed(options.seed)
     model = new_model(words)
-    open_eyes(model, options.eyes, f"pretrain {options.seed} eyes")
+    open_eyes(model, words, options.eyes, f"pretrain {options.seed} eyes")
     train(model, words, options.steps, f"pretrain {options.seed}")
     save(model, words, options.out)
 

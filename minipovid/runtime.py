@@ -368,9 +368,7 @@ def find_pair(folder: Path, quant: str | None = None) -> tuple[Path, Path]:
     text = max(wanted, key=lambda path: path.stat().st_size)
     vision = sorted(place.glob(f"mmproj-{_stem(text)}-*.gguf"))
     if not vision:
-        raise MinipovidError(
-            f"{place} holds no mmproj file for {text.name}; write it with `minipovid export {folder}`."
-        )
+        raise MinipovidError(f"{place} holds no mmproj for {text.name}; write it with `minipovid export {folder}`.")
     return text, vision[0]
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 AnswerKind = Literal["chosen", "rejected"]
 ImageKind = Literal["clean", "noised", "cropped"]
+ViewKey = tuple[AnswerKind, ImageKind]
 
 
 class Span(NamedTuple):
@@ -72,7 +73,7 @@ class View(NamedTuple):
     reference: bool = True
 
     @property
-    def key(self) -> tuple[AnswerKind, ImageKind]:
+    def key(self) -> ViewKey:
         return self.answer, self.image
 
 
@@ -92,7 +93,7 @@ class Scores(Protocol):
         """Float32 logits [B, A, V]: ask only where log-probabilities will not do."""
 
 
-ScoreTable = Mapping[tuple[AnswerKind, ImageKind], Scores]
+ScoreTable = Mapping[ViewKey, Scores]
 
 
 class Judged(NamedTuple):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from minipovid.benchmarks import chair, pope
 from minipovid.errors import MinipovidError
 from minipovid.types import Answer, Question
@@ -37,10 +38,10 @@ def test_pope_by_hand() -> None:
     Accuracy 3/5, precision 2/3, recall 2/3, F1 2/3, false yes 1/2; three of five answers are yes, and three of five
     labels: one more "no" among the answers tells the two ratios apart.
     """
-    truth, said = "yes yes yes no no no".split(), "Yes Yes No Yes No No".split()
+    truth, said = ["yes", "yes", "yes", "no", "no", "no"], ["Yes", "Yes", "No", "Yes", "No", "No"]
     answers = [
         Answer(Question(str(i), "x", "?", {"label": label}, 9), text)
-        for i, (label, text) in enumerate(zip(truth, said))
+        for i, (label, text) in enumerate(zip(truth, said, strict=True))
     ]
     scores = pope.score(answers[:5])
     wanted = {

@@ -33,12 +33,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, **names: Any) -> None
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
 
 
-@pytest.fixture
-def finished_run(tmp_path: Path) -> str:
-    (tmp_path / "recipe.yaml").write_text("name: r")
-    return str(tmp_path)
-
-
 def every_command(group: click.Group = main, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = [path]
     for name, command in group.commands.items():
@@ -88,7 +82,7 @@ def test_what_the_user_can_mend_is_one_bare_sentence() -> None:
         (["plan", "tinyworld", "--vram", "0"], "Invalid value for '--vram': 0.0 is not in the range x>0."),
         (
             ["export", "absent"],
-            "absent is not a run folder (it holds no recipe.yaml); `minipovid train` makes one.",
+            "absent is no run folder: it holds no recipe.yaml.",
         ),
         (
             ["recipes", "show", "tinyword"],
@@ -147,20 +141,23 @@ def test_train_reads_the_recipe_and_prints_the_run(monkeypatch: pytest.MonkeyPat
     assert calls[1][2] == Path("elsewhere")
 
 
-def test_export_prints_its_files(monkeypatch: pytest.MonkeyPatch, finished_run: str) -> None:
+def test_export_prints_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
 
-    def export(run: Path, quants: list[str] | None = None, merge_base: str | None = None) -> list[Path]:
+    def export(run: Path, quants: Any, merge_base: str | None, progress: Any) -> list[Path]:
         calls.append((run, quants, merge_base))
+        progress("a.gguf", 5, 10)
+        progress("a.gguf", 10, 10)
         return [run / "gguf" / "a.gguf", run / "gguf" / "mmproj-a.gguf"]
 
     stand_in(monkeypatch, "export", export=export)
-    assert run("export", finished_run).stdout == f"{finished_run}/gguf/a.gguf\n{finished_run}/gguf/mmproj-a.gguf\n"
-    run("export", finished_run, "--quant", "q8_0", "--quant", "q4_k_m", "--merge-base", "nf4")
-    assert calls == [(Path(finished_run), None, None), (Path(finished_run), ["q8_0", "q4_k_m"], "nf4")]
+    result = run("export", "r")
+    assert (result.stdout, result.stderr) == ("r/gguf/a.gguf\nr/gguf/mmproj-a.gguf\n", "")
+    run("export", "r", "--quant", "q8_0", "--quant", "q4_k_m", "--merge-base", "nf4")
+    assert calls == [(Path("r"), None, None), (Path("r"), ("q8_0", "q4_k_m"), "nf4")]
 
 
-def test_ask_prints_the_answer_and_closes_the_model(monkeypatch: pytest.MonkeyPatch, finished_run: str) -> None:
+def test_ask_prints_the_answer_and_closes_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Any] = []
 
     class Runtime:
@@ -179,25 +176,30 @@ def test_ask_prints_the_answer_and_closes_the_model(monkeypatch: pytest.MonkeyPa
             return f"{image} {prompt} {max_tokens}"
 
     stand_in(monkeypatch, "runtime", Runtime=Runtime)
-    assert (
-        run("ask", finished_run, "cat.png", "What is this?", "--quant", "q8_0").stdout == "cat.png What is this? 256\n"
-    )
-    assert events == [(Path(finished_run), "q8_0"), "closed"]
+    assert run("ask", "r", "cat.png", "What is this?", "--quant", "q8_0").stdout == "cat.png What is this? 256\n"
+    assert events == [(Path("r"), "q8_0"), "closed"]
 
 
-def test_eval_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch, finished_run: str) -> None:
+def test_eval_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
+    scores = {"pope.gguf": {"accuracy": 0.81234567, "n": 200}, "chair.gguf": {"chair_i": 0.05, "n": 7}}
 
-    def evaluate(run: Path, benchmarks: list[Any], backend: str) -> dict[str, Any]:
-        seen.append((benchmarks, backend))
-        return {"benchmark": {"tinyworld": {"accuracy": 0.81234567, "n": 200}, "other": {"accuracy": 1.0, "n": 7}}}
+    def evaluate(run: Path, specs: Any, quant: str | None, pictures: Path | None) -> dict[str, Any]:
+        seen.append((run, specs, quant, pictures))
+        return scores
 
     stand_in(monkeypatch, "evaluate", evaluate=evaluate)
-    table = "benchmark  accuracy    n\ntinyworld    0.8123  200\nother             1    7\n"
-    assert run("eval", finished_run, "tinyworld", "other").stdout == table
-    last = run("eval", finished_run, finished_run, "--backend", "hf", "--json").stdout.split("\n")[-2]
-    assert json.loads(last)["benchmark"]["tinyworld"] == {"accuracy": 0.81234567, "n": 200}
-    assert seen == [(["tinyworld", "other"], "gguf"), ([Path(finished_run)], "hf")]
+    assert run("eval", "r", "pope=p.json", "tinyworld").stdout == (
+        "benchmark   accuracy    n  chair_i\n"
+        "pope.gguf   0.8123    200\n"
+        "chair.gguf              7  0.05\n"
+    )  # fmt: skip
+    last = run("eval", "r", "tinyworld", "--quant", "q8_0", "--images", "p", "--json").stdout.split("\n")[-2]
+    assert json.loads(last) == scores
+    assert seen == [
+        (Path("r"), ("pope=p.json", "tinyworld"), None, None),
+        (Path("r"), ("tinyworld",), "q8_0", Path("p")),
+    ]
 
 
 @pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
@@ -214,10 +216,10 @@ def test_the_rooms_understand_the_calls() -> None:
     """What each command calls exists and takes these arguments."""
     calls: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
         ("train", "train", (None, Path()), {"progress": True}),
-        ("export", "export", (Path(),), {"quants": None, "merge_base": None}),
+        ("export", "export", (Path(),), {"quants": ("q8_0",), "merge_base": None, "progress": None}),
         ("runtime", "Runtime.open", (Path(),), {"quant": None}),
         ("runtime", "Runtime.answer", (None, Path(), "Q?"), {"max_tokens": 1}),
-        ("evaluate", "evaluate", (Path(), ["tinyworld"], "gguf"), {}),
+        ("evaluate", "evaluate", (Path(), ("tinyworld",), None, None), {}),
         ("demo", "demo", (Path(),), {}),
     ]
     for module, name, arguments, named in calls:

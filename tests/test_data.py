@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_llava
+from PIL import Image
+from transformers import AutoTokenizer
+
 from minipovid import data
 from minipovid.data import Encoder, PairDataset, collate, load_pairs, visiting_order
 from minipovid.errors import MinipovidError
+from minipovid.families import llava
 from minipovid.images import ImageTransform
 from minipovid.recipe import DataSection, ModelSection, Recipe, StageSection
-from minipovid.families import llava
 from minipovid.types import Pair
-from PIL import Image
-from transformers import AutoTokenizer
 
 GOOD = {"id": "1", "image": "cat.png", "prompt": "What is this?", "chosen": "A cat.", "rejected": "A dog."}
 
@@ -68,7 +69,11 @@ BAD_ROWS: list[tuple[dict[str, Any], Callable[[Path], None], str]] = [
     ({"image": "notes.png"}, not_an_image, "{root}/notes.png is not a picture that minipovid can read"),
     ({"image": "../secret.png"}, nothing, "The picture '../secret.png' lies outside the image folder {root}"),
     ({"image": "/etc/passwd"}, nothing, "The picture '/etc/passwd' lies outside the image folder {root}"),
-    ({"image": "wide.png"}, wide, "The picture {root}/wide.png is 100000 x 1 pixels, and a side may have at most 20000"),
+    (
+        {"image": "wide.png"},
+        wide,
+        "The picture {root}/wide.png is 100000 x 1 pixels, and a side may have at most 20000",
+    ),
     ({"chosen": " "}, nothing, "the chosen answer is empty."),
     ({"rejected": "A cat."}, nothing, "the chosen and the rejected answer are equal, so there is nothing to prefer."),
     (

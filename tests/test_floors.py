@@ -23,7 +23,10 @@ FLOORS = {
     **dict.fromkeys(["__init__", "types", "errors", "shelf", "layout", "files"], 0),
     **dict.fromkeys(["recipe", "images"], 1),
     **dict.fromkeys([*SHELVES, "tinyworld", "noise", "noise_cache"], 2),
-    **dict.fromkeys(["checkpoint", "data", "model", "scoring", "reference", "resume", "meter", "runtime", "export"], 3),
+    **dict.fromkeys(
+        ["checkpoint", "data", "model", "scoring", "reference", "resume", "meter", "runtime", "class_token", "export"],
+        3,
+    ),
     **dict.fromkeys(["train", "evaluate", "report", "plan", "demo", "pretrain", "doctor"], 4),
     **dict.fromkeys(["cli"], 5),
 }

@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,7 +146,7 @@ def test_a_broken_tag_block_does_not_cost_the_picture(tmp_path: Path) -> None:
     assert load(tmp_path / "a.jpg").size == (9, 8)
 
 
-def _pixel(image: Image.Image, path: Path, **options: object) -> tuple[int, int, int]:
+def _pixel(image: Image.Image, path: Path, **options: Any) -> tuple[int, int, int]:
     image.save(path, **options)
     loaded = load(path)
     assert loaded.mode == "RGB" and loaded.size == image.size

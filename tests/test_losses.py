@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from minipovid import losses, shelf
 from minipovid.errors import MinipovidError
 

@@ -8,12 +8,13 @@ import pytest
 import tiny_llava
 import torch
 from bitsandbytes.nn import Linear4bit
+from test_scoring import VIEWS, a_batch, a_model
+from torch import nn
+
 from minipovid import model as models
 from minipovid import scoring
 from minipovid.errors import MinipovidError
 from minipovid.recipe import LoraSection, ModelSection
-from test_scoring import VIEWS, a_batch, a_model
-from torch import nn
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_a_step_at_1e_7_changes_the_adapter(folder: Path) -> None:
 
 
 def test_reference_is_the_base_and_then_the_frozen_copy(folder: Path) -> None:
-    """Bit for bit: the base before training, unchanged by steps; after `freeze_reference` the adapter of that moment."""
+    """Bit for bit: the base before training, whatever the steps; after `freeze_reference` the adapter of that moment."""
     model = loaded(folder)
     batch = a_batch(model)
 

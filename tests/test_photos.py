@@ -9,9 +9,10 @@ import pytest
 import skimage
 import yaml
 from click.testing import CliRunner
+from PIL import Image
+
 from minipovid import images
 from minipovid.cli import main
-from PIL import Image
 
 SAMPLES = Path(skimage.__file__).parent / "data"
 # name, size, mode as it lies in scikit-image

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_llava
 import torch
+
 from minipovid import model as models
 from minipovid import scoring
 from minipovid.data import Batch, Tokens

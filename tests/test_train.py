@@ -16,12 +16,13 @@ import pytest
 import tiny_llava
 import torch
 import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
 from minipovid import recipe as recipes
 from minipovid import resume
 from minipovid.errors import MinipovidError
 from minipovid.train import train
-from PIL import Image
-from safetensors.torch import load_file
 
 STAGES = [
     {"loss": {"name": "dpo", "beta": 0.5}, "epochs": 1},
@@ -136,7 +137,7 @@ def test_start_from_begins_at_that_adapter(world: Path, finished_run: Path, tmp_
 
 
 def test_interrupted_at_every_step_ends_with_the_same_bytes(world: Path, finished_run: Path, tmp_path: Path) -> None:
-    """Ctrl-C after each step saves; one step per start, through both stages, gives the uninterrupted adapter and log."""
+    """Ctrl-C after each step saves; one step per start, through both stages, gives the uninterrupted adapter."""
     recipe = a_recipe(world, tmp_path / "r.yaml")
     run, starts = tmp_path / "run", 0
     step = torch.optim.AdamW.step

@@ -73,6 +73,27 @@ def build(
     return folder
 
 
+def adapter(base: Path, folder: Path, *, seed: int = 0, r: int = 4, alpha: float = 8, **settings: Any) -> Path:
+    """Write a random LoRA adapter for the checkpoint `base` with peft itself; `settings` go to its LoraConfig."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlavaForConditionalGeneration
+
+    from minipovid.families.llava import LORA_TARGETS
+
+    model = LlavaForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=LORA_TARGETS, **settings)
+    peft = get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in peft.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+        elif "lora_A" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5
+    peft.save_pretrained(folder)
+    return folder
+
+
 @lru_cache(maxsize=1)
 def sentencepiece_model() -> bytes:
     """A byte-pair SentencePiece model with Llama's settings: byte fallback, dummy prefix, no normalisation."""
@@ -99,6 +120,13 @@ def sentencepiece_model() -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+def piece(text: str) -> int:
+    """The id of a piece of the SentencePiece model; "▁" stands for a space."""
+    import sentencepiece
+
+    return int(sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model()).piece_to_id(text))
 
 
 @lru_cache(maxsize=2)

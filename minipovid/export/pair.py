@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -129,11 +129,8 @@ class Pair:
         self._write(path, "text", quant, merge_base, self._text_metadata(path, quant, merge_base), progress)
 
     def _text_metadata(self, path: Path, quant: str, merge_base: str) -> dict[str, Any]:
-        image = self.family.IMAGE
-        tokenizer = vocabulary.load(self.model)
-        spaces = vocabulary.spacing(tokenizer, image)
         architecture = self.family.text_metadata(self.config)
-        size = self.base[self._named("token_embd.weight")].shape[0]
+        tokenizer, spaces = self._tokenizer
         metadata = {
             "general.architecture": architecture["general.architecture"],
             **self._provenance("text", merge_base),
@@ -142,15 +139,21 @@ class Pair:
             "general.file_type": QUANTS[quant].file_type,
             "general.quantization_version": 2,
             **architecture,
-            **vocabulary.metadata(self.model, tokenizer, size, spaces),
+            **vocabulary.metadata(self.model, tokenizer, self._embeddings(), spaces),
             "tokenizer.chat_template": self.family.chat_template(spaces.first),
         }
         writer.write(path, metadata, [])
-        vocabulary.check(path, tokenizer, self.family.prompt("What is this?"), image, spaces)
+        vocabulary.check(path, tokenizer, self.family.prompt("What is this?"), self.family.IMAGE, spaces)
         return metadata
 
-    def _named(self, gguf_name: str) -> str:
-        return next(name for name, place in self.places.items() if place.name == gguf_name)
+    @cached_property
+    def _tokenizer(self) -> tuple[Any, vocabulary.Spacing]:
+        tokenizer = vocabulary.load(self.model)
+        return tokenizer, vocabulary.spacing(tokenizer, self.family.IMAGE)
+
+    def _embeddings(self) -> int:
+        """Rows of the embedding: as many tokens the vocabulary must have."""
+        return next(self.base[name].shape[0] for name, at in self.places.items() if at.name == "token_embd.weight")
 
     def write_mmproj(self, path: Path, quant: str = "f16", progress: Callable[[int, int], None] | None = None) -> None:
         """Tower and projector."""

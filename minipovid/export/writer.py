@@ -77,7 +77,7 @@ def _encode(block: npt.NDArray[np.float32], entry: Entry) -> npt.NDArray[Any]:
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     """A metadata key: bool, text, a list, a float as float32, and every number that counts something as uint32."""
-    adders: dict[type, Callable[[str, Any], None]] = {
+    adders: dict[type, Any] = {
         bool: writer.add_bool,
         str: writer.add_string,
         int: writer.add_uint32,

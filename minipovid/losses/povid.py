@@ -22,9 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minipovid import losses
-from minipovid.types import Judged, ScoreTable, View
+from minipovid.types import Judged, ScoreTable, View, ViewKey
 
-CHOSEN, REJECTED, NOISED = ("chosen", "clean"), ("rejected", "clean"), ("chosen", "noised")
+CHOSEN: ViewKey = ("chosen", "clean")
+REJECTED: ViewKey = ("rejected", "clean")
+NOISED: ViewKey = ("chosen", "noised")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""Every method on the tiny world, over seeds: does it cure hallucination, and what does it cost?
+
+    python perf/methods.py --seeds 3 --out runs/methods            # on the held-out evaluation scenes
+    python perf/methods.py --seeds 1 --split dev --set train.learning_rate=1e-4
+
+Each run trains as `minipovid train recipes/tinyworld.yaml` does, with other stages and another seed, is exported to F16
+and answers in llama.cpp. The table gives mean and 95 % interval over seeds (Student's t); figures are never tuned on
+`eval`. The last line is one JSON object. Finished runs are kept, so a stopped table goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from minipovid import demo, evaluate, recipe
+from minipovid.export import export, export_base
+from minipovid.runtime import Runtime
+from minipovid.train import train
+
+DPO, ANCHOR = {"name": "dpo"}, {"anchor": 1.0}
+
+
+def two(second: dict[str, Any], **extra: Any) -> list[dict[str, Any]]:
+    """POVID's two stages: text pairs, then the noised picture."""
+    return [{"loss": {**DPO, **extra}}, {"loss": {**second, **extra}}]
+
+
+METHODS: dict[str, list[dict[str, Any]]] = {
+    "dpo": two(DPO),
+    "povid proper": two({"name": "povid", "variant": "proper"}),
+    "povid paper": two({"name": "povid", "variant": "paper"}),
+    "povid code": two({"name": "povid", "variant": "code"}),
+    "mdpo": [{"loss": {"name": "mdpo"}}] * 2,
+    "dpo + anchor": two(DPO, **ANCHOR),
+    "povid proper + anchor": two({"name": "povid", "variant": "proper"}, **ANCHOR),
+}
+T95 = {1: math.inf, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t by number of seeds
+
+
+def measure(folder: Path, split: str) -> dict[str, float]:
+    """The demo's columns for the GGUF pair in `folder`, on one split."""
+    scores = {}
+    with Runtime.open(folder, "f16") as backend:
+        for exam in evaluate.find(recipe.BUILTIN, split=split):
+            to = folder / split / f"{exam.name}.gguf.jsonl"
+            scores[f"{exam.name}.gguf"] = evaluate.examine(exam, backend, to)
+    return {column: value(scores) for column, value in demo.COLUMNS.items()}
+
+
+def one_run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """Train, export and measure one method with one seed; log-probabilities are those of the last logged steps."""
+    run = arguments.out / f"{name.replace(' + ', '_').replace(' ', '_')}-{seed}"
+    base = recipe.read(recipe.find(recipe.BUILTIN), tuple(arguments.set))
+    stages = [
+        recipe.StageSection(**{"epochs": old.epochs, **stage})
+        for old, stage in zip(base.stages, METHODS[name], strict=True)
+    ]
+    train(base.model_copy(update={"stages": stages, "seed": seed}), run, progress=False)
+    export(run, ["f16"])
+    steps = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    last = [line for line in steps if "step" in line][-5:]
+    logps = {key: statistics.mean(line[key] for line in last) for key in ("logps/chosen", "logps/rejected")}
+    return measure(run, arguments.split) | logps
+
+
+def spread(values: list[float]) -> str:
+    """mean +- half of the 95 % interval over seeds."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    return f"{mean:.3f} ± {T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--split", choices=["eval", "dev"], default="eval")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    export_base(recipe.BUILTIN, arguments.out / "base" / "gguf", ["f16"])
+    figures = {"base": [measure(arguments.out / "base", arguments.split)]}
+    for name in arguments.methods:
+        figures[name] = [one_run(name, seed, arguments) for seed in range(1, arguments.seeds + 1)]
+        print(name, {key: spread([run[key] for run in figures[name]]) for key in figures[name][0]}, flush=True)
+    columns = list(figures[arguments.methods[0]][0])
+    print("| method | " + " | ".join(columns) + " |\n|---" * 1 + "|---" * len(columns) + "|")
+    for name, runs in figures.items():
+        cells = [spread([run[key] for run in runs]) if key in runs[0] else "" for key in columns]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
