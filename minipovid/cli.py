@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("httpx", "httpx2", "huggingface_hub", "PIL", "accelerate"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises a kernel package that we do not want
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")  # between the two of them
 
 
 def _recipe_argument(command: Callable[..., None]) -> Callable[..., None]:

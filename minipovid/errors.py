@@ -2,4 +2,4 @@
 
 
 class MinipovidError(Exception):
-    """The input was wrong; the message names the thing, the value and the remedy. The CLI prints it bare, exit code 2."""
+    """The input was wrong; the message names the thing, the value and the remedy. Printed bare, exit code 2."""

@@ -7,6 +7,7 @@ that misses a renamed module is silent.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils.logging import disable_progress_bar
 
 from minipovid import shelf
 from minipovid.checkpoint import resolve_model
@@ -122,6 +124,8 @@ def load(section: ModelSection, lora: LoraSection, *, seed: int = 0, checkpointi
 
     Raises MinipovidError where the weights, the family or the GPU that they need are missing.
     """
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # transformers'
     config = _config(section)
     family = shelf.load("families", config.model_type)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,9 +1,10 @@
 """How the tiny world's base model was made: `python -m minipovid.pretrain --out DIR` makes it again.
 
-A real LLaVA of 1.5 million parameters (CLIP tower, two-layer projector, Llama) learns to caption and to answer yes/no
-questions from scenes with habits, new ones at every step. Half of each batch are captions, half are conversations of
-five questions about one picture: from single questions it never learns to look. It ends up seeing well and, where it
-is unsure, naming the usual companion: the hallucination that preference tuning then has to cure.
+A real LLaVA of 1.5 million parameters (CLIP tower, two-layer projector, Llama), in two lessons. First tower and
+projector learn to see, from scenes without habits. Then all of it learns to caption and to answer from scenes with
+habits, new ones at every step: captions, and conversations of five questions about one picture (from single questions
+it never learns to look). It ends up seeing well and, where it is unsure, naming the usual companion: the hallucination
+that preference tuning then has to cure. About half an hour on two CPU cores.
 """
 
 from __future__ import annotations
@@ -142,10 +143,6 @@ def save_words(words: Words, folder: Path) -> None:
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in added])
     tokenizer.save(str(folder / "tokenizer.json"))
     _write(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, added))
-    _write(
-        folder / "special_tokens_map.json",
-        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
-    )
 
 
 def _tokenizer_config(tokenizer: Tokenizer, added: Iterable[str]) -> dict[str, Any]:
@@ -259,10 +256,11 @@ class _Eyes(torch.nn.Module):
         super().__init__()
         self.tower, self.projector = model.model.vision_tower, model.model.multi_modal_projector
         self.embedding = model.get_input_embeddings()
+        width = model.lm_head.in_features
         self.shapes = torch.tensor([words.encode(shape)[0] for shape in SHAPES])
         self.colours = torch.tensor([words.encode(colour)[0] for colour in COLOURS])
-        self.nothing = torch.nn.Parameter(0.08 * torch.randn(1, self.embedding.embedding_dim))
-        self.where = torch.nn.Linear(self.embedding.embedding_dim, len(PLACES))
+        self.nothing = torch.nn.Parameter(0.08 * torch.randn(1, width))
+        self.where = torch.nn.Linear(width, len(PLACES))
 
     def forward(self, pictures: Tensor, truth: Tensor) -> tuple[Tensor, float]:
         """(loss, share of the shapes named right) for pictures [B, 3, S, S] and truth [B, places, (shape, colour)]."""
@@ -414,9 +412,8 @@ def train(model: LlavaForConditionalGeneration, words: Words, steps: int, name: 
     """
     tower = list(model.model.vision_tower.parameters())
     others = [weight for key, weight in model.named_parameters() if ".vision_tower." not in key]
-    optimizer = torch.optim.AdamW(
-        [{"params": tower, "lr": rate / 5}, {"params": others}], lr=rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
+    groups: list[dict[str, Any]] = [{"params": tower, "lr": rate / 5}, {"params": others}]
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = _warm_cosine(optimizer, steps)
     started, running = time.monotonic(), 0.0
     for step in range(1, steps + 1):
@@ -474,8 +471,8 @@ def _write(path: Path, value: object) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the tiny world's base model again.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, in the Hub's LLaVA layout")
-    parser.add_argument("--eyes", type=int, default=600, help="steps of the tower alone")
-    parser.add_argument("--steps", type=int, default=2000, help="steps of the whole model")
+    parser.add_argument("--eyes", type=int, default=950, help="steps of the tower alone")
+    parser.add_argument("--steps", type=int, default=3200, help="steps of the whole model")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     words = learn_words()

@@ -96,7 +96,7 @@ def test_a_step_at_1e_7_changes_the_adapter(folder: Path) -> None:
 
 
 def test_reference_is_the_base_and_then_the_frozen_copy(folder: Path) -> None:
-    """Bit for bit: the base before training, whatever the steps; after `freeze_reference` the adapter of that moment."""
+    """Bit for bit: the base, whatever the steps; after `freeze_reference` the adapter of that moment."""
     model = loaded(folder)
     batch = a_batch(model)
 

@@ -356,3 +356,29 @@ def test_training_rows_are_the_template_tokenised_whole() -> None:
         at = whole.index(words.image)
         assert ids == whole[:at] + [words.image] * 64 + whole[at + 1 :]
         assert [i for i in labels if i >= 0] == tokenizer(caption + "</s>", add_special_tokens=False).input_ids
+
+
+def test_a_step_learns_and_the_saved_folder_is_the_model(tmp_path: Path) -> None:
+    """One step moves tower, projector and language model; what is saved is that model, rounded to float16."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    pretrain = pytest.importorskip("minipovid.pretrain")
+    words = pretrain.Words((CHECKPOINT / "tokenizer.model").read_bytes())
+    model = pretrain.new_model(words)
+    pretrain.batch_loss(model, words, "test").backward()
+    moved = {key.split(".")[1] for key, weight in model.named_parameters() if weight.grad is not None}
+    assert {"vision_tower", "multi_modal_projector", "language_model"} <= moved
+    pretrain.save(model, words, tmp_path / "base")
+    saved = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "base", dtype="float32")
+    for (key, mine), theirs in zip(model.named_parameters(), saved.parameters(), strict=True):
+        assert torch.equal(mine.half().float(), theirs), key
+    assert {path.name for path in (tmp_path / "base").iterdir()} <= {p.name for p in CHECKPOINT.iterdir()}
+    assert (tmp_path / "base" / "tokenizer.json").read_bytes() == (CHECKPOINT / "tokenizer.json").read_bytes()
+
+
+def test_patch_share_averages_each_place() -> None:
+    """8 patches across 3 places: 3, 2 and 3 (middles at 4, 12, 20 | 28, 36 | 44, 52, 60 pixels; borders 21.3, 42.7)."""
+    pretrain = pytest.importorskip("minipovid.pretrain")
+    counts = (pretrain.PATCH_SHARE > 0).sum(0).tolist()
+    assert counts == [9, 6, 9, 6, 4, 6, 9, 6, 9]
+    assert pretrain.PATCH_SHARE.sum(0).tolist() == pytest.approx([1.0] * 9)

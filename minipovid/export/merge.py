@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,19 @@ from minipovid.layout import Place
 BLOCK = 2**22  # numbers in a block of rows: 16 MiB of float32
 
 
+class Rows(Protocol):
+    """Rows of one tensor in float32, on demand."""
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[np.float32]: ...
+
+
 @dataclass
 class Merged:
     """The tensors of one GGUF: base values, through NF4 and back where training saw them so, plus the adapter's."""
 
     base: Mapping[str, StoredTensor]  # by canonical name
     factors: Mapping[str, Factor]  # by canonical name
-    nf4: (
-        Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None
-    )  # for places `in_4bit`; None: the original values
+    nf4: Callable[[StoredTensor], Rows] | None  # rounds what is `in_4bit`; None: original values
     used: set[str] = field(default_factory=set)
 
     def blocks(self, name: str, place: Place) -> Iterator[npt.NDArray[np.float32]]:
@@ -33,12 +38,12 @@ class Merged:
         if factor is not None:
             self.used.add(name)
             _check_shapes(tensor, factor)
-        whole = self.nf4(tensor.rows()) if self.nf4 and place.in_4bit else None
+        source = self.nf4(tensor) if self.nf4 is not None and place.in_4bit else tensor
         head = tensor.shape[0] // place.heads if place.heads else 1
         step = max(1, BLOCK // (tensor.size // tensor.shape[0]) // head) * head
         for start in range(0, tensor.shape[0], step):
             stop = min(start + step, tensor.shape[0])
-            rows = tensor.rows(start, stop) if whole is None else whole[start:stop]
+            rows = source.rows(start, stop)
             if factor is not None:
                 rows = rows + factor.rows(start, stop)
             if not np.isfinite(rows).all():

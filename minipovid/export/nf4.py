@@ -6,18 +6,70 @@ trained and evaluated.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
+import torch
+from bitsandbytes.functional import (
+    QuantState,
+    dequantize_4bit,
+    dequantize_blockwise,
+    get_4bit_type,
+    quantize_4bit,
+    quantize_blockwise,
+)
+
+from minipovid.checkpoint import StoredTensor
+
+BLOCK = 64  # numbers that share a scale; they run on from one row to the next
+CHUNK = 2**22  # numbers that are quantised at a time
 
 
-def round_trip(weight: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.float32]:
-    """What remains of a whole weight [out, in] after NF4 and back; `dtype` is the one it was loaded in for training.
+class Nf4Tensor:
+    """A weight after NF4 and back, bit for bit as bitsandbytes holds it; it keeps half a byte per number in memory.
 
-    Double quantisation takes the mean over all blocks, so part of a weight will not do.
+    Double quantisation needs the mean of all scales, so the whole weight is read once before the first row is known.
+    `dtype` is the one that the weight was loaded in for training.
     """
-    import torch
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    tensor = torch.from_numpy(weight).to(getattr(torch, dtype))
-    packed, state = quantize_4bit(tensor, blocksize=64, compress_statistics=True, quant_type="nf4")
-    return dequantize_4bit(packed, state).float().numpy()
+    def __init__(self, tensor: StoredTensor, dtype: str) -> None:
+        self.shape, self.size, self.dtype = tensor.shape, tensor.size, getattr(torch, dtype)
+        aligned = BLOCK // math.gcd(BLOCK, self._width)  # so many rows end where a block ends
+        step = max(1, CHUNK // self._width // aligned) * aligned
+        packed, scales = [], []
+        for start in range(0, self.shape[0], step):
+            rows = torch.from_numpy(tensor.rows(start, start + step)).to(self.dtype)
+            codes, state = quantize_4bit(rows, blocksize=BLOCK, quant_type="nf4")
+            packed.append(codes.flatten())
+            scales.append(state.absmax)
+        self._packed = torch.cat(packed)
+        self._scales = _double_quantised(torch.cat(scales))
+
+    @property
+    def _width(self) -> int:
+        return self.size // self.shape[0]
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Rows [start, stop) in float32."""
+        first, last = start * self._width // BLOCK, -(-stop * self._width // BLOCK)
+        count = min(last * BLOCK, self.size) - first * BLOCK
+        state = QuantState(
+            absmax=self._scales[first:last],
+            shape=torch.Size([count]),
+            code=get_4bit_type("nf4", device="cpu"),
+            blocksize=BLOCK,
+            quant_type="nf4",
+            dtype=self.dtype,
+        )
+        packed = self._packed[first * BLOCK // 2 : last * BLOCK // 2]
+        flat: npt.NDArray[np.float32] = dequantize_4bit(packed[:, None], state).float().numpy().reshape(-1)
+        begin = start * self._width - first * BLOCK
+        return flat[begin : begin + (stop - start) * self._width].reshape(stop - start, *self.shape[1:])
+
+
+def _double_quantised(scales: torch.Tensor) -> torch.Tensor:
+    """The scales after 8 bits and back, in blocks of 256 around their mean."""
+    offset = scales.mean()
+    codes, state = quantize_blockwise(scales - offset, blocksize=256)
+    return dequantize_blockwise(codes, state) + offset

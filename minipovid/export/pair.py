@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from minipovid import shelf
-from minipovid.checkpoint import Tensors, read_json
+from minipovid.checkpoint import StoredTensor, Tensors, read_json
 from minipovid.errors import MinipovidError
-from minipovid.export import lora, nf4, quants, vocabulary, writer
+from minipovid.export import lora, quants, vocabulary, writer
 from minipovid.export.lora import Factor
-from minipovid.export.merge import Merged
+from minipovid.export.merge import Merged, Rows
 from minipovid.export.naming import title
 from minipovid.export.quants import QUANTS
 from minipovid.files import finished, remove
@@ -115,12 +115,16 @@ class Pair:
         progress: Callable[[int, int], None] | None,
     ) -> None:
         places = {name: place for name, place in self.places.items() if place.file == file}
-        rounding = partial(nf4.round_trip, dtype=self.dtype) if merge_base == "nf4" else None
-        merged = Merged(self.base, self.factors, rounding)
+        merged = Merged(self.base, self.factors, self._nf4 if merge_base == "nf4" else None)
         writer.write(path, metadata, self._entries(merged, quant, places), progress)
         unused = {name for name in self.factors if name in places} - merged.used
         if unused:
             raise MinipovidError(f"The adapter's {min(unused)} was not merged; this is a defect of minipovid.")
+
+    def _nf4(self, tensor: StoredTensor) -> Rows:
+        from minipovid.export.nf4 import Nf4Tensor  # needs torch and bitsandbytes
+
+        return Nf4Tensor(tensor, self.dtype)
 
     def write_text(
         self, path: Path, quant: str, merge_base: str, progress: Callable[[int, int], None] | None = None
