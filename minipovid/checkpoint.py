@@ -75,7 +75,11 @@ def _shards(folder: Path) -> list[str]:
     index = folder / INDEX
     if not index.is_file():
         return ["model.safetensors"]
-    return sorted(set(read_json(index)["weight_map"].values()))
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    foreign = [name for name in names if name != Path(name).name]
+    if foreign:
+        raise MinipovidError(f"{index} points to {foreign[0]!r}, outside its own folder.")
+    return names
 
 
 def read_json(path: Path) -> dict[str, Any]:

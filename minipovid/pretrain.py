@@ -192,7 +192,7 @@ def new_model(words: Words) -> LlavaForConditionalGeneration:
     language = LlamaConfig(
         vocab_size=words.size,
         hidden_size=128,
-        intermediate_size=352,
+        intermediate_size=384,  # a multiple of 64: bitsandbytes needs it on a CPU
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,

@@ -167,7 +167,7 @@ def test_nf4_base_is_what_a_4bit_model_holds(base: Path, make_run: Callable[...,
         tensor = stored[llava.canonical(f"{name}.weight")]
         rounded = Nf4Tensor(tensor, "float32")
         assert np.array_equal(rounded.rows(0, len(held)), held), name
-        assert np.array_equal(rounded.rows(3, 8), held[3:8])  # rows of 160 begin in the middle of a block
+        assert np.array_equal(rounded.rows(3, 8), held[3:8])  # a part is a part of the whole
         assert not np.array_equal(tensor.rows(), held)
 
     written = tensors(export(run, ["f32"])[0])
@@ -627,6 +627,16 @@ def test_a_shard_cut_short_is_named(tmp_path: Path) -> None:
     shard.unlink()
     with pytest.raises(MinipovidError, match="lacks model-00002-of-00002.safetensors"):
         resolve_model(str(folder))
+
+
+def test_an_index_stays_in_its_folder(tmp_path: Path) -> None:
+    folder = tiny_llava.build(tmp_path / "base", shards=2)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00002", "../model-00002"))
+    with pytest.raises(
+        MinipovidError, match=r"points to '../model-00002-of-00002.safetensors', outside its own folder"
+    ):
+        Tensors(folder)
 
 
 def test_a_changed_weight_changes_the_fingerprint(base: Path, tmp_path: Path) -> None:

@@ -139,13 +139,15 @@ def test_injected_claims_are_false_and_stand_in_the_spans(family: str) -> None:
     for scene in SCENES:
         pair = pairs.caption_pair(scene, "x.png", family)
         assert all(holds(claim, scene) for claim in claims(pair.chosen))
-        told, start = claims(pair.rejected), 0
+        told = claims(pair.rejected)
         sentences = [match.span() for match in re.finditer(r"[^.]+\.", pair.rejected)]
         assert len(sentences) == len(told)
         for claim, (start, end) in zip(told, sentences, strict=True):
             touched = any(span.start < end and start < span.end for span in pair.spans)
             assert touched != holds(claim, scene), (pair, claim)
         assert pair.spans and {span.kind for span in pair.spans} == {family}
+        named = {claim[1] for claim in told if claim[1] in SHAPES}
+        assert all({claim[0], claim[2]} <= named for claim in told if claim[1] in text.OPPOSITE)  # one story throughout
 
 
 @pytest.mark.parametrize("family", pairs.FAMILIES)

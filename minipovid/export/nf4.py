@@ -7,6 +7,7 @@ trained and evaluated.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -52,20 +53,30 @@ class Nf4Tensor:
 
     def rows(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Rows [start, stop) in float32."""
+        if self._width % BLOCK:
+            return self._whole[start:stop]
+        return self._dequantised(start, stop)
+
+    @cached_property
+    def _whole(self) -> npt.NDArray[np.float32]:
+        """Where blocks run across rows, bitsandbytes' CPU code gives other values for a part of them than for all:
+        training saw those of the whole weight.
+        """
+        return self._dequantised(0, self.shape[0])
+
+    def _dequantised(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         first, last = start * self._width // BLOCK, -(-stop * self._width // BLOCK)
-        count = min(last * BLOCK, self.size) - first * BLOCK
         state = QuantState(
             absmax=self._scales[first:last],
-            shape=torch.Size([count]),
+            shape=torch.Size([stop - start, self._width]),
             code=get_4bit_type("nf4", device="cpu"),
             blocksize=BLOCK,
             quant_type="nf4",
             dtype=self.dtype,
         )
         packed = self._packed[first * BLOCK // 2 : last * BLOCK // 2]
-        flat: npt.NDArray[np.float32] = dequantize_4bit(packed[:, None], state).float().numpy().reshape(-1)
-        begin = start * self._width - first * BLOCK
-        return flat[begin : begin + (stop - start) * self._width].reshape(stop - start, *self.shape[1:])
+        rows: npt.NDArray[np.float32] = dequantize_4bit(packed[:, None], state).float().numpy()
+        return rows
 
 
 def _double_quantised(scales: torch.Tensor) -> torch.Tensor:

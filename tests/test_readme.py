@@ -1,0 +1,59 @@
+"""The README against the program: its help block, its commands, and the two lines that CI runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from minipovid import recipe
+from minipovid.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def block_after(marker: str) -> str:
+    """The fenced block that follows an HTML comment."""
+    found = re.search(rf"<!-- {re.escape(marker)} -->\n```\w*\n(.*?)\n```", README, re.DOTALL)
+    assert found, f"README.md has no block after <!-- {marker} -->"
+    return found.group(1)
+
+
+def test_the_help_is_what_the_program_prints() -> None:
+    printed = CliRunner().invoke(main, ["--help"], prog_name="minipovid").output.strip()
+    assert block_after("help").strip() == printed
+
+
+@pytest.mark.parametrize("line", ["ci: demo", "ci: tests"])
+def test_the_two_set_up_lines_are_one_line_each(line: str) -> None:
+    assert "\n" not in block_after(line)
+
+
+def commands() -> list[list[str]]:
+    """Every line of a fenced block that begins with minipovid."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("minipovid ")]
+
+
+def test_every_command_in_it_parses() -> None:
+    """Subcommand, options and number of arguments; nothing is run."""
+    assert len(commands()) >= 6
+    for words in commands():
+        command: click.Command = main
+        while isinstance(command, click.Group):
+            context = click.Context(command)
+            command = command.get_command(context, words[1])  # type: ignore[assignment]
+            assert command is not None, words
+            words = words[1:]
+        command.make_context(words[0], list(words[1:]), resilient_parsing=False)
+
+
+def test_the_recipes_in_it_exist() -> None:
+    named = {words[2] for words in commands() if words[1] in ("train", "plan")}
+    assert len(named) >= 2
+    for name in named:
+        recipe.read(recipe.find(name))
