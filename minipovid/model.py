@@ -29,6 +29,7 @@ from minipovid.errors import MinipovidError
 from minipovid.recipe import BUILTIN, LoraSection, ModelSection
 
 CPU_LIMIT = 1_000_000_000  # parameters; beyond it training on a CPU is no use to anybody
+NF4_BLOCK = 64  # weights that share a scale
 POLICY, REFERENCE = "default", "reference"  # adapter names; peft saves "default" under plain names
 
 
@@ -150,7 +151,7 @@ def _config(section: ModelSection) -> Any:
 
 
 def _load_base(folder: Path, section: ModelSection, family: ModuleType, device: torch.device) -> nn.Module:
-    dtype = getattr(torch, section.dtype) if section.dtype != "auto" else _natural_dtype(device)
+    dtype = getattr(torch, settled(section).dtype)
     quantization = None
     if section.load_in_4bit:
         quantization = BitsAndBytesConfig(
@@ -170,7 +171,8 @@ def _load_base(folder: Path, section: ModelSection, family: ModuleType, device: 
 def check_quantised(base: nn.Module, family: ModuleType, in_4bit: bool) -> None:
     """By type: every linear layer of the text model is 4-bit (or none, if so asked), and none outside it is.
 
-    Raises RuntimeError: a library changed under us.
+    Raises RuntimeError: a library changed under us. Raises MinipovidError for a width that bitsandbytes cannot do on a
+    CPU: where a row's end is no block's end, it dequantises wrongly (a quarter of the weight is lost, not a tenth).
     """
     inside = {id(module) for module in family.text_model(base).modules()}
     for name, module in base.named_modules():
@@ -178,6 +180,11 @@ def check_quantised(base: nn.Module, family: ModuleType, in_4bit: bool) -> None:
             is_4bit = isinstance(module, Linear4bit)
             if is_4bit != (in_4bit and id(module) in inside):
                 raise RuntimeError(f"{name} is {'' if is_4bit else 'not '}in 4 bits after loading")
+            if is_4bit and module.weight.device.type == "cpu" and module.in_features % NF4_BLOCK:
+                raise MinipovidError(
+                    f"{name} has rows of {module.in_features}, and on a CPU bitsandbytes computes 4-bit layers rightly "
+                    f"only in multiples of {NF4_BLOCK}; set model.load_in_4bit: false, or train on a GPU."
+                )
 
 
 def _outside_text_model(folder: Path, family: ModuleType) -> list[str]:
@@ -237,8 +244,10 @@ def _prepare(model: Model, checkpointing: bool) -> None:
         text.disable_input_require_grads()  # only reentrant checkpointing needs its inputs to carry gradient
 
 
-def _natural_dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+def settled(section: ModelSection) -> ModelSection:
+    """The section with `dtype: auto` replaced by what this machine computes in; the run folder keeps the answer."""
+    natural = "bfloat16" if torch.cuda.is_available() else "float32"
+    return section if section.dtype != "auto" else section.model_copy(update={"dtype": natural})
 
 
 def _refuse_giants(name: str, config: Any) -> None:

@@ -28,6 +28,7 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from minipovid.images import ImageTransform
 from minipovid.tinyworld import text
 from minipovid.tinyworld.scenes import (
     COLOURS,
@@ -43,6 +44,7 @@ from minipovid.tinyworld.scenes import (
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB in [0, 1]
 STD = (0.26862954, 0.26130258, 0.27577711)
+TRANSFORM = ImageTransform(SIDE, MEAN, STD)
 PATCH = 8
 IMAGE_TOKENS = (SIDE // PATCH) ** 2
 BATCH = 32
@@ -223,9 +225,7 @@ def new_model(words: Words) -> LlavaForConditionalGeneration:
 
 def pixels(scenes: Sequence[Scene]) -> Tensor:
     """Normalised pictures [B, 3, S, S]; at 64 x 64 the image transform has nothing to resize."""
-    raw = np.stack([np.asarray(render(scene)) for scene in scenes]).astype(np.float32)
-    normal = (raw / 255 - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
-    return torch.from_numpy(np.ascontiguousarray(normal.transpose(0, 3, 1, 2)))
+    return torch.from_numpy(np.stack([TRANSFORM(render(scene)) for scene in scenes]))
 
 
 def open_eyes(model: LlavaForConditionalGeneration, words: Words, steps: int, name: str, rate: float = 2e-3) -> None:

@@ -27,7 +27,7 @@ from minipovid import recipe as recipes
 from minipovid.data import Batch, Encoder, PairDataset, collate, load_pairs, locate, visiting_order
 from minipovid.errors import MinipovidError
 from minipovid.files import finished
-from minipovid.model import Model, load
+from minipovid.model import Model, load, settled
 from minipovid.pairs import jsonl
 from minipovid.recipe import Recipe, StageSection
 from minipovid.resume import Position
@@ -40,6 +40,7 @@ def train(recipe: Recipe, run: Path, progress: bool = True) -> Path:
 
     Raises MinipovidError for bad input, and KeyboardInterrupt, with a checkpoint saved, on Ctrl-C.
     """
+    recipe = recipe.model_copy(update={"model": settled(recipe.model)})
     stage_losses = [losses.build(stage.loss, f"stages.{i}.loss") for i, stage in enumerate(recipe.stages)]
     _claim(run, recipe)
     if (run / "adapter").is_dir():

@@ -651,5 +651,5 @@ def test_a_changed_weight_changes_the_fingerprint(base: Path, tmp_path: Path) ->
 def test_pair_reads_no_weight_before_it_writes(base: Path) -> None:
     """Opening a pair costs nothing: only headers, so wrong adapters are refused before minutes are spent."""
     pair = Pair(base, None, "toy", "float32")
-    assert pair.title.stem == "toy-139.6K-base-v1.0"
+    assert pair.title.stem == "toy-151.9K-base-v1.0"
     assert len(pair.places) == 3 + 2 * 9 + 57

@@ -51,6 +51,12 @@ def test_a_wrongly_quantised_layer_is_noticed(folder: Path, wrong: str) -> None:
         models.check_quantised(base, models.shelf.load("families", "llava"), True)
 
 
+def test_widths_that_bitsandbytes_misreads_on_a_cpu_are_refused(tmp_path: Path) -> None:
+    odd = tiny_llava.build(tmp_path, ffn=160)
+    with pytest.raises(MinipovidError, match="down_proj has rows of 160, and on a CPU bitsandbytes"):
+        loaded(odd)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_exactly_the_adapter_trains(folder: Path, checkpointing: bool) -> None:
     model = loaded(folder, checkpointing)

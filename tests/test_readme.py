@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+
 from minipovid import recipe
 from minipovid.cli import main
 

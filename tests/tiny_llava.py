@@ -34,7 +34,7 @@ def build(
     layers: int = 2,
     heads: int = 4,
     kv_heads: int = 2,
-    ffn: int = 160,
+    ffn: int = 192,
     vision_hidden: int = 64,
     vision_layers: int = 4,
     image_size: int = 28,

@@ -37,7 +37,7 @@ def export(
     names = table.known(quants or recipe.export.quants)
     chosen = _merge_base(merge_base or recipe.export.merge_base, recipe)
     model = resolve_model(recipe.model.path, recipe.model.revision)
-    pair = Pair(model, adapter, recipe.model.path, _training_dtype(recipe.model.dtype))
+    pair = Pair(model, adapter, recipe.model.path, recipe.model.dtype)
     bases = {name: _base_for(name, chosen, recipe.model.load_in_4bit) for name in names}
     return write_pair(pair, run / "gguf", names, bases, progress)
 
@@ -70,12 +70,3 @@ def _base_for(quant: str, wanted: str, trained_in_4bit: bool) -> str:
     if wanted != "auto":
         return wanted
     return "nf4" if trained_in_4bit and table.QUANTS[quant].kind is not None else "original"
-
-
-def _training_dtype(dtype: str) -> str:
-    """The dtype in which training held the base before it was quantised, by the recipe's own rule for `auto`."""
-    if dtype != "auto":
-        return dtype
-    import torch
-
-    return "bfloat16" if torch.cuda.is_available() else "float32"

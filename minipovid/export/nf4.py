@@ -6,9 +6,6 @@ trained and evaluated.
 
 from __future__ import annotations
 
-import math
-from functools import cached_property
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,8 +19,9 @@ from bitsandbytes.functional import (
 )
 
 from minipovid.checkpoint import StoredTensor
+from minipovid.errors import MinipovidError
 
-BLOCK = 64  # numbers that share a scale; they run on from one row to the next
+BLOCK = 64  # numbers that share a scale
 CHUNK = 2**22  # numbers that are quantised at a time
 
 
@@ -31,13 +29,17 @@ class Nf4Tensor:
     """A weight after NF4 and back, bit for bit as bitsandbytes holds it; it keeps half a byte per number in memory.
 
     Double quantisation needs the mean of all scales, so the whole weight is read once before the first row is known.
-    `dtype` is the one that the weight was loaded in for training.
+    `dtype` is the one that the weight was loaded in for training. Raises MinipovidError for rows of odd width.
     """
 
     def __init__(self, tensor: StoredTensor, dtype: str) -> None:
         self.shape, self.size, self.dtype = tensor.shape, tensor.size, getattr(torch, dtype)
-        aligned = BLOCK // math.gcd(BLOCK, self._width)  # so many rows end where a block ends
-        step = max(1, CHUNK // self._width // aligned) * aligned
+        if self._width % BLOCK:  # blocks run across rows: bitsandbytes on a CPU dequantises them wrongly
+            raise MinipovidError(
+                f"{tensor.name} has rows of {self._width}, which is no multiple of {BLOCK}: its 4-bit values cannot be "
+                f"had on a CPU; export with merge_base original."
+            )
+        step = max(1, CHUNK // self._width)
         packed, scales = [], []
         for start in range(0, self.shape[0], step):
             rows = torch.from_numpy(tensor.rows(start, start + step)).to(self.dtype)
@@ -53,19 +55,7 @@ class Nf4Tensor:
 
     def rows(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Rows [start, stop) in float32."""
-        if self._width % BLOCK:
-            return self._whole[start:stop]
-        return self._dequantised(start, stop)
-
-    @cached_property
-    def _whole(self) -> npt.NDArray[np.float32]:
-        """Where blocks run across rows, bitsandbytes' CPU code gives other values for a part of them than for all:
-        training saw those of the whole weight.
-        """
-        return self._dequantised(0, self.shape[0])
-
-    def _dequantised(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        first, last = start * self._width // BLOCK, -(-stop * self._width // BLOCK)
+        first, last = start * self._width // BLOCK, stop * self._width // BLOCK
         state = QuantState(
             absmax=self._scales[first:last],
             shape=torch.Size([stop - start, self._width]),

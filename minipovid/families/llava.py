@@ -54,11 +54,11 @@ def image_transform(folder: Path) -> ImageTransform:
 
 
 def text_model(model: nn.Module) -> nn.Module:
-    return model.model.language_model  # type: ignore[no-any-return,union-attr]
+    return model.get_submodule("model.language_model")
 
 
 def vision_modules(model: nn.Module) -> Sequence[nn.Module]:
-    return model.model.vision_tower, model.model.multi_modal_projector  # type: ignore[union-attr,return-value]
+    return model.get_submodule("model.vision_tower"), model.get_submodule("model.multi_modal_projector")
 
 
 def image_features(model: nn.Module, pixels: Tensor) -> Tensor:
