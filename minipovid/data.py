@@ -139,7 +139,7 @@ def load_pairs(section: DataSection, encoder: Encoder) -> tuple[list[Pair], list
 def locate(section: DataSection) -> tuple[Path, Path]:
     """(the data file, the folder its image paths are relative to); the built-in world is written on first use."""
     if section.path == BUILTIN:
-        folder = tinyworld.materialise(cache_folder() / BUILTIN)
+        folder = tinyworld.materialise(cache_folder() / tinyworld.NAME)
         return folder / "pairs.jsonl", folder
     path = Path(section.path)
     if not path.is_file():

@@ -63,7 +63,7 @@ def evaluate(run: Path, specs: Sequence[str], quant: str | None = None, pictures
 def find(spec: str, pictures: Path | None = None, split: str = "eval") -> list[Exam]:
     """The exams that a spec names: NAME=FILE, or `tinyworld`."""
     if spec == BUILTIN:
-        world = tinyworld.materialise(cache_folder() / BUILTIN)
+        world = tinyworld.materialise(cache_folder() / tinyworld.NAME)
         rules = [Exam(path.stem, "pope", path, world) for path in sorted((world / split).glob("pope_*.jsonl"))]
         return [*rules, Exam("chair", "chair", world / split / "chair.jsonl", world)]
     name, equals, file = spec.partition("=")
@@ -89,13 +89,13 @@ def examine(exam: Exam, backend: Backend, to: Path) -> dict[str, float]:
 
 def ask(questions: Sequence[Question], root: Path, backend: Backend, name: str) -> list[Answer]:
     """Answers in the questions' order; they are asked picture by picture, so that each is encoded once."""
-    texts: dict[str, str] = {}
+    texts = [""] * len(questions)
     in_turn = sorted(range(len(questions)), key=lambda index: questions[index].image)
     for index in tqdm(in_turn, desc=name, unit="question", disable=not sys.stderr.isatty()):
         question = questions[index]
         path = images.inside(root, question.image)
-        texts[question.id] = backend.answer(path, question.prompt, question.max_tokens)
-    return [Answer(question, texts[question.id]) for question in questions]
+        texts[index] = backend.answer(path, question.prompt, question.max_tokens)
+    return [Answer(question, text) for question, text in zip(questions, texts, strict=True)]
 
 
 def _row(answer: Answer) -> Mapping[str, object]:

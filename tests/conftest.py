@@ -1,13 +1,16 @@
-"""What holds for every test: no network, no Hub, and no more threads than a small model can use."""
+"""What holds for every test: no network, no Hub, a cache folder of its own, no more threads than a small model uses."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 import socket
+import tempfile
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+_CACHE = tempfile.TemporaryDirectory(prefix="minipovid-tests-")  # goes when the session ends
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))  # before anything imports torch
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

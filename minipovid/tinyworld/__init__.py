@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from minipovid.tinyworld.text import OBJECTS
-from minipovid.tinyworld.world import materialise
+from minipovid.tinyworld.world import NAME, materialise
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 
-__all__ = ["CHECKPOINT", "OBJECTS", "materialise"]
+__all__ = ["CHECKPOINT", "NAME", "OBJECTS", "materialise"]

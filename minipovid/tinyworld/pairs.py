@@ -55,16 +55,16 @@ _Injected = tuple[str, list[tuple[int, int]]]  # the rejected text, and what in 
 
 
 def _object(true: Caption, rng: random.Random) -> _Injected:
-    """The absent companion of something: three times in five as one more object, else in another's place."""
+    """The absent companion of something: mostly in the place of what is told next, where habit strikes, or one more."""
     shapes = [thing.shape for thing in true.things]
     lonely = [index for index, shape in enumerate(shapes) if COMPANION[shape] not in shapes]
     if not lonely:
         return _stranger(true, rng)
     index = rng.choice(lonely)
     companion = COMPANION[shapes[index]]
-    if rng.random() < 0.6:
+    if rng.random() < 0.3:
         return _insert(true, index + 1, companion, rng)
-    victim = rng.choice([other for other in range(len(shapes)) if other != index])
+    victim = index + 1 if index + 1 < len(shapes) else index - 1
     return _changed(true, _swap(true, victim, companion))
 
 

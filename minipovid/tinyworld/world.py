@@ -22,10 +22,13 @@ from minipovid.tinyworld import pairs, questions, text
 from minipovid.tinyworld.scenes import Scene, render, unbiased_scene
 from minipovid.types import Pair
 
-TRAIN_SCENES = 1200  # each gives one caption pair and one question pair
+TRAIN_SCENES = 1600  # each gives a caption pair, every other one a question pair
 HELD_OUT_SCENES = 200  # in each of eval and dev
 POPE_SCENES = 150  # of those: 600 questions under each rule
-_MARK = {"world": "minipovid tinyworld", "version": 1}
+VERSION = 1  # raise it when anything in the files changes: another version's folder is not used
+NAME = f"tinyworld-{VERSION}"
+CAPTION_FAMILIES = ("object", "relation", "object", "attribute")  # in turn: habit invents objects above all
+_MARK = {"world": "minipovid tinyworld", "version": VERSION}
 
 
 def materialise(folder: Path) -> Path:
@@ -90,9 +93,10 @@ def picture(scene: Scene) -> str:
 
 
 def _pairs(scene: Scene, number: int) -> Iterable[Pair]:
-    """A caption pair of each family in turn, and questions whose right answer is no and yes in turn."""
-    yield pairs.caption_pair(scene, picture(scene), pairs.FAMILIES[number % 3])
-    yield pairs.question_pair(scene, picture(scene), present=number % 2 == 1)
+    """A caption pair of each family in turn; for every other scene a question, to be answered no and yes in turn."""
+    yield pairs.caption_pair(scene, picture(scene), CAPTION_FAMILIES[number % len(CAPTION_FAMILIES)])
+    if number % 2:
+        yield pairs.question_pair(scene, picture(scene), present=number % 4 == 1)
 
 
 def _row(pair: Pair) -> Mapping[str, object]:
