@@ -34,8 +34,12 @@ class _Manual(click.Group):
             said = error.format_message()
             click.echo(f"{said}{'' if said[-1] in '.?' else '.'} `{command} --help` shows how it is used.", err=True)
             ctx.exit(2)
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            click.echo(f"{place}{error.strerror or error}. What was finished is kept.", err=True)
+            ctx.exit(2)
         except KeyboardInterrupt:
-            click.echo("Interrupted. Everything so far is kept; the same command goes on from there.", err=True)
+            click.echo("Interrupted. What was finished is kept; the same command goes on from there.", err=True)
             ctx.exit(130)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -71,13 +71,19 @@ class Example(NamedTuple):
 class Encoder:
     """Text to tokens for one model: a pair's Example, or a sentence that says why the pair cannot be trained on."""
 
-    def __init__(self, family: Family, tokenizer: Any, image_token_id: int, image_tokens: int, max_length: int) -> None:
-        self.family, self.tokenizer = family, tokenizer
+    def __init__(self, family: str, tokenizer: Any, image_token_id: int, image_tokens: int, max_length: int) -> None:
+        self.family_name, self.tokenizer = family, tokenizer
         self.image_token_id, self.image_tokens, self.max_length = image_token_id, image_tokens, max_length
 
     @classmethod
     def of(cls, model: Model, max_length: int) -> Encoder:
-        return cls(model.family, model.tokenizer, model.image_token_id, model.image_tokens, max_length)  # type: ignore[arg-type]
+        name: str = model.base.config.model_type  # type: ignore[assignment,union-attr]
+        return cls(name, model.tokenizer, model.image_token_id, model.image_tokens, max_length)
+
+    @property
+    def family(self) -> Family:
+        """Looked up by name: a module does not pickle, and data loader workers may need that."""
+        return shelf.load("families", self.family_name)  # type: ignore[return-value]
 
     def __call__(self, pair: Pair) -> Example:
         """Raises MinipovidError where the row does not fit `max_length` or holds the placeholder as text."""
@@ -234,9 +240,11 @@ def _padded(rows: Sequence[list[int]]) -> Tokens:
     return Tokens(ids, torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None])
 
 
-def visiting_order(pairs: int, epochs: int, seed: int) -> Iterator[tuple[int, int]]:
-    """(epoch, row) in the order a stage visits them: a fresh shuffle each epoch, the same in every process and run."""
-    for epoch in range(epochs):
-        shuffle = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        for row in torch.randperm(pairs, generator=shuffle).tolist():
+def visiting_order(pairs: int, epochs: range, seed: int) -> Iterator[tuple[int, int]]:
+    """(epoch, row) in the order a stage visits them: a fresh shuffle each epoch, the same in every process and run.
+
+    Epochs are counted through all stages of a run, so that no two stages, and no two seeds, share a shuffle.
+    """
+    for epoch in epochs:
+        for row in images.generator(seed, "", epoch, "order").permutation(pairs).tolist():
             yield epoch, row

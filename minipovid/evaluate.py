@@ -4,7 +4,8 @@
     RUN/scores.json                         {"<benchmark>.<backend>": {"accuracy": ..., ...}}
 
 A benchmark is written NAME=FILE: a reader on the `benchmarks` shelf and its question file, for example
-pope=coco_pope_adversarial.json. `tinyworld` stands for the built-in world's four held-out files.
+pope=coco_pope_adversarial.json. `tinyworld` stands for the built-in world's four held-out files. The backend is called
+gguf, or gguf-q8_0 and the like where one of several files was asked for.
 """
 
 from __future__ import annotations
@@ -49,9 +50,13 @@ def evaluate(run: Path, specs: Sequence[str], quant: str | None = None, pictures
     Raises MinipovidError for an unknown benchmark, a missing file or picture, or a run without GGUF files.
     """
     exams = [exam for spec in specs for exam in find(spec, pictures)]
+    names = [exam.name for exam in exams]
+    if len(set(names)) < len(names):
+        raise MinipovidError(f"Two question files have one name ({', '.join(sorted(names))}); rename one of them.")
+    by = "gguf" if quant is None else f"gguf-{quant.lower()}"
     with Runtime.open(run, quant) as backend:
         scores = {
-            f"{exam.name}.gguf": examine(exam, backend, run / "eval" / f"{exam.name}.gguf.jsonl") for exam in exams
+            f"{exam.name}.{by}": examine(exam, backend, run / "eval" / f"{exam.name}.{by}.jsonl") for exam in exams
         }
     held = run / "scores.json"
     before = json.loads(held.read_text(encoding="utf-8")) if held.is_file() else {}

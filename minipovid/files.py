@@ -18,15 +18,28 @@ def finished(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     remove(draft)
-    yield draft
-    if draft.is_dir():
-        remove(path)
-    os.replace(draft, path)
+    try:
+        yield draft
+        if draft.is_dir():
+            remove(path)
+        os.replace(draft, path)
+    except BaseException:
+        remove(draft)
+        raise
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if there is one."""
+    """Remove a file or a folder, if there is one. A folder first loses its name, so that no half of it bears it."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        grave = path.with_name(f".{path.name.strip('.')}.gone")
+        shutil.rmtree(grave, ignore_errors=True)
+        os.replace(path, grave)
+        shutil.rmtree(grave)
     else:
         path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers and removers left in `folder`."""
+    for leftover in (*folder.glob(".*.draft"), *folder.glob(".*.gone")):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

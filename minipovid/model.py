@@ -8,6 +8,7 @@ that misses a renamed module is silent.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,12 +57,14 @@ class Model:
         """Token embeddings [B, S, H] of ids [B, S] with the picture's features in the placeholders' places."""
         placeholders = ids == self.image_token_id
         embeddings = self.base.get_input_embeddings()(ids.masked_fill(placeholders, 0))  # type: ignore[operator]
+        if placeholders.sum() * embeddings.shape[-1] != features.numel():
+            raise RuntimeError(f"{placeholders.sum()} image tokens for features {tuple(features.shape)}")
         return embeddings.masked_scatter(placeholders[..., None], features.to(embeddings.dtype))  # type: ignore[no-any-return]
 
     def hidden(self, embeddings: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """The language model's last hidden states [B, S, H] under a mask [B, 1, S, S] and positions [B, S]."""
-        compute = torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
-        with compute:  # adapters are float32 masters; on a GPU their products run in bfloat16
+        dtype = self.head.weight.dtype  # adapters are float32 masters; their products run in the base's precision
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             text = self.family.text_model(self.base)
             out = text(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False)
         return out.last_hidden_state  # type: ignore[no-any-return]
@@ -135,19 +138,31 @@ def load(section: ModelSection, lora: LoraSection, *, seed: int = 0, checkpointi
     folder = resolve_model(section.path, section.revision)
     base = _load_base(folder, section, family, device)
     torch.manual_seed(seed)
-    peft = get_peft_model(base, _lora_config(family, lora, section.path))
-    model = Model(peft, family, AutoTokenizer.from_pretrained(folder), folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*base_model_name_or_path")  # peft would rather name our folder
+        peft = get_peft_model(base, _lora_config(family, lora))
+    peft.peft_config[POLICY].base_model_name_or_path = section.path
+    model = Model(peft, family, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), folder)
     _prepare(model, checkpointing)
     return model
 
 
 def _config(section: ModelSection) -> Any:
     """The model's configuration alone; of a Hub model nothing else is downloaded yet."""
-    place = resolve_model(section.path) if section.path == BUILTIN else Path(section.path).expanduser()
+    place: Any = resolve_model(section.path) if section.path == BUILTIN else Path(section.path).expanduser()
+    if not place.is_dir():
+        place = section.path
     try:
-        return AutoConfig.from_pretrained(place if place.is_dir() else section.path, revision=section.revision)
+        config = AutoConfig.from_pretrained(place, revision=section.revision, trust_remote_code=False)
     except OSError:
-        return AutoConfig.from_pretrained(resolve_model(section.path, section.revision))  # says what is missing
+        config = AutoConfig.from_pretrained(resolve_model(section.path, section.revision), trust_remote_code=False)
+    except ValueError as error:
+        raise MinipovidError(
+            f"{section.path} is no model that transformers knows: {str(error).splitlines()[0]}"
+        ) from None
+    if getattr(config, "quantization_config", None):
+        raise MinipovidError(f"{section.path} is quantised already; name the 16-bit model that it was made from.")
+    return config
 
 
 def _load_base(folder: Path, section: ModelSection, family: ModuleType, device: torch.device) -> nn.Module:
@@ -162,7 +177,13 @@ def _load_base(folder: Path, section: ModelSection, family: ModuleType, device: 
             llm_int8_skip_modules=_outside_text_model(folder, family),
         )
     base = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=dtype, quantization_config=quantization, attn_implementation="sdpa", device_map={"": device}
+        folder,
+        dtype=dtype,
+        quantization_config=quantization,
+        attn_implementation="sdpa",
+        device_map={"": device},
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     check_quantised(base, family, section.load_in_4bit)
     return base  # type: ignore[no-any-return]
@@ -189,7 +210,7 @@ def check_quantised(base: nn.Module, family: ModuleType, in_4bit: bool) -> None:
 
 def _outside_text_model(folder: Path, family: ModuleType) -> list[str]:
     """Full names of the linear layers that stay unquantised: generic names miss nested modules in transformers 5."""
-    skeleton = _skeleton(AutoConfig.from_pretrained(folder))
+    skeleton = _skeleton(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     inside = {id(module) for module in family.text_model(skeleton).modules()}
     return [name for name, m in skeleton.named_modules() if isinstance(m, nn.Linear) and id(m) not in inside]
 
@@ -200,14 +221,13 @@ def _skeleton(config: Any) -> nn.Module:
         return AutoModelForImageTextToText.from_config(config)  # type: ignore[no-any-return]
 
 
-def _lora_config(family: ModuleType, lora: LoraSection, base_name: str) -> LoraConfig:
+def _lora_config(family: ModuleType, lora: LoraSection) -> LoraConfig:
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         use_rslora=lora.rslora,
         lora_dropout=0.0,
         target_modules=family.LORA_TARGETS,
-        base_model_name_or_path=base_name,
         task_type="CAUSAL_LM",
     )
 

@@ -116,7 +116,7 @@ class Recipe(_Section):
     """A whole recipe; see the module's example."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = 42
+    seed: int = Field(42, ge=0, lt=2**32)
     start_from: str | None = None  # a finished run: its adapter is where this run begins, and its first reference
     model: ModelSection
     lora: LoraSection = LoraSection()

@@ -3,7 +3,7 @@
     checkpoint-120/adapter_model.safetensors, adapter_config.json    the policy, in PEFT's layout
                    reference.safetensors                             the frozen adapter of later stages
                    optimizer.safetensors                             AdamW's moments, "<parameter>.<moment>"
-                   state.json                                        where the run stood: a Position
+                   state.json                                        where the run stood, and the log's open sums
 
 There is no random state to save: pictures, noise, crops and order are functions of the seed, the pair and the epoch.
 """
@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -40,25 +41,36 @@ class Position:
         return replace(self, stage=self.stage + 1, step=0)
 
 
-def save(run: Path, model: Model, optimizer: torch.optim.Optimizer, position: Position, keep: int) -> None:
-    """Write checkpoint-<global step>, then remove all but the newest `keep`."""
+def save(
+    run: Path, model: Model, optimizer: torch.optim.Optimizer, position: Position, meter: Mapping[str, Any], keep: int
+) -> None:
+    """Write checkpoint-<global step> and remove all but the newest `keep`. `meter`: what the log has not told yet."""
     with finished(run / f"checkpoint-{position.global_step}") as draft:
         model.save_adapter(draft)
         reference = {key: value.detach() for key, value in model.adapter("reference").items()}
         if reference:
             save_file(reference, draft / "reference.safetensors")
         save_file(_moments(optimizer), draft / "optimizer.safetensors")
-        (draft / "state.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
+        (draft / "state.json").write_text(json.dumps({"position": asdict(position), "meter": meter}), encoding="utf-8")
     for old in _checkpoints(run)[:-keep]:
         remove(old)
 
 
-def latest(run: Path) -> tuple[Path, Position] | None:
-    """The newest checkpoint and where it stood."""
+class Checkpoint(NamedTuple):
+    """A folder, where the run stood, and what its log had not told yet."""
+
+    folder: Path
+    position: Position
+    meter: Mapping[str, Any]
+
+
+def latest(run: Path) -> Checkpoint | None:
+    """The newest checkpoint, if there is one."""
     found = _checkpoints(run)
     if not found:
         return None
-    return found[-1], Position(**json.loads((found[-1] / "state.json").read_text(encoding="utf-8")))
+    state = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
+    return Checkpoint(found[-1], Position(**state["position"]), state["meter"])
 
 
 def restore(folder: Path, model: Model) -> None:

@@ -65,7 +65,7 @@ class HiddenScores:
 
     def logits(self) -> Tensor:
         """Float32 logits [B, A, V]; nonsense at padded positions."""
-        return F.linear(self.hidden, self.head.weight, self.head.bias).float()
+        return _logits(self.hidden, self.head.weight, self.head.bias)
 
 
 class _Logps(torch.autograd.Function):
@@ -92,15 +92,20 @@ class _Logps(torch.autograd.Function):
             inside, column = _columns(ids, start, logits.shape[-1])
             slope.scatter_add_(-1, column[:, None], inside[:, None].to(slope.dtype))
             part = weight[start : start + logits.shape[-1]]
-            result += ((slope * grad[:, None]).to(part.dtype) @ part).float()
+            result += (slope * grad[:, None]) @ part.float()
         return result.to(hidden.dtype), None, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiplied in float32: in bfloat16 a logit of 16 is known to a sixteenth, and DPO lives on less than that."""
+    return F.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
 
 
 def _logit_chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[int, Tensor]]:
     """(first vocabulary id, float32 logits [R, at most VOCAB_CHUNK]) over the whole vocabulary."""
     for start in range(0, weight.shape[0], VOCAB_CHUNK):
         part = slice(start, start + VOCAB_CHUNK)
-        yield start, F.linear(hidden.to(weight.dtype), weight[part], None if bias is None else bias[part]).float()
+        yield start, _logits(hidden, weight[part], None if bias is None else bias[part])
 
 
 def _columns(ids: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:

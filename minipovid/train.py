@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -22,17 +22,17 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from minipovid import losses, meter, resume
+from minipovid import losses, meter, resume, shelf
 from minipovid import recipe as recipes
-from minipovid.data import Batch, Encoder, PairDataset, collate, load_pairs, locate, visiting_order
+from minipovid.data import ANSWERS, Batch, Encoder, PairDataset, collate, load_pairs, locate, visiting_order
 from minipovid.errors import MinipovidError
-from minipovid.files import finished
+from minipovid.files import finished, sweep
 from minipovid.model import Model, load, settled
 from minipovid.pairs import jsonl
 from minipovid.recipe import Recipe, StageSection
 from minipovid.resume import Position
 from minipovid.scoring import score
-from minipovid.types import Loss, ScoreTable
+from minipovid.types import Judged, Loss, Pair, ScoreTable
 
 
 def train(recipe: Recipe, run: Path, progress: bool = True) -> Path:
@@ -42,10 +42,13 @@ def train(recipe: Recipe, run: Path, progress: bool = True) -> Path:
     """
     recipe = recipe.model_copy(update={"model": settled(recipe.model)})
     stage_losses = [losses.build(stage.loss, f"stages.{i}.loss") for i, stage in enumerate(recipe.stages)]
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise MinipovidError("minipovid trains in one process as yet; start it without `accelerate launch`.")
+    _check_inputs(recipe)
     _claim(run, recipe)
     if (run / "adapter").is_dir():
         return run
-    accelerator = Accelerator()
     model = load(recipe.model, recipe.lora, seed=recipe.seed, checkpointing=recipe.train.gradient_checkpointing)
     dataset = _dataset(recipe, run, model)
     position = _begin(recipe, run, model)
@@ -58,18 +61,33 @@ def train(recipe: Recipe, run: Path, progress: bool = True) -> Path:
     return run
 
 
+def _check_inputs(recipe: Recipe) -> None:
+    """What can be known to be missing before gigabytes are loaded. Raises MinipovidError."""
+    shelf.load("pairs", recipe.data.format)
+    locate(recipe.data)
+    if recipe.start_from is not None and not (Path(recipe.start_from) / "adapter").is_dir():
+        raise MinipovidError(f"start_from: {recipe.start_from} holds no finished run (no folder adapter/ in it).")
+
+
+# Keys that may change between two starts of a run: none of them can change a weight.
+FREE = ("export.", "train.save_", "train.logging_steps", "train.dataloader_num_workers", "noise.cache_gib")
+
+
 def _claim(run: Path, recipe: Recipe) -> None:
-    """Write the resolved recipe into the run folder; a folder that holds another recipe is not touched."""
+    """Write the resolved recipe into the run folder. One in which another recipe has trained is not touched."""
+    run.mkdir(parents=True, exist_ok=True)
+    sweep(run)
     held = run / "recipe.yaml"
-    if held.is_file():
+    if (run / "adapter").is_dir() or resume.latest(run) is not None:
         before, now = (_flat(r.model_dump()) for r in (recipes.read(held), recipe))
         for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
+            if before.get(key) != now.get(key) and not key.startswith(FREE):
                 raise MinipovidError(
                     f"{run} holds a run of another recipe ({key} is {before.get(key)!r} there and {now.get(key)!r} "
                     f"here); choose another --out, or remove that folder."
                 )
-    run.mkdir(parents=True, exist_ok=True)
+    else:
+        (run / "pairs.jsonl").unlink(missing_ok=True)
     with finished(held) as draft:
         recipes.write(recipe, draft)
 
@@ -86,31 +104,45 @@ def _dataset(recipe: Recipe, run: Path, model: Model) -> PairDataset:
     """The run's pairs: checked once and written to pairs.jsonl, from where a resumed run reads them."""
     encoder = Encoder.of(model, recipe.data.max_length)
     root = locate(recipe.data)[1]
-    if not (run / "pairs.jsonl").is_file():
+    kept = run / "pairs.jsonl"
+    if not kept.is_file():
         pairs, bad = load_pairs(recipe.data, encoder)
         for row in bad:
             print(f"skipped {row.where}: {row.why}", file=sys.stderr)
-        counts = {"pairs": len(pairs), "bad_rows": len(bad), "bad": [row._asdict() for row in bad]}
-        meter.append(run / "log.jsonl", {"event": "data", **counts})
-        jsonl.write(run / "pairs.jsonl", pairs)
-    pairs = [pair for pair in jsonl.read(run / "pairs.jsonl")]  # type: ignore[misc]
+        meter.begin(run / "log.jsonl", len(pairs), bad)
+        jsonl.write(kept, pairs)
+    rows = list(jsonl.read(kept))
+    pairs = [row for row in rows if isinstance(row, Pair)]
+    if len(pairs) < len(rows):
+        raise MinipovidError(f"{kept} was changed and holds rows that are no pairs; remove {run} and train again.")
     return PairDataset(pairs, root, encoder, model.family.image_transform(model.folder), recipe)
 
 
 def _begin(recipe: Recipe, run: Path, model: Model) -> Position:
     """Where to go on: at the newest checkpoint, at an earlier run's adapter, or at the untouched base."""
     newest = resume.latest(run)
-    meter.rewind(run / "log.jsonl", newest[1].global_step if newest else 0)
+    meter.rewind(run / "log.jsonl", newest.position.global_step if newest else 0)
     if newest is not None:
-        resume.restore(newest[0], model)
-        return newest[1]
+        resume.restore(newest.folder, model)
+        return newest.position
     if recipe.start_from is not None:
-        adapter = Path(recipe.start_from) / "adapter"
-        if not adapter.is_dir():
-            raise MinipovidError(f"start_from: {recipe.start_from} holds no finished run (no folder adapter/ in it).")
-        model.load_adapter(adapter)
+        _check_start(recipe)
+        model.load_adapter(Path(recipe.start_from) / "adapter")
         model.freeze_reference()
     return Position()
+
+
+def _check_start(recipe: Recipe) -> None:
+    """The earlier run's adapter means the same weights only on the same base and at the same scale."""
+    earlier = recipes.read(Path(str(recipe.start_from)) / "recipe.yaml")
+    for section in ("model", "lora"):
+        theirs, ours = (getattr(r, section).model_dump() for r in (earlier, recipe))
+        for key in theirs:
+            if key != "dtype" and theirs[key] != ours[key]:
+                raise MinipovidError(
+                    f"start_from: {recipe.start_from} was trained with {section}.{key} {theirs[key]!r}, and this "
+                    f"recipe has {ours[key]!r}; use the same."
+                )
 
 
 class Stage:
@@ -130,7 +162,8 @@ class Stage:
         self.accelerator, self.folder = accelerator, run
         settings = recipe.train
         self.section: StageSection = recipe.stages[index]
-        self.order = list(visiting_order(len(dataset), self.section.epochs, recipe.seed + index))
+        first = sum(stage.epochs for stage in recipe.stages[:index])
+        self.order = list(visiting_order(len(dataset), range(first, first + self.section.epochs), recipe.seed))
         self.pairs_per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
         self.steps = min(math.ceil(len(self.order) / self.pairs_per_step), settings.max_steps or sys.maxsize)
         self.optimizer = torch.optim.AdamW(
@@ -144,8 +177,7 @@ class Stage:
 
     def run(self, position: Position, progress: bool, interrupted: list[int]) -> Position:
         """Train from `position` to the end of the stage; returns where the next stage begins."""
-        self._restore(position)
-        log = meter.Meter(self.folder, self.index, self.recipe.train.logging_steps)
+        log = meter.Meter(self.folder, self.index, self.recipe.train.logging_steps, self._restore(position))
         show = progress and sys.stderr.isatty()
         name = f"stage {self.index + 1}/{len(self.recipe.stages)}"
         with tqdm(total=self.steps, initial=position.step, desc=name, unit="step", disable=not show) as bar:
@@ -153,30 +185,34 @@ class Stage:
                 pairs = sum(len(batch) for batch in micro_batches)
                 figures = self._step(position.step, micro_batches, pairs)
                 position = position.after_step()
-                epoch = position.step * self.pairs_per_step / len(self.dataset)
+                epoch = min(position.step * self.pairs_per_step, len(self.order)) / len(self.dataset)
                 line = log.add(figures, pairs, position.global_step, epoch, position.step == self.steps)
                 bar.update()
                 if line is not None and progress and not show:
                     print(_plain(name, position.step, self.steps, line), file=sys.stderr)
-                if interrupted or position.global_step % self.recipe.train.save_steps == 0:
-                    self._save(position)
+                over = position.step == self.steps  # the stage's end is saved below, as the next one's beginning
+                if interrupted or (position.global_step % self.recipe.train.save_steps == 0 and not over):
+                    self._save(position, log.state)
                 if interrupted:
                     raise KeyboardInterrupt
         if self.index + 1 < len(self.recipe.stages):
             position = position.next_stage()
-            self._save(position)
+            self._save(position, {})
         return position
 
-    def _restore(self, position: Position) -> None:
+    def _restore(self, position: Position) -> Mapping[str, Any]:
+        """Take up the optimiser where a checkpoint left it, or begin a stage; returns the log's open sums."""
         newest = resume.latest(self.folder)
         if position.step and newest is not None:
-            resume.restore_optimizer(newest[0], self.optimizer)
-        elif self.index:
+            resume.restore_optimizer(newest.folder, self.optimizer)
+            return newest.meter
+        if self.index:
             self.model.freeze_reference()
+        return {}
 
-    def _save(self, position: Position) -> None:
-        if self.accelerator.is_main_process:
-            resume.save(self.folder, self.model, self.optimizer, position, self.recipe.train.save_total_limit)
+    def _save(self, position: Position, log: Mapping[str, Any]) -> None:
+        keep = self.recipe.train.save_total_limit
+        resume.save(self.folder, self.model, self.optimizer, position, log, keep)
 
     def _micro_batches(self, done: int) -> Iterator[list[Batch]]:
         """The micro-batches of each optimiser step from step `done` on."""
@@ -196,6 +232,13 @@ class Stage:
         while group := list(islice(loader, settings.gradient_accumulation_steps)):
             yield group
 
+    def _clip(self) -> float:
+        """The gradient's norm, before it is clipped to `max_grad_norm` if the recipe says so."""
+        weights, limit = self.model.adapter().values(), self.recipe.train.max_grad_norm
+        if limit is not None:
+            return float(self.accelerator.clip_grad_norm_(weights, limit))
+        return float(torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
+
     def _step(self, step: int, micro_batches: list[Batch], total: int) -> dict[str, float]:
         """One optimiser step over the `total` pairs of its micro-batches; returns the figures to log."""
         figures: dict[str, float] = {}
@@ -210,34 +253,44 @@ class Stage:
                 figures[key] = figures.get(key, 0.0) + value.sum().item() / total
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.schedule(step)
-        limit = self.recipe.train.max_grad_norm
-        norm = self.accelerator.clip_grad_norm_(self.model.adapter().values(), math.inf if limit is None else limit)
+        norm = self._clip()
+        if not math.isfinite(figures["loss"] + norm):
+            raise MinipovidError(
+                f"The loss ({figures['loss']}) or its gradient ({norm}) is no longer a finite number in step "
+                f"{step + 1} of stage {self.index + 1}; lower train.learning_rate or set train.max_grad_norm: 1.0."
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        figures |= {"grad_norm": float(norm), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        figures |= {"grad_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"]}
         return figures
 
 
-def _figures(judged: Any, policy: ScoreTable, reference: ScoreTable) -> dict[str, torch.Tensor]:
-    """TRL's metrics, per pair [B]; and what the chosen answer lost or gained against the reference, per token."""
+def _figures(judged: Judged, policy: ScoreTable, reference: ScoreTable) -> dict[str, torch.Tensor]:
+    """TRL's metrics, per pair [B]; and what the chosen answer lost or gained against the reference, per token.
+
+    Log-probabilities are told of the answers that the loss has looked at under the clean picture.
+    """
+    figures = {
+        "loss": judged.loss.detach(),
+        "rewards/chosen": judged.chosen_rewards,
+        "rewards/rejected": judged.rejected_rewards,
+        "rewards/accuracies": (judged.chosen_rewards > judged.rejected_rewards).float(),
+        "rewards/margins": judged.chosen_rewards - judged.rejected_rewards,
+    }
     with torch.no_grad():
-        chosen, rejected = (policy[answer, "clean"].logps().sum(-1) for answer in ("chosen", "rejected"))
-        change = chosen - reference["chosen", "clean"].logps().sum(-1)
-        return {
-            "loss": judged.loss.detach(),
-            "rewards/chosen": judged.chosen_rewards,
-            "rewards/rejected": judged.rejected_rewards,
-            "rewards/accuracies": (judged.chosen_rewards > judged.rejected_rewards).float(),
-            "rewards/margins": judged.chosen_rewards - judged.rejected_rewards,
-            "logps/chosen": chosen,
-            "logps/rejected": rejected,
-            "logps/chosen_change_per_token": change / policy["chosen", "clean"].mask.sum(-1),
-        }
+        for answer in ANSWERS:
+            if (answer, "clean") in policy:
+                figures[f"logps/{answer}"] = policy[answer, "clean"].logps().sum(-1)
+        if "logps/chosen" in figures and ("chosen", "clean") in reference:
+            change = figures["logps/chosen"] - reference["chosen", "clean"].logps().sum(-1)
+            figures["logps/chosen_change_per_token"] = change / policy["chosen", "clean"].mask.sum(-1)
+    return figures
 
 
 def _plain(name: str, step: int, steps: int, line: dict[str, Any]) -> str:
     """A log line for where there is no terminal to draw a bar on."""
-    shown = {key: line[key] for key in ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen")}
+    wanted = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen")
+    shown = {key: line[key] for key in wanted if key in line}
     figures = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
     return f"{name}  step {step}/{steps}  {figures}  {line['pairs_per_s']:.3g} pairs/s"
 

@@ -113,7 +113,7 @@ def test_an_interrupt_says_that_nothing_is_lost(monkeypatch: pytest.MonkeyPatch)
     stand_in(monkeypatch, "train", train=interrupted)
     result = run("train", "tinyworld")
     assert result.exit_code == 130
-    assert result.stderr == "Interrupted. Everything so far is kept; the same command goes on from there.\n"
+    assert result.stderr == "Interrupted. What was finished is kept; the same command goes on from there.\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

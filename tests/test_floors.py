@@ -24,10 +24,10 @@ FLOORS = {
     **dict.fromkeys(["recipe", "images"], 1),
     **dict.fromkeys([*SHELVES, "tinyworld", "noise", "noise_cache"], 2),
     **dict.fromkeys(
-        ["checkpoint", "data", "model", "scoring", "reference", "resume", "meter", "runtime", "class_token", "export"],
+        ["checkpoint", "data", "model", "scoring", "resume", "meter", "runtime", "class_token", "export"],
         3,
     ),
-    **dict.fromkeys(["train", "evaluate", "report", "plan", "demo", "pretrain", "doctor"], 4),
+    **dict.fromkeys(["train", "evaluate", "plan", "demo", "pretrain", "doctor"], 4),
     **dict.fromkeys(["cli"], 5),
 }
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate"}

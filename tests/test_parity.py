@@ -58,7 +58,7 @@ def transformers_captions(run: Path, exam: evaluate.Exam) -> list[str]:
     folder = models.resolve_model("tinyworld")
     tokenizer, family = AutoTokenizer.from_pretrained(folder), shelf.load("families", "llava")
     transform = family.image_transform(folder)
-    encoder = data.Encoder(family, tokenizer, *family.image_token(model.config), 256)
+    encoder = data.Encoder("llava", tokenizer, *family.image_token(model.config), 256)
     questions = shelf.load("benchmarks", exam.benchmark).questions(exam.file)
     captions = []
     for start in range(0, len(questions), 50):

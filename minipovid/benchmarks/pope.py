@@ -23,11 +23,11 @@ def questions(path: Path) -> list[Question]:
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(text)
-            truth = {"label": row["label"]}
+            truth = {"label": {"yes": "yes", "no": "no"}[row["label"].lower()]}
             result.append(Question(str(row["question_id"]), row["image"], row["text"], truth, MAX_TOKENS))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise MinipovidError(
-                f"{path}: line {number} is no POPE question; it should hold question_id, image, text and label as JSON."
+                f"{path}: line {number} is no POPE question; it needs question_id, image, text and label (yes or no)."
             ) from None
     return result
 
@@ -42,7 +42,7 @@ def score(answers: Sequence[Answer]) -> dict[str, float]:
     """Shares in [0, 1]; `false_yes` is FP / (FP + TN), how often an absent object is affirmed."""
     counts = {(truth, said): 0 for truth in (True, False) for said in (True, False)}
     for answer in answers:
-        counts[answer.question.truth["label"] != "no", says_yes(answer.text)] += 1
+        counts[answer.question.truth["label"] == "yes", says_yes(answer.text)] += 1
     (tp, fn), (fp, tn) = ((counts[truth, True], counts[truth, False]) for truth in (True, False))
     return {
         "accuracy": _share(tp + tn, len(answers)),

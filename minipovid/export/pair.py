@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,13 +19,14 @@ from minipovid.export.lora import Factor
 from minipovid.export.merge import Merged, Rows
 from minipovid.export.naming import title
 from minipovid.export.quants import QUANTS
-from minipovid.files import finished, remove
+from minipovid.files import finished, sweep
 from minipovid.images import PADDING
 from minipovid.layout import GgufFamily, Place
 
 FORMAT = 1  # of what is written: raise it when the same inputs shall give other files
-STAMP = "minipovid.inputs"
+STAMP, ADAPTER = "minipovid.inputs", "minipovid.adapter_sha256"
 SETTINGS = ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]  # (file name, bytes written, bytes in all)
 
 
@@ -62,6 +65,10 @@ class Pair:
                 + f", for which {self.model} has no tensor that is exported: it was trained on another model."
             )
 
+    @property
+    def adapter_sha256(self) -> str | None:
+        return cast("str | None", self._inputs["adapter"])
+
     def _parameters(self) -> int:
         return sum(self.base[name].size for name, place in self.places.items() if place.file == "text")
 
@@ -88,7 +95,7 @@ class Pair:
             "minipovid.merge_base": merge_base,
         }
         if self.adapter:
-            keys["minipovid.adapter_sha256"] = self._inputs["adapter"]
+            keys[ADAPTER] = self.adapter_sha256
             factor = next(iter(self.factors.values()))
             keys["minipovid.lora_rank"] = factor.a.shape[0]
             keys["minipovid.lora_scale"] = float(factor.scale)
@@ -192,8 +199,7 @@ def write_pair(
     unfinished is removed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for draft in out.glob(".*.draft"):
-        remove(draft)
+    sweep(out)
     mmproj = out / pair.title.mmproj()
     if not pair.is_finished(mmproj, "mmproj", "original"):
         with finished(mmproj) as draft:
@@ -208,7 +214,16 @@ def write_pair(
     for merge_base in dict.fromkeys(merge_bases[quant] for quant in by_llama_cpp):
         jobs = {quant: finals[quant] for quant in by_llama_cpp if merge_bases[quant] == merge_base}
         _write_by_llama_cpp(pair, out, jobs, merge_base, progress)
+    _remove_stale(pair, out)
     return [*finals.values(), mmproj]
+
+
+def _remove_stale(pair: Pair, out: Path) -> None:
+    """Files of this model's name made of another adapter: after a new training they would answer with the old one."""
+    for path in out.glob(f"{glob.escape(pair.title.stem)}-*.gguf"):
+        if writer.stamp(path, ADAPTER) != pair.adapter_sha256:
+            log.warning("%s was made of an earlier adapter and is removed; export it again if you need it.", path)
+            path.unlink()
 
 
 def _write_by_llama_cpp(
@@ -235,7 +250,7 @@ def _config(model: Path) -> Any:
     """config.json with the defaults that Hub files leave out."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(model, local_files_only=True)
+    return AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
 
 
 def _sha256(path: Path) -> str:

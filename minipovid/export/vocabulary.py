@@ -50,7 +50,7 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that training used."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def spacing(tokenizer: PreTrainedTokenizerBase, image: str) -> Spacing:

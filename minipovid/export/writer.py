@@ -93,6 +93,6 @@ def stamp(path: Path, key: str) -> str | None:
         return None
     try:
         entry = gguf.GGUFReader(path).get_field(key)
-    except ValueError:  # another program's file, or a damaged one: it will be written anew
+    except (ValueError, IndexError):  # another program's file, or a damaged one: it will be written anew
         return None
     return None if entry is None else str(entry.contents())
