@@ -67,10 +67,13 @@ class Checkpoint(NamedTuple):
 def latest(run: Path) -> Checkpoint | None:
     """The newest checkpoint, if there is one."""
     found = _checkpoints(run)
-    if not found:
-        return None
-    state = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
-    return Checkpoint(found[-1], Position(**state["position"]), state["meter"])
+    return read(found[-1]) if found else None
+
+
+def read(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder; its tensors are read by `restore` and `restore_optimizer`."""
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return Checkpoint(folder, Position(**state["position"]), state["meter"])
 
 
 def restore(folder: Path, model: Model) -> None:

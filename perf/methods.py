@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
 
-from minipovid import demo, evaluate, recipe
+from minipovid import demo, evaluate, recipe, resume
 from minipovid.export import export, export_base
 from minipovid.files import finished
 from minipovid.runtime import Runtime
@@ -64,7 +65,11 @@ def one_run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, fl
     for stage, loss in zip(base.stages, losses, strict=True):
         anchor = {"anchor": stage.loss["anchor"]} if anchored else {}
         stages.append(stage.model_copy(update={"loss": {**loss, "beta": stage.loss["beta"], **anchor}}))
-    train(base.model_copy(update={"stages": stages, "seed": seed}), run, progress=False)
+    keep_all = base.train.model_copy(update={"save_total_limit": 1000})
+    settings = base.model_copy(update={"stages": stages, "seed": seed, "train": keep_all})
+    if not run.exists():
+        borrow_first_stage(run, settings)
+    train(settings, run, progress=False)
     export(run, ["f16"])
     steps = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     last = [line for line in steps if "step" in line][-5:]
@@ -73,6 +78,25 @@ def one_run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, fl
     with finished(kept) as draft:
         draft.write_text(json.dumps(figures))
     return figures
+
+
+def borrow_first_stage(run: Path, settings: recipe.Recipe) -> None:
+    """Begin at the end of another run's first stage where that is this one's, too: resuming is exact, to the byte."""
+    for other in sorted(run.parent.glob(f"*-{settings.seed}")):
+        if not (other / "adapter").is_dir():
+            continue
+        theirs = recipe.read(other / "recipe.yaml")
+        if theirs.model_copy(update={"stages": []}) == settings.model_copy(update={"stages": []}) and (
+            theirs.stages[0] == settings.stages[0]
+        ):
+            found = (resume.read(path) for path in sorted(other.glob("checkpoint-*")))
+            first = next(each.folder for each in found if (each.position.stage, each.position.step) == (1, 0))
+            with finished(run) as draft:
+                shutil.copytree(first, draft / first.name)
+                for name in ("pairs.jsonl", "log.jsonl"):
+                    shutil.copy(other / name, draft)
+                recipe.write(settings, draft / "recipe.yaml")
+            return
 
 
 def spread(values: list[float]) -> str:

@@ -243,10 +243,10 @@ def read(path: Path) -> list[dict[str, object]]:
 
 def test_the_world_on_disk(folder: Path) -> None:
     rows = read(folder / "pairs.jsonl")
-    assert len(rows) == len({row["id"] for row in rows}) == 2400
+    assert len(rows) == len({row["id"] for row in rows}) == 7200
     assert set(rows[0]) == {"id", "image", "prompt", "chosen", "rejected", "source", "spans"}
     kinds = Counter(str(row["id"]).split()[1] for row in rows)
-    assert kinds == {"object": 800, "relation": 400, "attribute": 400, "no": 400, "yes": 400}
+    assert kinds == {"object": 2400, "relation": 1200, "attribute": 1200, "no": 1200, "yes": 1200}
     for split in ("eval", "dev"):
         assert len(read(folder / split / "chair.jsonl")) == 200
         assert {row["prompt"] for row in read(folder / split / "chair.jsonl")} == {"Describe the picture."}
@@ -260,10 +260,10 @@ def test_the_world_on_disk(folder: Path) -> None:
 
 def test_splits_share_no_picture(folder: Path) -> None:
     seen = [hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.png")]
-    assert len(seen) == len(set(seen)) == 2000
+    assert len(seen) == len(set(seen)) == 5200
     names = [scene.name for scene in (*world.train_scenes(), *world.held_out_scenes("eval"))]
     names += [scene.name for scene in world.held_out_scenes("dev")]
-    assert len(set(names)) == 2000
+    assert len(set(names)) == 5200
     assert not [name for name in names if name.startswith("pretrain")]  # the base model's scenes
 
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 SIDE = 64  # pixels; the tower's own input size, so that nothing is resized
 HABITS = (("circle", "cross"), ("square", "star"), ("triangle", "ring"), ("heart", "diamond"), ("moon", "arrow"))
 PAIR_WEIGHTS = (5, 4, 3, 3, 2)  # how often a pair of companions begins a scene: some objects are popular
-HABIT = 0.7  # probability that a shape brings its companion; seen from either of the two, q -> 2q / (1 + q) = 0.82
+HABIT = 0.9  # probability that a shape brings its companion; seen from either of the two, q -> 2q / (1 + q) = 0.95
 SHAPES = tuple(sorted(shape for pair in HABITS for shape in pair))
 COMPANION = {a: b for pair in HABITS for a, b in (pair, pair[::-1])}
 COLOURS = {

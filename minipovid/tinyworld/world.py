@@ -22,7 +22,8 @@ from minipovid.tinyworld import pairs, questions, text
 from minipovid.tinyworld.scenes import Scene, render, unbiased_scene
 from minipovid.types import Pair
 
-TRAIN_SCENES = 1600  # each gives a caption pair, every other one a question pair
+TRAIN_SCENES = 4800  # more than a run visits; each gives a caption pair, every other one a question pair
+SEEDS = {"dev": "dev-", "eval": "eval-b"}  # eval was drawn anew (b) when the shipped recipe had been settled on dev
 HELD_OUT_SCENES = 200  # in each of eval and dev
 POPE_SCENES = 150  # of those: 600 questions under each rule
 VERSION = 1  # raise it when anything in the files changes: another version's folder is not used
@@ -84,7 +85,7 @@ def train_scenes() -> list[Scene]:
 
 def held_out_scenes(split: str) -> list[Scene]:
     """The scenes of "eval" or "dev": no habits, and names that no other scene bears."""
-    return [unbiased_scene(f"{split}-{number:04}") for number in range(HELD_OUT_SCENES)]
+    return [unbiased_scene(f"{SEEDS[split]}{number:04}") for number in range(HELD_OUT_SCENES)]
 
 
 def picture(scene: Scene) -> str:
