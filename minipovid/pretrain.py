@@ -1,6 +1,6 @@
 """How the tiny world's base model was made: `python -m minipovid.pretrain --out DIR` makes it again.
 
-A real LLaVA of 1.5 million parameters (CLIP tower, two-layer projector, Llama), in two lessons. First tower and
+A real LLaVA of 1.6 million parameters (CLIP tower, two-layer projector, Llama), in two lessons. First tower and
 projector learn to see, from scenes without habits. Then all of it learns to caption and to answer from scenes with
 habits, new ones at every step: captions, and conversations of five questions about one picture (from single questions
 it never learns to look). It ends up seeing well and, where it is unsure, naming the usual companion: the hallucination
