@@ -1,6 +1,6 @@
 """The scenes of the tiny world and their pictures: small coloured shapes in nine places on a noisy ground.
 
-A scene is drawn in one of two ways. With habits, each shape brings its usual companion four times out of five: that is
+A scene is drawn in one of two ways. With habits, each shape brings its usual companion nine times out of ten: that is
 the world in which the base model grew up. Without habits every shape is as likely as any other: that is where a model
 that answers from habit is caught. The scene's name is its seed, so that the same name is the same picture everywhere.
 """
