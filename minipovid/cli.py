@@ -64,7 +64,7 @@ def main() -> None:
     folder that a recipe's training writes, runs/<name>.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("httpx", "httpx2", "huggingface_hub", "PIL", "accelerate"):
+    for chatty in ("httpx", "httpx2", "huggingface_hub", "PIL", "accelerate", "gguf"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises a kernel package that we do not want
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")  # between the two of them
