@@ -50,7 +50,7 @@ def test_every_command_in_it_parses() -> None:
             command = command.get_command(context, words[1])  # type: ignore[assignment]
             assert command is not None, words
             words = words[1:]
-        parent = click.Context(main, **main.context_settings)  # click keeps the help option that a context first asks for
+        parent = click.Context(main, **main.context_settings)  # click keeps the first help option that it makes
         command.make_context(words[0], list(words[1:]), parent=parent)
 
 
