@@ -221,7 +221,7 @@ def plan(ctx: click.Context, recipe: str, overrides: tuple[str, ...], vram: floa
     resolved = recipes.read(recipes.find(recipe), overrides)
     from minipovid import plan as planning
 
-    predicted = planning.predict(resolved)
+    predicted = planning.predict(resolved, vram)
     verdict = planning.verdict(predicted, resolved, vram) if vram is not None else None
     if as_json:
         _print_json(predicted.as_dict() | ({} if verdict is None else verdict._asdict()))

@@ -5,6 +5,7 @@ row of the data file -> Pair (a reader on the `pairs` shelf) -> Example (tokens)
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from minipovid.errors import MinipovidError
 from minipovid.noise import Noiser
 from minipovid.noise_cache import cache_folder
 from minipovid.recipe import BUILTIN, DataSection, Recipe
-from minipovid.types import AnswerKind, BadRow, Family, ImageKind, Pair
+from minipovid.types import AnswerKind, BadRow, Family, ImageKind, Pair, ViewKey
 
 if TYPE_CHECKING:
     from minipovid.model import Model
@@ -32,13 +33,45 @@ ANSWERS: tuple[AnswerKind, ...] = ("chosen", "rejected")
 
 
 class Tokens(NamedTuple):
-    """Right-padded token ids and which of them are real; A stands for P where it is the prompt."""
+    """Right-padded token ids; A stands for P where it is the prompt."""
 
     ids: Tensor  # [B, A]
-    mask: Tensor  # [B, A]
+    mask: Tensor  # [B, A] True where a token is real
+    real: Tensor  # [N] where those are in the flattened ids
+    lengths: tuple[int, ...]  # B of them, known without asking a GPU
+
+    @classmethod
+    def padded(cls, rows: Sequence[Sequence[int]]) -> Tokens:
+        width = max(len(row) for row in rows)
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+        return cls.of(ids, tuple(len(row) for row in rows))
+
+    @classmethod
+    def of(cls, ids: Tensor, lengths: tuple[int, ...]) -> Tokens:
+        mask = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
+        real = mask.flatten().nonzero()[:, 0]
+        return cls(ids, mask.to(ids.device), real.to(ids.device), lengths)
+
+    def subset(self, rows: Sequence[int]) -> Tokens:
+        ids = self.ids.index_select(0, torch.tensor(rows, device=self.ids.device))
+        return Tokens.of(ids, tuple(self.lengths[row] for row in rows))
 
     def to(self, device: torch.device) -> Tokens:
-        return Tokens(self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
+        ids, mask, real = (tensor.to(device, non_blocking=True) for tensor in self[:3])
+        return Tokens(ids, mask, real, self.lengths)
+
+    def pin_memory(self) -> Tokens:
+        return Tokens(self.ids.pin_memory(), self.mask.pin_memory(), self.real.pin_memory(), self.lengths)
+
+
+class Pictures(NamedTuple):
+    """The distinct pictures among those of B pairs, as normalised pixels."""
+
+    pixels: Tensor  # [U, 3, S, S]
+    which: Tensor  # [B] of them is each pair's
+
+    def to(self, device: torch.device) -> Pictures:
+        return Pictures(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 @dataclass
@@ -47,17 +80,39 @@ class Batch:
 
     prompt: Tokens  # the placeholder stands once per image token
     answers: dict[AnswerKind, Tokens]
-    images: dict[ImageKind, Tensor]  # [B, 3, S, S] normalised pixels
-    features: dict[ImageKind, Tensor] = field(default_factory=dict)  # [B, N, H]
+    images: dict[ImageKind, Pictures]
+    keys: dict[ViewKey, list[bytes]]  # 32 bytes per pair that name all which a view's scores depend on but the model
+    features: dict[ImageKind, Tensor] = field(default_factory=dict)  # [U, N, H]
 
     def __len__(self) -> int:
-        return len(self.prompt.ids)
+        return len(self.prompt.lengths)
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
             self.prompt.to(device),
             {answer: tokens.to(device) for answer, tokens in self.answers.items()},
-            {image: pixels.to(device, non_blocking=True) for image, pixels in self.images.items()},
+            {image: pictures.to(device) for image, pictures in self.images.items()},
+            self.keys,
+        )
+
+    def subset(self, pairs: Sequence[int]) -> Batch:
+        """These pairs alone. The pictures stay, so that what the tower says of them is shared."""
+        rows = torch.tensor(pairs, device=self.prompt.ids.device)
+        return Batch(
+            self.prompt.subset(pairs),
+            {answer: tokens.subset(pairs) for answer, tokens in self.answers.items()},
+            {image: Pictures(both.pixels, both.which.index_select(0, rows)) for image, both in self.images.items()},
+            {view: [keys[pair] for pair in pairs] for view, keys in self.keys.items()},
+            self.features,
+        )
+
+    def pin_memory(self) -> Batch:
+        """Called by torch's DataLoader: page-locked memory is copied to the GPU while that computes."""
+        return Batch(
+            self.prompt.pin_memory(),
+            {answer: tokens.pin_memory() for answer, tokens in self.answers.items()},
+            {image: Pictures(*(tensor.pin_memory() for tensor in both)) for image, both in self.images.items()},
+            self.keys,
         )
 
 
@@ -192,7 +247,10 @@ def _judge(row: Pair | BadRow, number: int, bad_pictures: dict[str, str], encode
     return row
 
 
-class PairDataset(Dataset[tuple[Example, dict[ImageKind, np.ndarray]]]):
+Item = tuple[Example, dict[ImageKind, np.ndarray]]
+
+
+class PairDataset(Dataset["Item | MinipovidError"]):
     """Examples with their pictures, indexed by (epoch, row) because noise and crops may depend on the epoch."""
 
     def __init__(
@@ -205,10 +263,14 @@ class PairDataset(Dataset[tuple[Example, dict[ImageKind, np.ndarray]]]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Example, dict[ImageKind, np.ndarray]]:
+    def __getitem__(self, key: tuple[int, int]) -> Item | MinipovidError:
+        """The error instead of raising it: what a data loader's worker raises becomes a traceback."""
         epoch, row = key
         pair = self.pairs[row]
-        return self.encoder(pair), {kind: self._pixels(kind, pair, epoch) for kind in self.kinds}
+        try:
+            return self.encoder(pair), {kind: self._pixels(kind, pair, epoch) for kind in self.kinds}
+        except MinipovidError as error:
+            return error
 
     def _pixels(self, kind: ImageKind, pair: Pair, epoch: int) -> np.ndarray:
         """Normalised pixels [3, S, S] of one view of the pair's picture."""
@@ -224,20 +286,30 @@ class PairDataset(Dataset[tuple[Example, dict[ImageKind, np.ndarray]]]):
         return images.crop(images.load(path), images.generator(self.seed, pair.id, epoch, "cropped"))
 
 
-def collate(items: Sequence[tuple[Example, dict[ImageKind, np.ndarray]]]) -> Batch:
-    """Pad and stack. Nothing is ever cut."""
+def collate(found: Sequence[Item | MinipovidError]) -> Batch | MinipovidError:
+    """Pad and stack. Nothing is ever cut; a picture that several pairs show is kept once. One error stands for all."""
+    items = [item for item in found if not isinstance(item, MinipovidError)]
+    if len(items) < len(found):
+        return next(item for item in found if isinstance(item, MinipovidError))
     examples = [example for example, _ in items]
-    return Batch(
-        _padded([example.prompt for example in examples]),
-        {kind: _padded([example.answers[kind] for example in examples]) for kind in ANSWERS},
-        {kind: torch.from_numpy(np.stack([views[kind] for _, views in items])) for kind in items[0][1]},
-    )
+    images: dict[ImageKind, Pictures] = {}
+    keys: dict[ViewKey, list[bytes]] = {}
+    for kind in items[0][1]:
+        arrays = [views[kind] for _, views in items]
+        digests = [hashlib.sha256(array.data).digest() for array in arrays]
+        distinct = list(dict.fromkeys(digests))
+        pixels = np.stack([arrays[digests.index(digest)] for digest in distinct])
+        images[kind] = Pictures(torch.from_numpy(pixels), torch.tensor([distinct.index(each) for each in digests]))
+        for answer in ANSWERS:
+            keys[answer, kind] = [_key(*both, answer) for both in zip(digests, examples, strict=True)]
+    prompt = Tokens.padded([example.prompt for example in examples])
+    answers = {answer: Tokens.padded([example.answers[answer] for example in examples]) for answer in ANSWERS}
+    return Batch(prompt, answers, images, keys)
 
 
-def _padded(rows: Sequence[list[int]]) -> Tokens:
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    return Tokens(ids, torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None])
+def _key(picture: bytes, example: Example, answer: AnswerKind) -> bytes:
+    """Of the pixels and tokens themselves: whatever changes them (template, transform, seed, data) changes the key."""
+    return hashlib.sha256(picture + repr((example.prompt, example.answers[answer])).encode()).digest()
 
 
 def visiting_order(pairs: int, epochs: range, seed: int) -> Iterator[tuple[int, int]]:

@@ -22,14 +22,17 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
-from minipovid import shelf
+from minipovid import attention, shelf
 from minipovid.checkpoint import resolve_model
 from minipovid.errors import MinipovidError
+from minipovid.forest import Forest
+from minipovid.layers import LastLayer, fuse_lora
 from minipovid.recipe import BUILTIN, LoraSection, ModelSection
+from minipovid.shapes import CPU_LIMIT, skeleton
 
-CPU_LIMIT = 1_000_000_000  # parameters; beyond it training on a CPU is no use to anybody
 NF4_BLOCK = 64  # weights that share a scale
 POLICY, REFERENCE = "default", "reference"  # adapter names; peft saves "default" under plain names
 
@@ -43,6 +46,7 @@ class Model:
         self.family, self.tokenizer, self.folder = family, tokenizer, folder
         self.head: nn.Linear = self.base.get_output_embeddings()  # type: ignore[operator]
         self.image_token_id, self.image_tokens = family.image_token(self.base.config)
+        self.last_layer = LastLayer(family.text_model(self.base), family.COLUMNWISE)
 
     @property
     def device(self) -> torch.device:
@@ -54,19 +58,29 @@ class Model:
             return self.family.image_features(self.base, pixels.to(self.device, self.head.weight.dtype))  # type: ignore[no-any-return]
 
     def embed(self, ids: Tensor, features: Tensor) -> Tensor:
-        """Token embeddings [B, S, H] of ids [B, S] with the picture's features in the placeholders' places."""
+        """Token embeddings [R, W, H] of ids [R, W] with features [B, N, H], picture after picture, in the
+        placeholders' places."""
+        if features.shape[1] != self.image_tokens:
+            raise RuntimeError(f"features {tuple(features.shape)} for {self.image_tokens} image tokens a picture")
         placeholders = ids == self.image_token_id
         embeddings = self.base.get_input_embeddings()(ids.masked_fill(placeholders, 0))  # type: ignore[operator]
-        if placeholders.sum() * embeddings.shape[-1] != features.numel():
-            raise RuntimeError(f"{placeholders.sum()} image tokens for features {tuple(features.shape)}")
         return embeddings.masked_scatter(placeholders[..., None], features.to(embeddings.dtype))  # type: ignore[no-any-return]
 
-    def hidden(self, embeddings: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """The language model's last hidden states [B, S, H] under a mask [B, 1, S, S] and positions [B, S]."""
+    def hidden(self, embeddings: Tensor, forest: Forest) -> Tensor:
+        """The language model's last hidden states [R, W, H] of embeddings [R, W, H] that stand as the forest says.
+
+        They are right in the columns that predict something, `forest.read`.
+        """
         dtype = self.head.weight.dtype  # adapters are float32 masters; their products run in the base's precision
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            text = self.family.text_model(self.base)
-            out = text(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False)
+        text = self.family.text_model(self.base)
+        with self.last_layer.only(forest), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            out = text(
+                inputs_embeds=embeddings,
+                attention_mask=forest.mask(dtype),
+                position_ids=forest.positions,
+                use_cache=False,
+                forest=forest,
+            )
         return out.last_hidden_state  # type: ignore[no-any-return]
 
     def adapter(self, name: str = POLICY) -> dict[str, nn.Parameter]:
@@ -123,16 +137,25 @@ class Model:
             value.requires_grad_("lora_" in key)
 
 
-def load(section: ModelSection, lora: LoraSection, *, seed: int = 0, checkpointing: bool = False) -> Model:
+def load(
+    section: ModelSection,
+    lora: LoraSection,
+    *,
+    seed: int = 0,
+    checkpointing: bool | int = False,
+    device: torch.device | None = None,
+) -> Model:
     """Load the base and put a fresh adapter on it: A drawn from `seed`, B zero, so that the model is still the base.
+
+    `checkpointing` is train.gradient_checkpointing, settled; `device` is by default the GPU, where there is one.
 
     Raises MinipovidError where the weights, the family or the GPU that they need are missing.
     """
     if not sys.stderr.isatty():
         disable_progress_bar()  # transformers'
-    config = _config(section)
+    config = config_of(section)
     family = shelf.load("families", config.model_type)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         _refuse_giants(section.path, config)
     folder = resolve_model(section.path, section.revision)
@@ -147,7 +170,7 @@ def load(section: ModelSection, lora: LoraSection, *, seed: int = 0, checkpointi
     return model
 
 
-def _config(section: ModelSection) -> Any:
+def config_of(section: ModelSection) -> Any:
     """The model's configuration alone; of a Hub model nothing else is downloaded yet."""
     place: Any = resolve_model(section.path) if section.path == BUILTIN else Path(section.path).expanduser()
     if not place.is_dir():
@@ -210,15 +233,9 @@ def check_quantised(base: nn.Module, family: ModuleType, in_4bit: bool) -> None:
 
 def _outside_text_model(folder: Path, family: ModuleType) -> list[str]:
     """Full names of the linear layers that stay unquantised: generic names miss nested modules in transformers 5."""
-    skeleton = _skeleton(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    inside = {id(module) for module in family.text_model(skeleton).modules()}
-    return [name for name, m in skeleton.named_modules() if isinstance(m, nn.Linear) and id(m) not in inside]
-
-
-def _skeleton(config: Any) -> nn.Module:
-    """The model's modules without their weights."""
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)  # type: ignore[no-any-return]
+    empty = skeleton(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    inside = {id(module) for module in family.text_model(empty).modules()}
+    return [name for name, m in empty.named_modules() if isinstance(m, nn.Linear) and id(m) not in inside]
 
 
 def _lora_config(family: ModuleType, lora: LoraSection) -> LoraConfig:
@@ -232,7 +249,7 @@ def _lora_config(family: ModuleType, lora: LoraSection) -> LoraConfig:
     )
 
 
-def _prepare(model: Model, checkpointing: bool) -> None:
+def _prepare(model: Model, checkpointing: bool | int) -> None:
     """Exactly the adapter trains, in float32; dropout is off everywhere (POVID's and DPO's log-ratios want none)."""
     text = model.family.text_model(model.base)
     for key, value in model.peft.named_parameters():
@@ -256,12 +273,25 @@ def _prepare(model: Model, checkpointing: bool) -> None:
     ]
     if unadapted or len(wanted) != sum(isinstance(module, LoraLayer) for module in model.base.modules()):
         raise RuntimeError(f"the adapters are not where {model.family.__name__} declares them: {unadapted[:3]}")
+    text.set_attn_implementation(attention.NAME)
+    fuse_lora(text)
     model.base.eval()
     if checkpointing:
-        text.train()  # without dropout all that training mode does is switch checkpointing on
-        enable = getattr(text, "activation_checkpointing_enable", None) or text.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-        text.disable_input_require_grads()  # only reentrant checkpointing needs its inputs to carry gradient
+        _recompute(text, sys.maxsize if checkpointing is True else checkpointing)
+
+
+def _recompute(text: Any, layers: int) -> None:
+    """Gradient checkpointing: the backward pass recomputes the activations of the first `layers` layers.
+
+    Never those of the last one: the backward pass begins with what the forward pass has just made there.
+    """
+    text.train()  # without dropout all that training mode does is switch checkpointing on
+    enable = getattr(text, "activation_checkpointing_enable", None) or text.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    text.disable_input_require_grads()  # only reentrant checkpointing needs its inputs to carry gradient
+    every = [module for module in text.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for index, layer in enumerate(every):
+        layer.gradient_checkpointing = index < min(layers, len(every) - 1)
 
 
 def settled(section: ModelSection) -> ModelSection:
@@ -272,7 +302,7 @@ def settled(section: ModelSection) -> ModelSection:
 
 def _refuse_giants(name: str, config: Any) -> None:
     """A 7B model on a CPU would train for months: say so before 14 GB are downloaded."""
-    parameters = sum(value.numel() for value in _skeleton(config).parameters())
+    parameters = sum(value.numel() for value in skeleton(config).parameters())
     if parameters > CPU_LIMIT:
         raise MinipovidError(
             f"{name} has {parameters / 1e9:.1f} billion parameters and torch finds no CUDA GPU on this machine: run it "

@@ -3,7 +3,7 @@
     noise-677376.ring = header | table: one entry per slot | slots of 677,376 bytes each
 
 Insertion n goes to slot n modulo the slot count, so the oldest record is overwritten and the file never grows past its
-first size, which lies below the limit. The file is sparse: it takes disk only as it fills. Readers map it; they
+first size, which lies below the limit. The file is sparse: it takes disk only as it fills. Readers map the table; they
 check key and checksum of what they copied, so a record that is being overwritten, torn by a kill or damaged
 on disk is a miss, never an answer. Writers, of any process, take turns by flock on a file beside it.
 
@@ -154,7 +154,7 @@ class _Ring:
         self.size = _HEADER + slots * (_ENTRY.itemsize + record)
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         self._check()
-        self.map = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
+        self.map = mmap.mmap(self.fd, self._record_at(0), access=mmap.ACCESS_READ)
         self.where: dict[bytes, int] = {}  # key -> slot, as far as `seen` insertions
         self.keys: dict[int, bytes] = {}  # slot -> key
         self.seen = 0
@@ -193,8 +193,7 @@ class _Ring:
         if slot is None:
             return None
         entry = self._entry(slot)
-        start = self._record_at(slot)
-        record = bytearray(self.map[start : start + self.record])
+        record = bytearray(os.pread(self.fd, self.record, self._record_at(slot)))
         sound = entry["full"] == 1 and entry["key"].tobytes() == key and entry["crc"] == _checksum(key, record)
         return record if sound else None
 

@@ -1,100 +1,114 @@
 """What a recipe will need, predicted from the model's shapes alone: nothing is downloaded, no weight is loaded.
 
-The parameters are counted on the real model, built on torch's `meta` device (shapes without numbers). The rest is
-arithmetic; with T tokens in one pass, L layers, hidden size H and feed-forward size I:
+    predicted = predict(recipe)          # GiB by part, disk, and which cards do it in what time
+    verdict(predicted, recipe, 8)        # does it fit 8 GiB, and what to change where it does not
+    settle(recipe)                       # the recipe with every `auto` replaced by what fits this machine
 
-    4-bit weights   4 bits + 8 bits per 64 weights + 32 bits per 64 * 256     NF4, double quantised (arXiv 2305.14314)
-    adapters        4 bytes per weight, and as many again for the frozen copy that later stages refer to
-    optimiser       gradient 4 bytes, Adam's two moments 8 bytes
-    activations     T * (16 H + 4 I) values per layer, and T * (6 H + I) inputs of the adapters, 2 bytes each; with
-                    gradient checkpointing all that for one layer, and T * H values per layer
-    workspace       one weight matrix in 16 bits, the adapters' 16-bit copies, the log-probs, 1 GiB of CUDA's own
-
-T is what the longest row that data.max_length admits can take: prompt and picture once, then every answer. Nothing of
-this is measured: memory may be 25 % more or less, time 50 %.
+The arithmetic is in costs.py, the cards are in cards.py. Memory is predicted for the longest row that data.max_length
+admits, time for a question of 60 tokens and answers of 100. Nothing of this is measured on a GPU yet: memory may be
+25 % more or less, time 50 %.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minipovid import losses, shelf
-from minipovid.checkpoint import read_json
-from minipovid.errors import MinipovidError
+from minipovid import costs, losses, shelf
+from minipovid.cards import CARDS, Card
+from minipovid.costs import GIB, Memory, Setting
 from minipovid.recipe import BUILTIN, Recipe
+from minipovid.shapes import CPU_LIMIT, Shapes, shapes
 from minipovid.types import View
 
-GIB = 2**30
-NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # per weight
 PROMPT, ANSWER = 60, 100  # tokens of a usual question and answer, for the time alone
-TFLOPS = {"RTX 3090": 50, "RTX 4090": 110}  # sustained in bfloat16, 1e12 per second
-CHUNK = 8192  # columns of the output head that are in float32 at a time (minipovid.scoring), with two more copies
-
-# Published config.json files of models that are often planned for before they are fetched.
-_CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-         "num_attention_heads": 16, "image_size": 336, "patch_size": 14}  # fmt: skip
-_LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
-              "num_key_value_heads": 40}  # fmt: skip
-KNOWN: dict[str, dict[str, Any]] = {
-    f"llava-hf/llava-1.5-{size}-hf": {
-        "model_type": "llava",
-        "text_config": {"model_type": "llama", "vocab_size": 32064, **shapes},
-        "vision_config": _CLIP,
-    }
-    for size, shapes in (("7b", {}), ("13b", _LLAMA_13B))
-}
+RESERVE = 0.08  # of the memory that `settle` leaves alone
+WORKERS = 4  # processes that prepare pictures, at most
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """What the arithmetic needs to know of a model; sizes in weights."""
+class OnCard:
+    """What a recipe is on one card, its `auto` settled for it."""
 
-    linear: int  # the language model's linear layers, which 4-bit loading quantises
-    embeddings: int  # the rest of the language side: embeddings, output head, norms
-    vision: int  # tower and projector
-    largest: int  # of the linear layers
-    adapter_per_rank: int  # adapter weights at r = 1
-    layers: int
-    hidden: int
-    feed_forward: int
-    vocabulary: int
-    image_tokens: int
+    card: Card
+    peak_gib: float
+    micro_batch: int
+    gradient_checkpointing: bool | int
+    seconds_per_step: float
+    seconds_per_pair: float
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_gib <= self.card.gib
+
+    @property
+    def word(self) -> str:
+        if not self.fits:
+            return "no"
+        return "tight" if is_tight(self.peak_gib, self.card.gib) else "yes"
+
+    def as_dict(self, visits: int | None) -> dict[str, Any]:
+        """`visits` of a pair, where they are known, take hours."""
+        return {
+            "gib": self.card.gib,
+            "fits": self.fits,
+            "peak_gib": round(self.peak_gib, 2),
+            "micro_batch": self.micro_batch,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "seconds_per_step": float(f"{self.seconds_per_step:.3g}"),
+            "hours": None if visits is None else float(f"{self.seconds_per_pair * visits / 3600:.3g}"),
+        }
 
 
 @dataclass(frozen=True)
 class Forecast:
     """What a recipe will need."""
 
-    vram: dict[str, float]  # GiB by part
+    device: str  # "GPU" or "CPU"
+    moment: str  # when most memory is taken
+    memory: dict[str, float]  # GiB by part, at that moment
     disk: dict[str, float]  # GiB by part
-    seconds_per_pair: dict[str, float]  # by card, each pair visited in every epoch of every stage
     visits: int | None  # pairs times epochs, all stages together; none where the data is not here yet
+    cards: list[OnCard] = field(default_factory=list)
+    paged_gib: float = 0.0  # moments of a paged optimiser, which may leave the card for the computer's memory
 
     @property
     def peak_gib(self) -> float:
-        return sum(self.vram.values())
+        return sum(self.memory.values())
 
     def as_dict(self) -> dict[str, Any]:
         return {
+            "device": self.device,
             "peak_gib": round(self.peak_gib, 2),
-            "vram_gib": {part: round(size, 2) for part, size in self.vram.items()},
+            "peak_when": self.moment,
+            "memory_gib": {part: round(size, 2) for part, size in self.memory.items()},
+            "paged_gib": round(self.paged_gib, 2),
             "disk_gib": {part: round(size, 2) for part, size in self.disk.items()},
-            "seconds_per_pair": {card: float(f"{seconds:.3g}") for card, seconds in self.seconds_per_pair.items()},
             "visits": self.visits,
+            "cards": {each.card.name: each.as_dict(self.visits) for each in self.cards},
         }
 
     def table(self) -> str:
-        lines = ["GPU memory at its peak, GiB (predicted)", *_column(self.vram)]
+        lines = [f"{self.device} memory at its peak, when {self.moment}, GiB (predicted)", *_column(self.memory)]
+        if self.paged_gib:
+            lines.append(f"  and up to {self.paged_gib:.2f} in the computer's own memory (paged optimiser)")
         lines += ["Disk, GiB", *_column(self.disk)]
-        for card, seconds in self.seconds_per_pair.items():
-            visits = self.visits or 1000
-            of = f"{visits:,} visits of a pair" if self.visits else "1,000 visits of a pair"
-            lines.append(f"Training, about: {_duration(seconds * visits)} on an {card} for {of}")
+        lines += [f"Cards, and the time for {self.visits or 1000:,} visits of a pair (predicted)", _HEAD]
+        for each in self.cards:
+            lines.append(
+                f"  {each.card.name:<10}{each.card.gib:>5g}{each.peak_gib:>7.1f}  {each.word:<6}"
+                f"{_layers(each.gradient_checkpointing):<15}{each.micro_batch:<13}{each.seconds_per_step:<8.2f}"
+                f"{_duration(each.seconds_per_pair * (self.visits or 1000))}"
+            )
         return "\n".join(lines)
+
+
+_HEAD = f"  {'':<10}{'GiB':>5}{'needs':>7}  {'fits':<6}{'checkpointing':<15}{'micro_batch':<13}{'s/step':<8}time"
 
 
 class Verdict(NamedTuple):
@@ -106,39 +120,154 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-def predict(recipe: Recipe) -> Forecast:
-    """What the recipe will need. Raises MinipovidError where the model's shapes cannot be known yet."""
-    return forecast(shapes(recipe.model.path, recipe.model.revision), recipe)
+def predict(recipe: Recipe, card_gib: float | None = None) -> Forecast:
+    """What the recipe will need on a card of `card_gib`. Without one: what it needs at least, or, where this machine
+    has no GPU and the model is small enough to do without, here. `auto` is settled accordingly.
+
+    Raises MinipovidError where the model's shapes cannot be known yet.
+    """
+    model = shapes(recipe.model.path, recipe.model.revision)
+    if card_gib is None and model.weights <= CPU_LIMIT and not _cuda():
+        return forecast(model, recipe, free_gib(), on_gpu=False)
+    return forecast(model, recipe, card_gib or 0.0)
+
+
+def forecast(model: Shapes, recipe: Recipe, memory_gib: float = 0.0, on_gpu: bool = True) -> Forecast:
+    """What the recipe will need where there are `memory_gib`; the least that it can do with where that is 0."""
+    settled = settled_for(model, recipe, memory_gib, on_gpu)
+    peak = peak_memory(model, settled, on_gpu)
+    return Forecast(
+        device="GPU" if on_gpu else "CPU",
+        moment=peak.moment,
+        memory={part: size / GIB for part, size in peak.parts.items()},
+        disk=_disk(model, recipe),
+        visits=_visits(recipe),
+        cards=[_on_card(model, recipe, card) for card in CARDS],
+        paged_gib=costs.paged(model, Setting.of(settled, on_gpu)) / GIB,
+    )
 
 
 def verdict(predicted: Forecast, recipe: Recipe, card_gib: float) -> Verdict:
-    """Whether the prediction fits a card, and if not, which changes make it fit."""
-    peak = start = predicted.peak_gib
+    """Whether the recipe fits a card, and if not, which changes make it fit; and which known cards it fits."""
+    model = shapes(recipe.model.path, recipe.model.revision)
+    recipe = settled_for(model, recipe, card_gib)
+    start = _gib(model, recipe)
+    known = [each.card.name for each in predicted.cards if each.fits]
+    cards = f" Of the known cards, {_listed(known)} can do it." if known else ""
     if start <= card_gib:
-        return Verdict(True, card_gib, {}, f"It fits: {start:.1f} of {card_gib:g} GiB.")
-    known = shapes(recipe.model.path, recipe.model.revision)
-    changes: dict[str, Any] = {}
-    for key, value in _economies(recipe):
-        changed = _changed(recipe, key, value)
-        lower = forecast(known, changed).peak_gib
-        if lower < peak - 0.05:
-            recipe, peak, changes[key] = changed, lower, value
-        if peak <= card_gib:
-            break
-    advice = "use a smaller model"
-    if changes:
-        advice = "set " + " and ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
-        advice += (
-            f", then it takes {peak:.1f} GiB" if peak <= card_gib else f", and a smaller model: {peak:.1f} GiB is left"
+        fits = "It fits, but tightly" if is_tight(start, card_gib) else "It fits"
+        return Verdict(True, card_gib, {}, f"{fits}: {start:.1f} of {card_gib:g} GiB{_how(recipe)}.{cards}")
+    changes, peak = economise(model, recipe, card_gib)
+    if not changes:
+        return Verdict(
+            False, card_gib, {}, f"It does not fit: {start:.1f} of {card_gib:g} GiB; use a smaller model.{cards}"
         )
-    return Verdict(False, card_gib, changes, f"It does not fit: {start:.1f} of {card_gib:g} GiB; {advice}.")
+    end = f"then it takes {peak:.1f} GiB" if peak <= card_gib else f"and a smaller model: {peak:.1f} GiB is left"
+    sentence = f"It does not fit: {start:.1f} of {card_gib:g} GiB; set {_settings(changes)}, {end}.{cards}"
+    return Verdict(False, card_gib, changes, sentence)
 
 
-def _economies(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    """Keys and values that save memory, the least harmful first."""
+def advice(recipe: Recipe, memory_gib: float | None = None) -> str:
+    """One sentence for an error of memory that ran out: what was predicted and what to change.
+
+    The prediction may have said that it fits; so the changes lower it by a fifth, and below the memory that there is,
+    by default this machine's.
+    """
+    model, on_gpu = shapes(recipe.model.path, recipe.model.revision), _cuda()
+    memory_gib = total_gib() if memory_gib is None else memory_gib
+    recipe = settled_for(model, recipe, memory_gib, on_gpu)
+    start = _gib(model, recipe, on_gpu)
+    changes, peak = economise(model, recipe, min(0.8 * start, (1 - RESERVE) * memory_gib), on_gpu)
+    told = f"The memory ran out; {start:.1f} GiB were predicted, {memory_gib:.1f} GiB are there"
+    if not changes:
+        return f"{told}; close other programs that use it, or take a smaller model."
+    return f"{told}; set {_settings(changes)} (predicted: {peak:.1f} GiB), or close other programs that use it."
+
+
+def settle(recipe: Recipe, memory_gib: float | None = None) -> Recipe:
+    """The recipe with micro_batch, gradient_checkpointing and dataloader_num_workers settled where they are `auto`.
+
+    `memory_gib` is what may be used, by default what this machine has free now; 8 % of it is kept in reserve. Without
+    checkpointing a step is a third faster, so as few layers are checkpointed as let a single pair fit, and then as many
+    pairs at once as fit. Raises MinipovidError where the model's config.json is not on this machine.
+    """
+    train = recipe.train
+    if train.dataloader_num_workers == "auto":
+        workers = min(WORKERS, _cpus() // 2) if _cuda() else 0
+        recipe = changed(recipe, "train.dataloader_num_workers", workers)
+    if "auto" not in (train.micro_batch, train.gradient_checkpointing):
+        return recipe
+    memory_gib = free_gib() if memory_gib is None else memory_gib
+    return settled_for(shapes(recipe.model.path, recipe.model.revision), recipe, memory_gib, _cuda())
+
+
+def settled_for(model: Shapes, recipe: Recipe, memory_gib: float, on_gpu: bool = True) -> Recipe:
+    """`micro_batch` and `gradient_checkpointing` as they fit into `memory_gib`; the leanest where nothing does."""
+    train = recipe.train
+    total = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    sizes = range(total, 0, -1) if train.micro_batch == "auto" else [int(train.micro_batch)]
+    given = train.gradient_checkpointing
+    ways = [False, *range(1, model.layers - 1), True] if given == "auto" else [given]
+    candidate = recipe
+    for way in ways:
+        for size in sizes:
+            candidate = changed(changed(recipe, "train.gradient_checkpointing", way), "train.micro_batch", size)
+            if not is_tight(_gib(model, candidate, on_gpu), memory_gib):
+                even = -(-total // -(-total // size)) if train.micro_batch == "auto" else size
+                return changed(candidate, "train.micro_batch", even)  # 16 pairs, 10 fit: 8 and 8
+    return candidate
+
+
+def free_gib() -> float:
+    """What this machine could give a training now: the GPU's free memory, else the computer's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[0]) / GIB
+    import psutil
+
+    return float(psutil.virtual_memory().available) / GIB
+
+
+def total_gib() -> float:
+    """What the GPU holds, else the computer."""
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[1]) / GIB
+    import psutil
+
+    return float(psutil.virtual_memory().total) / GIB
+
+
+def economise(model: Shapes, recipe: Recipe, target_gib: float, on_gpu: bool = True) -> tuple[dict[str, Any], float]:
+    """The least harmful changes that bring a settled recipe down to `target_gib`, or as near as they can, and the peak
+    that is left. What saves less than 1 % is left out."""
+    peak = _gib(model, recipe, on_gpu)
+    changes: dict[str, Any] = {}
+    for key, value in _economies(recipe, on_gpu):
+        if peak <= target_gib:
+            break
+        candidate = changed(recipe, key, value)
+        lower = _gib(model, candidate, on_gpu)
+        if lower < 0.99 * peak:
+            recipe, peak, changes[key] = candidate, lower, value
+    return changes, peak
+
+
+def _economies(recipe: Recipe, on_gpu: bool) -> Iterator[tuple[str, Any]]:
+    """Keys and values that save memory, the least harmful first: what changes no number, what costs time, what costs
+    precision, what makes the adapter smaller, what leaves out rows."""
+    pairs = int(recipe.train.micro_batch)
+    while pairs > 1:
+        pairs = -(-pairs // 2)
+        yield "train.micro_batch", pairs
     yield "train.gradient_checkpointing", True
+    if on_gpu and recipe.train.optim == "adamw_torch":
+        yield "train.optim", "adamw_8bit"
+    if on_gpu and not recipe.train.optim.startswith("paged_"):
+        yield "train.optim", "paged_adamw_8bit"
     yield "model.load_in_4bit", True
-    yield "train.per_device_train_batch_size", 1
     rank = recipe.lora.r
     while rank > 8:
         rank //= 2
@@ -147,152 +276,97 @@ def _economies(recipe: Recipe) -> Iterator[tuple[str, Any]]:
         yield "data.max_length", 768
 
 
-def _changed(recipe: Recipe, dotted: str, value: Any) -> Recipe:
+def changed(recipe: Recipe, dotted: str, value: Any) -> Recipe:
     section, _, key = dotted.partition(".")
     return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={key: value})})
 
 
-def shapes(path: str, revision: str | None = None) -> Shapes:
-    """Count a model's weights on its empty skeleton."""
-    import torch
-    from torch import nn
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    settings = _config(path, revision)
-    family = shelf.load("families", str(settings.get("model_type")))
-    config = AutoConfig.for_model(**settings)
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)  # type: ignore[no-untyped-call]
-    text = family.text_model(model)
-    linear = [module.weight.numel() for module in text.modules() if isinstance(module, nn.Linear)]
-    vision = sum(_weights(module) for module in family.vision_modules(model))
-    targets = [module for name, module in model.named_modules() if re.fullmatch(family.LORA_TARGETS, name)]
-    return Shapes(
-        linear=sum(linear),
-        embeddings=_weights(model) - vision - sum(linear),
-        vision=vision,
-        largest=max(linear),
-        adapter_per_rank=sum(module.in_features + module.out_features for module in targets),
-        layers=config.text_config.num_hidden_layers,
-        hidden=config.text_config.hidden_size,
-        feed_forward=config.text_config.intermediate_size,
-        vocabulary=config.text_config.vocab_size,
-        image_tokens=family.image_token(config)[1],
-    )
+def peak_memory(model: Shapes, recipe: Recipe, on_gpu: bool = True) -> Memory:
+    """The hungriest stage of a settled recipe."""
+    setting = Setting.of(recipe, on_gpu)
+    prefix, answer = _lengths(model, recipe.data.max_length)
+    each = [costs.memory(model, setting, costs.trees(views, prefix, answer)) for views in _views(recipe)]
+    return max(each, key=lambda memory: memory.total)
 
 
-def _weights(module: Any) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _gib(model: Shapes, recipe: Recipe, on_gpu: bool = True) -> float:
+    return peak_memory(model, recipe, on_gpu).total / GIB
 
 
-def _config(path: str, revision: str | None) -> dict[str, Any]:
-    """config.json of a model: shipped, in a folder, in the Hub's cache, or known by heart. Never downloaded."""
-    if path == BUILTIN:
-        from minipovid.tinyworld import CHECKPOINT
-
-        return read_json(Path(CHECKPOINT) / "config.json")
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return read_json(folder / "config.json")
-    cached = _cached(path, revision)
-    if cached is not None:
-        return read_json(cached)
-    if path in KNOWN:
-        return KNOWN[path]
-    raise MinipovidError(
-        f"The shapes of {path} are not known on this machine; fetch its config alone with "
-        f"`hf download {path} config.json`, or name a folder that holds it."
-    )
-
-
-def _cached(repo: str, revision: str | None) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(repo, "config.json", revision=revision)
-    except HFValidationError:
-        raise MinipovidError(f"{repo!r} is neither a folder nor a valid Hub id.") from None
-    return Path(found) if isinstance(found, str) else None
-
-
-def forecast(model: Shapes, recipe: Recipe) -> Forecast:
-    """The arithmetic of the module's docstring."""
-    return Forecast(
-        vram=_vram(model, recipe),
-        disk=_disk(model, recipe),
-        seconds_per_pair=_seconds_per_pair(model, recipe),
-        visits=_visits(recipe),
-    )
-
-
-def _vram(model: Shapes, recipe: Recipe) -> dict[str, float]:
-    adapter = model.adapter_per_rank * recipe.lora.r
-    copies = 2 if len(recipe.stages) > 1 or recipe.start_from is not None else 1
-    longest = max(_passes(model, recipe, stage, recipe.data.max_length) for stage in _views(recipe))
-    activations = recipe.train.per_device_train_batch_size * _activations(model, recipe, longest.tokens)
-    log_probs = recipe.train.per_device_train_batch_size * longest.rows * min(model.vocabulary, CHUNK) * 3 * 4
-    # AdamW's fused update makes one temporary the size of the adapters, after the activations are gone.
-    passing = max(activations + log_probs, 4 * adapter)
-    bytes_by_part = {
-        "language model": model.linear * (NF4_BYTES if recipe.model.load_in_4bit else _width(recipe)),
-        "embeddings and output head": model.embeddings * _width(recipe),
-        "vision tower and projector": model.vision * _width(recipe),
-        "adapters": 4 * adapter * copies,
-        "optimiser": 12 * adapter,
-        "activations": passing,
-        "workspace": 2 * model.largest + 2 * adapter + GIB,
-    }
-    return {part: size / GIB for part, size in bytes_by_part.items()}
-
-
-def _width(recipe: Recipe) -> int:
-    """Bytes of a weight that is not quantised; `auto` is bfloat16 on a GPU."""
-    return 4 if recipe.model.dtype == "float32" else 2
-
-
-class _Passes(NamedTuple):
-    """The passes of one pair that keep activations."""
-
-    tokens: int
-    rows: int  # answer positions that are scored
-
-
-def _views(recipe: Recipe) -> Iterator[list[View]]:
+def _views(recipe: Recipe) -> list[list[View]]:
     """The views of each stage's loss."""
-    for number, stage in enumerate(recipe.stages):
-        yield list(losses.build(stage.loss, f"stages.{number}.loss").views)
+    return [list(losses.build(stage.loss, f"stages.{number}.loss").views) for number, stage in enumerate(recipe.stages)]
 
 
-def _passes(model: Shapes, recipe: Recipe, views: list[View], length: int) -> _Passes:
-    """Tokens and answer positions that keep activations, each picture's prompt and image counted once."""
-    prefix = min(model.image_tokens + PROMPT, length)
-    answer = max(length - prefix, 1)
-    pictures = {view.image for view in views if view.grad}
-    answers = {view.key for view in views if view.grad}
-    return _Passes(len(pictures) * prefix + len(answers) * answer, len(answers) * answer)
+def _lengths(model: Shapes, length: int) -> tuple[int, int]:
+    """Tokens of prefix and answer in a row of `length`."""
+    prefix = min(model.image_tokens + PROMPT, length - 1)
+    return prefix, length - prefix
 
 
-def _activations(model: Shapes, recipe: Recipe, tokens: int) -> float:
-    """Bytes that the backward pass needs of one pair."""
-    layer = 2 * tokens * (16 * model.hidden + 4 * model.feed_forward + 6 * model.hidden + model.feed_forward)
-    if recipe.train.gradient_checkpointing:
-        return layer + 2 * tokens * model.hidden * model.layers
-    return layer * model.layers
+def _on_card(model: Shapes, recipe: Recipe, card: Card) -> OnCard:
+    settled = settled_for(model, recipe, card.gib)
+    seconds = seconds_per_step(model, settled, card)
+    step = settled.train.per_device_train_batch_size * settled.train.gradient_accumulation_steps
+    return OnCard(
+        card=card,
+        peak_gib=_gib(model, settled),
+        micro_batch=int(settled.train.micro_batch),
+        gradient_checkpointing=Setting.of(settled, on_gpu=True).checkpointing,
+        seconds_per_step=seconds,
+        seconds_per_pair=seconds / step,
+    )
+
+
+def seconds_per_step(model: Shapes, recipe: Recipe, card: Card) -> float:
+    """A step over usual pairs, averaged over the stages by their epochs; the reference counts where it is computed."""
+    setting = Setting.of(recipe, on_gpu=True)
+    pairs = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
+    prefix, answer = _lengths(model, min(model.image_tokens + PROMPT + ANSWER, recipe.data.max_length))
+    total = 0.0
+    for number, (stage, views) in enumerate(zip(recipe.stages, _views(recipe), strict=True)):
+        policy = costs.trees(views, prefix, answer)
+        flop = sum(costs.flop(model, setting, policy).values()) * pairs
+        moved = costs.dequantised(model, setting, policy) * setting.passes + costs.optimiser_traffic(model, setting)
+        seconds = card.seconds(flop, moved) * stage.epochs
+        adapted = number > 0 or recipe.start_from is not None
+        for times, asked in _reference(recipe, views, stage.epochs):
+            quiet = costs.trees(asked, prefix, answer)
+            flop = costs.reference_flop(model, setting, quiet, adapted) * pairs
+            seconds += card.seconds(flop, costs.dequantised(model, setting, quiet) * setting.passes) * times
+        total += seconds
+    return total / sum(stage.epochs for stage in recipe.stages)
+
+
+def _reference(recipe: Recipe, views: list[View], epochs: int) -> Iterator[tuple[int, list[View]]]:
+    """How often the reference scores which views of a pair: once where the cache may keep them, and every epoch where
+    it may not or where the picture is drawn anew (crops, and noise if the recipe says so)."""
+    lasting: list[View] = []
+    anew: list[View] = []
+    for view in costs.reference(views):
+        fresh = view.image == "cropped" or (view.image == "noised" and recipe.noise.refresh == "epoch")
+        (anew if fresh or not recipe.reference.cache_gib else lasting).append(view)
+    if lasting:
+        yield 1, lasting
+    if anew:
+        yield epochs, anew
 
 
 def _disk(model: Shapes, recipe: Recipe) -> dict[str, float]:
     adapter = model.adapter_per_rank * recipe.lora.r
     text = model.linear + model.embeddings
+    kept = 4 + costs.MOMENTS[recipe.train.optim]  # a checkpoint's bytes per weight
     bytes_by_part = {
         "base model, 16-bit": 2 * (text + model.vision),
-        "checkpoints": 12 * adapter * recipe.train.save_total_limit,
+        "checkpoints": kept * adapter * recipe.train.save_total_limit,
         "adapter": 4 * adapter,
         "GGUF files": sum(text * _bits(quant) / 8 for quant in recipe.export.quants) + 2 * model.vision,
     }
     sizes = {part: size / GIB for part, size in bytes_by_part.items()}
     if any(view.image == "noised" for views in _views(recipe) for view in views):
         sizes["noised pictures, at most"] = recipe.noise.cache_gib
+    if recipe.reference.cache_gib:
+        sizes["reference scores, at most"] = recipe.reference.cache_gib
     return sizes
 
 
@@ -301,29 +375,6 @@ def _bits(quant: str) -> float:
     found = re.search(r"\d+", quant)
     bits = int(found.group()) if found else 16
     return bits + (0.7 if bits < 16 else 0)
-
-
-def _seconds_per_pair(model: Shapes, recipe: Recipe) -> dict[str, float]:
-    """One visit of a usual pair, averaged over the stages by their epochs."""
-    usual = min(model.image_tokens + PROMPT + ANSWER, recipe.data.max_length)
-    epochs = [stage.epochs for stage in recipe.stages]
-    each = [_flop(model, recipe, views, usual) for views in _views(recipe)]
-    flop = sum(count * flops for count, flops in zip(epochs, each, strict=True)) / sum(epochs)
-    return {card: flop / (tflops * 1e12) for card, tflops in TFLOPS.items()}
-
-
-def _flop(model: Shapes, recipe: Recipe, views: list[View], length: int) -> float:
-    """Floating point operations of one visit: 2 per weight and token forward; backward goes through the frozen weights
-    once and through the adapters twice. The reference is counted at every visit, although much of it is cached."""
-    adapter = model.adapter_per_rank * recipe.lora.r
-    grad = _passes(model, recipe, views, length).tokens
-    prefix = min(model.image_tokens + PROMPT, length)
-    noted = {view.image: {other.key for other in views if other.image == view.image} for view in views if not view.grad}
-    quiet = sum(prefix + len(answers) * (length - prefix) for answers in noted.values())
-    forward = 2 * grad * (model.linear + adapter)
-    backward = 2 * grad * model.linear + 4 * grad * adapter
-    recomputed = forward if recipe.train.gradient_checkpointing else 0
-    return forward + recomputed + backward + 2 * quiet * (model.linear + adapter) + 2 * grad * model.linear
 
 
 def _visits(recipe: Recipe) -> int | None:
@@ -344,9 +395,46 @@ def _pairs(recipe: Recipe) -> int | None:
     return min(rows, recipe.data.limit or rows)
 
 
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _settings(changes: dict[str, Any]) -> str:
+    return " and ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
+
+
+def _how(recipe: Recipe) -> str:
+    given, pairs = Setting.of(recipe, on_gpu=True).checkpointing, int(recipe.train.micro_batch)
+    how = f"with gradient checkpointing of {_layers(given)}" if given else "without gradient checkpointing"
+    return f", {how}, {pairs} pair{'s' * (pairs > 1)} at once"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
+
+
 def _column(sizes: dict[str, float]) -> list[str]:
     rows = [f"  {part:<30}{size:>7.2f}" for part, size in sizes.items()]
     return [*rows, f"  {'together':<30}{sum(sizes.values()):>7.2f}"]
+
+
+def is_tight(peak_gib: float, card_gib: float) -> bool:
+    """Whether a prediction leaves less than the reserve."""
+    return peak_gib > (1 - RESERVE) * card_gib
+
+
+def _layers(checkpointing: bool | int) -> str:
+    """How many layers are checkpointed, in words."""
+    if isinstance(checkpointing, bool):
+        return "all layers" if checkpointing else "none"
+    return f"{checkpointing} layer{'s' * (checkpointing > 1)}"
 
 
 def _duration(seconds: float) -> str:

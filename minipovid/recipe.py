@@ -28,6 +28,9 @@ from minipovid.errors import MinipovidError
 BUILTIN = "tinyworld"  # the model and data set that ship with the package
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Auto = Literal["auto"]  # settled by the machine when training begins; the run folder's recipe holds what came out
+Count = Annotated[int, Field(ge=1)]
+Workers = Annotated[int, Field(ge=0)]
 _STRICT = ConfigDict(extra="forbid", strict=True)
 T = TypeVar("T")
 
@@ -73,6 +76,13 @@ class NoiseSection(_Section):
     cache_gib: Number = Field(4.0, ge=0)  # limit of the on-disk cache; 0 keeps nothing
 
 
+class ReferenceSection(_Section):
+    """The reference model's scores, which no step changes: computed once and kept on disk (reference.py)."""
+
+    precompute: bool = False  # all of a stage's before its first step, instead of each when it is first needed
+    cache_gib: Number = Field(8.0, ge=0)  # limit of the on-disk cache; 0 keeps nothing: computed at every visit
+
+
 class StageSection(_Section):
     """One loss over the pairs for some epochs. Its reference is the model as the stage before left it."""
 
@@ -97,12 +107,15 @@ class TrainSection(_Section):
     max_grad_norm: Number | None = Field(None, gt=0)  # none: no clipping
     per_device_train_batch_size: int = Field(1, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
-    gradient_checkpointing: bool = True
+    micro_batch: Count | Auto = "auto"  # pairs that pass the model at once; auto: as many of the above as memory holds
+    gradient_checkpointing: bool | Count | Auto = "auto"  # of so many layers; true: of all; auto: as few as memory asks
+    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw_torch"
     max_steps: int | None = Field(None, ge=1)  # per stage; default: all of its epochs
     logging_steps: int = Field(10, ge=1)
     save_steps: int = Field(200, ge=1)
     save_total_limit: int = Field(2, ge=1)
-    dataloader_num_workers: int = Field(0, ge=0)
+    dataloader_num_workers: Workers | Auto = "auto"  # processes that decode, noise and tokenise ahead of the step
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []  # trackers beside log.jsonl, through accelerate
 
 
 class ExportSection(_Section):
@@ -122,6 +135,7 @@ class Recipe(_Section):
     lora: LoraSection = LoraSection()
     data: DataSection
     noise: NoiseSection = NoiseSection()
+    reference: ReferenceSection = ReferenceSection()
     stages: list[StageSection] = Field(min_length=1)
     train: TrainSection = TrainSection()
     export: ExportSection = ExportSection()
@@ -178,6 +192,9 @@ FOREIGN_KEYS = {
     "output_dir": "name",
     "run_name": "name",
     "noise_step": "noise.step",
+    "precompute_ref_log_probs": "reference.precompute",
+    "optimizer": "train.optim",
+    "num_workers": "train.dataloader_num_workers",
     "quantization": "export.quants",
 }
 
@@ -301,13 +318,29 @@ def validated(wanted: type[T], tree: Mapping[Any, Any], origin: str) -> T:
         strict = wanted if issubclass(wanted, BaseModel) else dataclass(wanted, frozen=True, config=_STRICT)
         return strict(**{str(key): value for key, value in tree.items()})  # type: ignore[return-value]
     except ValidationError as errors:
-        lines = [f"{origin}: {_sentence(wanted, error)}" for error in errors.errors()]
-        raise MinipovidError("\n".join(lines)) from None
+        sentences = [_sentence(wanted, error) for error in errors.errors()]
+        raise MinipovidError("\n".join(f"{origin}: {sentence}" for sentence in _joined(sentences))) from None
+
+
+# Pydantic names the alternatives of `int | Literal["auto"]` behind the field, and tells one error for each.
+_ALTERNATIVE = re.compile(r"bool|constrained-int|literal\[.*\]")
+
+
+def _joined(sentences: list[str]) -> list[str]:
+    """One sentence for each field: "x is 0, but it must be at least 1" and "... must be auto" become one."""
+    joined: dict[str, str] = {}
+    for sentence in sentences:
+        start, middle, end = sentence.partition("it must be ")
+        if middle and start in joined:
+            joined[start] = f"{joined[start].rstrip('.')} or {end}"
+        else:
+            joined[start if middle else sentence] = sentence
+    return list(joined.values())
 
 
 def _sentence(wanted: type, error: Any) -> str:
     """One pydantic error as a sentence with the dotted path, the value and the remedy."""
-    dotted = ".".join(str(step) for step in error["loc"])
+    dotted = ".".join(str(step) for step in error["loc"] if not _ALTERNATIVE.fullmatch(str(step)))
     kind, context, value = error["type"], error.get("ctx", {}), error.get("input")
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return _unknown(wanted, dotted)
@@ -327,13 +360,19 @@ def _sentence(wanted: type, error: Any) -> str:
         "model_type": "a group of keys",
         "model_attributes_type": "a group of keys",
         "string_pattern_mismatch": "letters, digits, '.', '_' and '-' alone",
-        "literal_error": f"one of {context.get('expected', '').replace(chr(39), '').replace(' or ', ', ')}",
+        "literal_error": _one_of(context.get("expected", "")),
         "too_short": "a list with at least one entry",
         **{key: f"{text} {context.get(bound, 0):g}" for key, text, bound in _BOUNDS},
     }.get(kind)
     if must_be is None:
         return f"{dotted} is {value!r}: {error['msg']}."
     return f"{dotted} is {value!r}, but it must be {must_be}."
+
+
+def _one_of(expected: str) -> str:
+    """Pydantic's "'a', 'b' or 'c'" without quotes."""
+    names = expected.replace("'", "").replace(" or ", ", ")
+    return f"one of {names}" if "," in names else names
 
 
 _BOUNDS = [

@@ -2,7 +2,7 @@
 
     checkpoint-120/adapter_model.safetensors, adapter_config.json    the policy, in PEFT's layout
                    reference.safetensors                             the frozen adapter of later stages
-                   optimizer.safetensors                             AdamW's moments, "<parameter>.<moment>"
+                   optimizer.safetensors                             AdamW's state, "<weight>.<moment>"
                    state.json                                        where the run stood, and the log's open sums
 
 There is no random state to save: pictures, noise, crops and order are functions of the seed, the pair and the epoch.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 
+from minipovid.errors import MinipovidError
 from minipovid.files import finished, remove
 
 if TYPE_CHECKING:
@@ -88,17 +89,61 @@ def restore(folder: Path, model: Model) -> None:
 
 
 def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Put the moments back; the hyperparameters are the recipe's."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    """Put the moments back; the hyperparameters are the recipe's. `optimizer` is one that `optimisers.build` made.
+
+    Raises MinipovidError where bitsandbytes now keeps its moments in another form than when they were saved.
+    """
+    saved: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(folder / "optimizer.safetensors").items():
         index, _, moment = key.partition(".")
-        state.setdefault(int(index), {})[moment] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        saved.setdefault(int(index), {})[moment] = value
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
+    else:
+        _refill(optimizer, saved, folder)
+
+
+def _refill(optimizer: Any, saved: Mapping[int, Mapping[str, torch.Tensor]], folder: Path) -> None:
+    """Let bitsandbytes lay out each weight's state anew, and write the saved values into it.
+
+    Its own load_state_dict would move paged moments onto the card, where they would stay.
+    """
+    (group,) = optimizer.param_groups
+    for index in saved:
+        optimizer.init_state(group, group["params"][index], 0, index)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # the card clears pages that the host writes to below
+    for index, values in saved.items():
+        state = optimizer.state[group["params"][index]]
+        if _form(state) != _form(values):
+            raise MinipovidError(
+                f"{folder} holds optimiser moments in a form that the installed bitsandbytes does not use; install the "
+                f"version that wrote them, or train again into another --out."
+            )
+        for name, value in values.items():
+            if isinstance(state[name], torch.Tensor):
+                state[name].copy_(value)
+            else:
+                state[name] = int(value)
+
+
+def _form(state: Mapping[str, Any]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    """Names, types and shapes."""
+    tensors = {name: torch.as_tensor(value) for name, value in state.items()}
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{moment}": value for index, moments in state.items() for moment, value in moments.items()}
+    """The state of every weight that has had a step; bitsandbytes' step counts become 0-d tensors.
+
+    The tables of its 8-bit numbers are shared by all weights; safetensors wants tensors that share no memory.
+    """
+    (group,) = optimizer.param_groups
+    return {
+        f"{index}.{name}": value.clone() if name.startswith("qmap") else torch.as_tensor(value)
+        for index, weight in enumerate(group["params"])
+        for name, value in optimizer.state.get(weight, {}).items()
+    }
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -1,8 +1,13 @@
-"""The loop: recipe -> run folder with a trained adapter. It never names a method; a loss says what it wants to see.
+"""The training loop: pairs in, one adapter out, in a folder that says everything about the run.
 
-    pairs -> batch -> policy and reference scores of the loss's views -> loss -> AdamW step
+    runs/my-run/recipe.yaml       the resolved recipe; later stages and commands read this one
+                pairs.jsonl       the pairs as they were checked
+                log.jsonl         see meter.py
+                checkpoint-120/   see resume.py
+                adapter/          the result, in PEFT's layout, once training is over
 
-A run that was stopped goes on from its newest checkpoint and ends with the same bytes as one that was not.
+The same call on the same folder resumes. A run that was killed and resumed ends with the same bytes as one that was
+not. Under `accelerate launch` every process computes its share of each step, and the first one writes.
 """
 
 from __future__ import annotations
@@ -10,107 +15,136 @@ from __future__ import annotations
 import math
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from minipovid import losses, meter, resume, shelf
+from minipovid import losses, meter, optimisers, plan, resume
 from minipovid import recipe as recipes
-from minipovid.data import ANSWERS, Batch, Encoder, PairDataset, collate, load_pairs, locate, visiting_order
+from minipovid.claim import check_inputs, claim, held
+from minipovid.data import Batch, Encoder, PairDataset, collate, load_pairs, locate, visiting_order
 from minipovid.errors import MinipovidError
-from minipovid.files import finished, sweep
-from minipovid.model import Model, load, settled
+from minipovid.files import finished
+from minipovid.model import Model, config_of, load, settled
+from minipovid.objective import Objective
 from minipovid.pairs import jsonl
-from minipovid.recipe import Recipe, StageSection
+from minipovid.recipe import Recipe
+from minipovid.reference import Reference
 from minipovid.resume import Position
-from minipovid.scoring import score
-from minipovid.types import Judged, Loss, Pair, ScoreTable
+from minipovid.scoring import count_tokens
+from minipovid.trackers import Trackers
+from minipovid.types import Pair
+
+# Those that leave every process a whole adapter to save.
+ENGINES = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
 def train(recipe: Recipe, run: Path, progress: bool = True) -> Path:
     """Train every stage of `recipe` into the folder `run` and return it; a finished run is left as it is.
 
-    Raises MinipovidError for bad input, and KeyboardInterrupt, with a checkpoint saved, on Ctrl-C.
+    Raises MinipovidError for bad input and where memory runs out, and KeyboardInterrupt, with a checkpoint saved, on
+    Ctrl-C.
     """
-    recipe = recipe.model_copy(update={"model": settled(recipe.model)})
-    stage_losses = [losses.build(stage.loss, f"stages.{i}.loss") for i, stage in enumerate(recipe.stages)]
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise MinipovidError("minipovid trains in one process as yet; start it without `accelerate launch`.")
-    _check_inputs(recipe)
-    _claim(run, recipe)
-    if (run / "adapter").is_dir():
-        return run
-    model = load(recipe.model, recipe.lora, seed=recipe.seed, checkpointing=recipe.train.gradient_checkpointing)
-    dataset = _dataset(recipe, run, model)
-    position = _begin(recipe, run, model)
-    with _interruptible() as interrupted:
-        for index in range(position.stage, len(recipe.stages)):
-            stage = Stage(recipe, index, stage_losses[index], model, dataset, accelerator, run)
-            position = stage.run(position, progress, interrupted)
-    with finished(run / "adapter") as draft:
-        model.save_adapter(draft)
+    try:
+        trainer = Trainer.open(recipe, run, progress)
+        if trainer is not None:
+            with _interruptible(trainer.interrupted):
+                for _ in trainer.steps():
+                    pass
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        raise MinipovidError(plan.advice(recipes.read(run / "recipe.yaml"))) from None
     return run
 
 
-def _check_inputs(recipe: Recipe) -> None:
-    """What can be known to be missing before gigabytes are loaded. Raises MinipovidError."""
-    shelf.load("pairs", recipe.data.format)
-    locate(recipe.data)
-    if recipe.start_from is not None and not (Path(recipe.start_from) / "adapter").is_dir():
-        raise MinipovidError(f"start_from: {recipe.start_from} holds no finished run (no folder adapter/ in it).")
+@dataclass
+class Trainer:
+    """A run in training: `for position in trainer.steps()` takes one optimiser step after the other."""
+
+    recipe: Recipe
+    run: Path
+    model: Model
+    dataset: PairDataset
+    accelerator: Accelerator
+    tracked: Trackers
+    position: Position
+    progress: bool = False
+    interrupted: list[int] = field(default_factory=list)  # signals received
+
+    @classmethod
+    def open(cls, recipe: Recipe, run: Path, progress: bool = False) -> Trainer | None:
+        """Check the inputs, claim the folder, load model and pairs, and go to where the run stands.
+
+        None where it is finished. Raises MinipovidError for bad input.
+        """
+        losses_of(recipe)
+        tracked = Trackers(recipe.train.report_to)
+        # Precision is the model's matter, not accelerate's; and CUDA or CPU is all that it knows.
+        on_cpu = not torch.cuda.is_available()
+        accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, **tracked.settings(run))
+        if accelerator.distributed_type not in ENGINES:
+            raise MinipovidError(
+                f"minipovid trains on one device or under DDP, not {accelerator.distributed_type.value}: start it with "
+                f"`accelerate launch --multi_gpu -m minipovid train ...`."
+            )
+        if accelerator.is_main_process:
+            check_inputs(recipe)
+            config_of(recipe.model)  # of a Hub model it is fetched here: settling needs the shapes
+            recipe = recipe.model_copy(update={"model": settled(recipe.model)})
+            claim(run, plan.settle(held(recipe, run)))
+        accelerator.wait_for_everyone()
+        if (run / "adapter").is_dir():
+            return None
+        recipe = recipes.read(run / "recipe.yaml")
+        checkpointing = recipe.train.gradient_checkpointing
+        assert checkpointing != "auto"
+        model = load(
+            recipe.model, recipe.lora, seed=recipe.seed, checkpointing=checkpointing, device=accelerator.device
+        )
+        dataset = _dataset(recipe, run, model, accelerator)
+        position = _begin(recipe, run, model, accelerator)
+        return cls(recipe, run, model, dataset, accelerator, tracked, position, progress)
+
+    def steps(self) -> Iterator[Position]:
+        """Take every step that is left, then write the adapter."""
+        self.tracked.start(self.accelerator, self.recipe, self.run, self.position.global_step)
+        for index in range(self.position.stage, len(self.recipe.stages)):
+            for position in Stage(self, index).steps():
+                self.position = position
+                yield position
+        if self.accelerator.is_main_process:
+            with finished(self.run / "adapter") as draft:
+                self.model.save_adapter(draft)
+        self.accelerator.wait_for_everyone()
+        self.tracked.finish(self.accelerator)
 
 
-# Keys that may change between two starts of a run: none of them can change a weight.
-FREE = ("export.", "train.save_", "train.logging_steps", "train.dataloader_num_workers", "noise.cache_gib")
+def losses_of(recipe: Recipe) -> list[Any]:
+    """The loss of each stage. Raises MinipovidError for an unknown one."""
+    return [losses.build(stage.loss, f"stages.{i}.loss") for i, stage in enumerate(recipe.stages)]
 
 
-def _claim(run: Path, recipe: Recipe) -> None:
-    """Write the resolved recipe into the run folder. One in which another recipe has trained is not touched."""
-    run.mkdir(parents=True, exist_ok=True)
-    sweep(run)
-    held = run / "recipe.yaml"
-    if (run / "adapter").is_dir() or resume.latest(run) is not None:
-        before, now = (_flat(r.model_dump()) for r in (recipes.read(held), recipe))
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key) and not key.startswith(FREE):
-                raise MinipovidError(
-                    f"{run} holds a run of another recipe ({key} is {before.get(key)!r} there and {now.get(key)!r} "
-                    f"here); choose another --out, or remove that folder."
-                )
-    else:
-        (run / "pairs.jsonl").unlink(missing_ok=True)
-    with finished(held) as draft:
-        recipes.write(recipe, draft)
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones."""
-    if not isinstance(tree, (dict, list)):
-        return {prefix.rstrip("."): tree}
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    return {key: value for name, inner in items for key, value in _flat(inner, f"{prefix}{name}.").items()}
-
-
-def _dataset(recipe: Recipe, run: Path, model: Model) -> PairDataset:
+def _dataset(recipe: Recipe, run: Path, model: Model, accelerator: Accelerator) -> PairDataset:
     """The run's pairs: checked once and written to pairs.jsonl, from where a resumed run reads them."""
     encoder = Encoder.of(model, recipe.data.max_length)
     root = locate(recipe.data)[1]
     kept = run / "pairs.jsonl"
-    if not kept.is_file():
+    if accelerator.is_main_process and not kept.is_file():
         pairs, bad = load_pairs(recipe.data, encoder)
         for row in bad:
             print(f"skipped {row.where}: {row.why}", file=sys.stderr)
         meter.begin(run / "log.jsonl", len(pairs), bad)
         jsonl.write(kept, pairs)
+    accelerator.wait_for_everyone()
     rows = list(jsonl.read(kept))
     pairs = [row for row in rows if isinstance(row, Pair)]
     if len(pairs) < len(rows):
@@ -118,173 +152,240 @@ def _dataset(recipe: Recipe, run: Path, model: Model) -> PairDataset:
     return PairDataset(pairs, root, encoder, model.family.image_transform(model.folder), recipe)
 
 
-def _begin(recipe: Recipe, run: Path, model: Model) -> Position:
+def _begin(recipe: Recipe, run: Path, model: Model, accelerator: Accelerator) -> Position:
     """Where to go on: at the newest checkpoint, at an earlier run's adapter, or at the untouched base."""
     newest = resume.latest(run)
-    meter.rewind(run / "log.jsonl", newest.position.global_step if newest else 0)
+    if accelerator.is_main_process:
+        meter.rewind(run / "log.jsonl", newest.position.global_step if newest else 0)
+    accelerator.wait_for_everyone()
     if newest is not None:
         resume.restore(newest.folder, model)
         return newest.position
     if recipe.start_from is not None:
-        _check_start(recipe)
         model.load_adapter(Path(recipe.start_from) / "adapter")
         model.freeze_reference()
     return Position()
 
 
-def _check_start(recipe: Recipe) -> None:
-    """The earlier run's adapter means the same weights only on the same base and at the same scale."""
-    earlier = recipes.read(Path(str(recipe.start_from)) / "recipe.yaml")
-    for section in ("model", "lora"):
-        theirs, ours = (getattr(r, section).model_dump() for r in (earlier, recipe))
-        for key in theirs:
-            if key != "dtype" and theirs[key] != ours[key]:
-                raise MinipovidError(
-                    f"start_from: {recipe.start_from} was trained with {section}.{key} {theirs[key]!r}, and this "
-                    f"recipe has {ours[key]!r}; use the same."
-                )
+Loader = Iterator[Batch | MinipovidError]
+
+
+class MicroBatch(NamedTuple):
+    """Pairs that pass the model at once, as (epoch, row). One process may have none left where another has some: it
+    then takes any pair, whose loss does not count."""
+
+    keys: list[tuple[int, int]]
+    counts: bool
 
 
 class Stage:
     """One loss over the pairs for some epochs."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        index: int,
-        loss: Loss,
-        model: Model,
-        dataset: PairDataset,
-        accelerator: Accelerator,
-        run: Path,
-    ) -> None:
-        self.recipe, self.index, self.loss, self.model, self.dataset = recipe, index, loss, model, dataset
-        self.accelerator, self.folder = accelerator, run
-        settings = recipe.train
-        self.section: StageSection = recipe.stages[index]
-        first = sum(stage.epochs for stage in recipe.stages[:index])
-        self.order = list(visiting_order(len(dataset), range(first, first + self.section.epochs), recipe.seed))
-        self.pairs_per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-        self.steps = min(math.ceil(len(self.order) / self.pairs_per_step), settings.max_steps or sys.maxsize)
-        self.optimizer = torch.optim.AdamW(
-            [value for value in model.adapter().values() if value.requires_grad],
-            lr=self.section.learning_rate or settings.learning_rate,
-            weight_decay=settings.weight_decay,
-        )
-        self.schedule = get_scheduler(
-            settings.lr_scheduler_type, self.optimizer, math.ceil(settings.warmup_ratio * self.steps), self.steps
-        ).lr_lambdas[0]  # type: ignore[union-attr]
+    def __init__(self, trainer: Trainer, index: int) -> None:
+        self.trainer, self.index = trainer, index
+        self.model, self.dataset, self.accelerator = trainer.model, trainer.dataset, trainer.accelerator
+        self.settings, section = trainer.recipe.train, trainer.recipe.stages[index]
+        self.loss = losses_of(trainer.recipe)[index]
+        first = sum(stage.epochs for stage in trainer.recipe.stages[:index])
+        epochs = range(first, first + section.epochs)
+        self.order = list(visiting_order(len(self.dataset), epochs, trainer.recipe.seed))
+        per_process = self.settings.per_device_train_batch_size * self.settings.gradient_accumulation_steps
+        self.pairs_per_step = per_process * self.accelerator.num_processes
+        self.total = min(math.ceil(len(self.order) / self.pairs_per_step), self.settings.max_steps or sys.maxsize)
+        self.position = trainer.position
+        rate = section.learning_rate or self.settings.learning_rate
+        weights = [value for value in self.model.adapter().values() if value.requires_grad]
+        self.optimizer = optimisers.build(self.settings, weights, rate)
+        warmup = math.ceil(self.settings.warmup_ratio * self.total)
+        schedule = get_scheduler(self.settings.lr_scheduler_type, self.optimizer, warmup, self.total)
+        self.rate = schedule.lr_lambdas[0]  # type: ignore[union-attr]
+        self.open_sums = self._restore()
+        self.reference = Reference(self.model, self.loss.views, trainer.recipe.reference.cache_gib)
+        # Not the optimiser: accelerate would load its state anew, and so pull paged moments on the card.
+        self.objective = self.accelerator.prepare(Objective(self.model, self.loss, self.reference))
+        self.changed = meter.Changed(weights)
 
-    def run(self, position: Position, progress: bool, interrupted: list[int]) -> Position:
-        """Train from `position` to the end of the stage; returns where the next stage begins."""
-        log = meter.Meter(self.folder, self.index, self.recipe.train.logging_steps, self._restore(position))
-        show = progress and sys.stderr.isatty()
-        name = f"stage {self.index + 1}/{len(self.recipe.stages)}"
-        with tqdm(total=self.steps, initial=position.step, desc=name, unit="step", disable=not show) as bar:
-            for micro_batches in self._micro_batches(position.step):
-                pairs = sum(len(batch) for batch in micro_batches)
-                figures = self._step(position.step, micro_batches, pairs)
-                position = position.after_step()
-                epoch = min(position.step * self.pairs_per_step, len(self.order)) / len(self.dataset)
-                line = log.add(figures, pairs, position.global_step, epoch, position.step == self.steps)
-                bar.update()
-                if line is not None and progress and not show:
-                    print(_plain(name, position.step, self.steps, line), file=sys.stderr)
-                over = position.step == self.steps  # the stage's end is saved below, as the next one's beginning
-                if interrupted or (position.global_step % self.recipe.train.save_steps == 0 and not over):
-                    self._save(position, log.state)
+    def steps(self) -> Iterator[Position]:
+        """Train to the end of the stage; after the last step the position is where the next stage begins."""
+        trainer, logging_steps = self.trainer, self.settings.logging_steps
+        log = meter.Meter(trainer.run, self.index, logging_steps, self.open_sums)
+        is_main = self.accelerator.is_main_process
+        drawn = trainer.progress and is_main and sys.stderr.isatty()
+        name = f"stage {self.index + 1}/{len(trainer.recipe.stages)}"
+        if trainer.recipe.reference.precompute and not self.position.step:
+            self._precompute(drawn, name)
+        with tqdm(total=self.total, initial=self.position.step, desc=name, unit="step", disable=not drawn) as bar:
+            plan = list(self._plan(self.position.step))
+            loader = self._loader([batch.keys for batches in plan for batch in batches])
+            for step, batches in enumerate(plan, self.position.step):
+                figures, work = self._step(step, batches, loader)
+                self.position = self.position.after_step()
+                over = self.position.step == self.total
+                if is_main:
+                    line = log.add(figures, work.pairs, self.position.global_step, self._epoch(), over, *work[1:])
+                    bar.update()
+                    if line is not None:
+                        trainer.tracked.log(self.accelerator, line)
+                        if trainer.progress and not drawn:
+                            print(_plain(name, self.position.step, self.total, line), file=sys.stderr)
+                interrupted = self._interrupted()
+                # the stage's end is saved below, as the next one's beginning
+                if interrupted or (self.position.global_step % self.settings.save_steps == 0 and not over):
+                    self._save(log.state)
                 if interrupted:
                     raise KeyboardInterrupt
-        if self.index + 1 < len(self.recipe.stages):
-            position = position.next_stage()
-            self._save(position, {})
-        return position
+                if not over:
+                    yield self.position
+        self.reference.cache.close()
+        self.accelerator.free_memory()  # DDP's buckets, as large as the gradients
+        if self.index + 1 < len(trainer.recipe.stages):
+            self.position = self.position.next_stage()
+            self._save({})
+        yield self.position
 
-    def _restore(self, position: Position) -> Mapping[str, Any]:
+    def _restore(self) -> Mapping[str, Any]:
         """Take up the optimiser where a checkpoint left it, or begin a stage; returns the log's open sums."""
-        newest = resume.latest(self.folder)
-        if position.step and newest is not None:
+        newest = resume.latest(self.trainer.run)
+        if self.position.step and newest is not None:
             resume.restore_optimizer(newest.folder, self.optimizer)
             return newest.meter
         if self.index:
             self.model.freeze_reference()
         return {}
 
-    def _save(self, position: Position, log: Mapping[str, Any]) -> None:
-        keep = self.recipe.train.save_total_limit
-        resume.save(self.folder, self.model, self.optimizer, position, log, keep)
+    def _save(self, log: Mapping[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            keep = self.settings.save_total_limit
+            resume.save(self.trainer.run, self.model, self.optimizer, self.position, log, keep)
+        self.accelerator.wait_for_everyone()
 
-    def _micro_batches(self, done: int) -> Iterator[list[Batch]]:
-        """The micro-batches of each optimiser step from step `done` on."""
-        settings = self.recipe.train
+    def _epoch(self) -> float:
+        return min(self.position.step * self.pairs_per_step, len(self.order)) / len(self.dataset)
+
+    def _interrupted(self) -> bool:
+        """Has any process received Ctrl-C? All must stop after the same step."""
+        received = bool(self.trainer.interrupted)
+        if self.accelerator.num_processes == 1:
+            return received
+        flag = torch.tensor([float(received)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum").item())
+
+    def _plan(self, done: int) -> Iterator[list[MicroBatch]]:
+        """This process's micro-batches of each optimiser step from step `done` on: as many as every other has."""
+        processes, mine = self.accelerator.num_processes, self.accelerator.process_index
+        size = int(self.settings.micro_batch)
+        for step in range(done, self.total):
+            everybodys = self.order[step * self.pairs_per_step : (step + 1) * self.pairs_per_step]
+            keys = everybodys[mine::processes]
+            rounds = math.ceil(len(everybodys) / processes / size)
+            pieces = [keys[size * each : size * (each + 1)] for each in range(rounds)]
+            yield [MicroBatch(piece or everybodys[:1], bool(piece)) for piece in pieces]
+
+    def _loader(self, batches: list[list[tuple[int, int]]]) -> Loader:
+        """Batches by (epoch, row), read from the disk while the step before computes."""
         self.dataset.kinds = tuple(dict.fromkeys(("clean", *(view.image for view in self.loss.views))))
-        remaining = self.order[done * self.pairs_per_step : self.steps * self.pairs_per_step]
-        loader = iter(
+        return iter(
             DataLoader(
                 self.dataset,
-                batch_size=settings.per_device_train_batch_size,
-                sampler=remaining,  # type: ignore[arg-type]
+                batch_sampler=batches,
                 collate_fn=collate,
-                num_workers=settings.dataloader_num_workers,
+                num_workers=int(self.settings.dataloader_num_workers),
+                worker_init_fn=_deaf,
                 pin_memory=self.model.device.type == "cuda",
             )
         )
-        while group := list(islice(loader, settings.gradient_accumulation_steps)):
-            yield group
+
+    def _step(self, number: int, batches: list[MicroBatch], loader: Loader) -> tuple[dict[str, float], Work]:
+        """One optimiser step; returns the means over its pairs, to be logged, and what it took."""
+        total = min(self.pairs_per_step, len(self.order) - number * self.pairs_per_step)
+        sums, waited = self._accumulate(batches, loader, total)
+        means = self._means(sums, total)
+        tokens = round(means.pop("tokens") * total)
+        means |= {"grad_norm": self._clip(), "learning_rate": self._set_rate(number)}
+        self._check(number, means)
+        self.changed.before()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        means["weights/changed"] = self.changed.share()
+        self.reference.keep()
+        return means, Work(total, tokens, waited)
+
+    def _accumulate(
+        self, batches: list[MicroBatch], loader: Loader, total: int
+    ) -> tuple[dict[str, torch.Tensor], float]:
+        """Gradients of this process's pairs among the step's `total`; their figures summed, and the seconds waited."""
+        sums: dict[str, torch.Tensor] = {}
+        tokens, waited, passes = 0, 0.0, self.reference.passes
+        for each in batches:
+            start = time.perf_counter()
+            batch = _sound(next(loader))
+            waited += time.perf_counter() - start
+            tokens += each.counts * count_tokens(batch, self.loss.views)
+            with nullcontext() if each is batches[-1] else self.accelerator.no_sync(self.objective):
+                loss, figures = self.objective(batch.to(self.model.device))
+                # DDP takes the mean over processes; here every pair of the step weighs the same.
+                self.accelerator.backward(loss * (each.counts * self.accelerator.num_processes / total))
+            for key, value in figures.items():
+                sums[key] = sums.get(key, 0.0) + value * each.counts
+        for name, count in (("tokens", tokens), ("reference/computed", self.reference.passes - passes)):
+            sums[name] = torch.tensor(float(count), device=self.model.device)
+        return sums, waited
+
+    def _means(self, sums: dict[str, torch.Tensor], total: int) -> dict[str, float]:
+        """Over the pairs of every process; the one place in a step that waits for the GPU."""
+        stacked = torch.stack([value.float() for value in sums.values()])
+        together = self.accelerator.reduce(stacked, "sum").tolist()
+        return {key: value / total for key, value in zip(sums, together, strict=True)}
 
     def _clip(self) -> float:
         """The gradient's norm, before it is clipped to `max_grad_norm` if the recipe says so."""
-        weights, limit = self.model.adapter().values(), self.recipe.train.max_grad_norm
+        weights, limit = list(self.model.adapter().values()), self.settings.max_grad_norm
         if limit is not None:
             return float(self.accelerator.clip_grad_norm_(weights, limit))
         return float(torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
 
-    def _step(self, step: int, micro_batches: list[Batch], total: int) -> dict[str, float]:
-        """One optimiser step over the `total` pairs of its micro-batches; returns the figures to log."""
-        figures: dict[str, float] = {}
-        for batch in micro_batches:
-            batch = batch.to(self.model.device)
-            with torch.no_grad(), self.model.as_reference():
-                reference = score(self.model, batch, [view for view in self.loss.views if view.reference])
-            policy = score(self.model, batch, self.loss.views)
-            judged = self.loss(policy, reference)
-            self.accelerator.backward(judged.loss.sum() / total)
-            for key, value in _figures(judged, policy, reference).items():
-                figures[key] = figures.get(key, 0.0) + value.sum().item() / total
+    def _set_rate(self, step: int) -> float:
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.schedule(step)
-        norm = self._clip()
-        if not math.isfinite(figures["loss"] + norm):
+            group["lr"] = group["initial_lr"] * self.rate(step)
+        return float(group["lr"])
+
+    def _check(self, step: int, means: dict[str, float]) -> None:
+        if not math.isfinite(means["loss"] + means["grad_norm"]):
             raise MinipovidError(
-                f"The loss ({figures['loss']}) or its gradient ({norm}) is no longer a finite number in step "
-                f"{step + 1} of stage {self.index + 1}; lower train.learning_rate or set train.max_grad_norm: 1.0."
+                f"The loss ({means['loss']}) or its gradient ({means['grad_norm']}) is no longer a finite number in "
+                f"step {step + 1} of stage {self.index + 1}; lower train.learning_rate or set "
+                f"train.max_grad_norm: 1.0."
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        figures |= {"grad_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"]}
-        return figures
+
+    def _precompute(self, drawn: bool, name: str) -> None:
+        """The reference's scores of the first epoch, which are those of every epoch but for crops and fresh noise."""
+        first = self.order[: len(self.dataset)]
+        mine = first[self.accelerator.process_index :: self.accelerator.num_processes]
+        size = int(self.settings.micro_batch)
+        batches = [mine[start : start + size] for start in range(0, len(mine), size)]
+        for batch in tqdm(self._loader(batches), f"{name}, reference", len(batches), disable=not drawn):
+            self.reference(_sound(batch).to(self.model.device))
+            self.reference.keep()
 
 
-def _figures(judged: Judged, policy: ScoreTable, reference: ScoreTable) -> dict[str, torch.Tensor]:
-    """TRL's metrics, per pair [B]; and what the chosen answer lost or gained against the reference, per token.
+class Work(NamedTuple):
+    """What a step took: pairs and tokens of all processes together, and seconds spent waiting for data."""
 
-    Log-probabilities are told of the answers that the loss has looked at under the clean picture.
-    """
-    figures = {
-        "loss": judged.loss.detach(),
-        "rewards/chosen": judged.chosen_rewards,
-        "rewards/rejected": judged.rejected_rewards,
-        "rewards/accuracies": (judged.chosen_rewards > judged.rejected_rewards).float(),
-        "rewards/margins": judged.chosen_rewards - judged.rejected_rewards,
-    }
-    with torch.no_grad():
-        for answer in ANSWERS:
-            if (answer, "clean") in policy:
-                figures[f"logps/{answer}"] = policy[answer, "clean"].logps().sum(-1)
-        if "logps/chosen" in figures and ("chosen", "clean") in reference:
-            change = figures["logps/chosen"] - reference["chosen", "clean"].logps().sum(-1)
-            figures["logps/chosen_change_per_token"] = change / policy["chosen", "clean"].mask.sum(-1)
-    return figures
+    pairs: int
+    tokens: int
+    waited_s: float
+
+
+def _sound(batch: Batch | MinipovidError) -> Batch:
+    """A worker process hands its error over as a value: raised there, it would come with that process's traceback."""
+    if isinstance(batch, MinipovidError):
+        raise batch
+    return batch
+
+
+def _deaf(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the step in hand still wants its data."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _plain(name: str, step: int, steps: int, line: dict[str, Any]) -> str:
@@ -296,9 +397,8 @@ def _plain(name: str, step: int, steps: int, line: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _interruptible() -> Iterator[list[int]]:
+def _interruptible(received: list[int]) -> Iterator[None]:
     """Ctrl-C sets a flag, which the loop reads between two steps; a second Ctrl-C stops at once, unsaved."""
-    received: list[int] = []
 
     def remember(number: int, frame: Any) -> None:
         received.append(number)
@@ -306,6 +406,6 @@ def _interruptible() -> Iterator[list[int]]:
 
     previous = signal.signal(signal.SIGINT, remember)
     try:
-        yield received
+        yield
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 AnswerKind = Literal["chosen", "rejected"]
 ImageKind = Literal["clean", "noised", "cropped"]
 ViewKey = tuple[AnswerKind, ImageKind]
+Asked = Literal["nothing", "own", "any"]
 
 
 class Span(NamedTuple):
@@ -64,13 +65,15 @@ class PairReader(Protocol):
 class View(NamedTuple):
     """One scored sequence that a loss asks for: which answer under which picture.
 
-    `grad` says whether the policy's pass needs gradients, `reference` whether the reference model scores it too.
+    `grad` says whether the policy's pass needs gradients; `reference` what the loss asks of the reference model here:
+    nothing, the log-probabilities of the answer's own tokens, or anything (other tokens', the most probable ones,
+    logits). The less it asks, the less is computed and kept on disk.
     """
 
     answer: AnswerKind
     image: ImageKind
     grad: bool = True
-    reference: bool = True
+    reference: Asked = "any"
 
     @property
     def key(self) -> ViewKey:
@@ -138,6 +141,8 @@ class Family(Protocol):
     config.json's `model_type`."""
 
     LORA_TARGETS: str  # regex over module names: the language model's linear layers, and nothing of the vision side
+
+    COLUMNWISE: Sequence[str]  # modules within a decoder layer that compute each position by itself, behind attention
 
     def prompt(self, question: str) -> str:
         """The text up to where the answer begins, one image placeholder included."""

@@ -233,13 +233,15 @@ def test_plan_prints_what_it_predicts() -> None:
     result = run("plan", "llava7b_qlora", "--vram", "24")
     assert result.exit_code == 0
     assert result.stdout.startswith(
-        "GPU memory at its peak, GiB (predicted)\n  language model                   3.11\n"
+        "GPU memory at its peak, when the backward pass begins, GiB (predicted)\n"
+        "  language model                   3.11\n"
     )
     assert result.stdout.split("\n")[-2].startswith("It fits: ")
+    assert "\n  RTX 4060      8   11.6  no    all layers     1  " in result.stdout
     tight = run("plan", "llava7b_qlora", "--vram", "8", "--json", "--set", "train.gradient_checkpointing=false")
     told = json.loads(tight.stdout)
     assert (tight.exit_code, told["fits"], list(told["changes"])[0]) == (1, False, "train.gradient_checkpointing")
-    assert told["peak_gib"] == pytest.approx(sum(told["vram_gib"].values()), abs=0.05)
+    assert told["peak_gib"] == pytest.approx(sum(told["memory_gib"].values()), abs=0.05)
 
 
 def test_recipes_are_listed_shown_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

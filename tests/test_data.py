@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_llava
+import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -35,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     """An image folder with one good picture."""
     root = tmp_path / "photos"
     root.mkdir()
-    Image.new("RGB", (40, 30), "red").save(root / "cat.png")
+    Image.radial_gradient("L").resize((40, 30)).convert("RGB").save(root / "cat.png")  # a crop looks otherwise
     return root
 
 
@@ -168,9 +169,45 @@ def test_batch_pads_and_cuts_nothing(folder: Path, encoder: Encoder) -> None:
         for row in range(2):
             ids = batch.answers[kind].ids[row][batch.answers[kind].mask[row]].tolist()
             assert ids == dataset[0, row][0].answers[kind]
-    assert {kind: tuple(pixels.shape) for kind, pixels in batch.images.items()} == dict.fromkeys(
-        ("clean", "noised", "cropped"), (2, 3, 28, 28)
-    )
+    shapes = {kind: tuple(pictures.pixels.shape) for kind, pictures in batch.images.items()}
+    both_show_it = {"clean": (1, 3, 28, 28)}  # noise and crops are each pair's own
+    assert shapes == both_show_it | dict.fromkeys(("noised", "cropped"), (2, 3, 28, 28))
+    for kind, (pixels, which) in batch.images.items():
+        for row in range(2):
+            assert np.array_equal(pixels[which[row]], dataset[0, row][1][kind])
+
+
+def test_a_key_changes_with_what_a_view_shows_and_says(folder: Path, encoder: Encoder) -> None:
+    """One letter of the rejected answer: the chosen one's keys stay. Another epoch, fresh noise: the clean one's."""
+    dataset, fresh = a_dataset(folder, encoder), a_dataset(folder, encoder, "epoch")
+    before = collate([dataset[0, 0]]).keys
+    assert len({key for (key,) in before.values()}) == 6
+    dataset.pairs[0] = replace(dataset.pairs[0], rejected=dataset.pairs[0].rejected + "!")
+    after = collate([dataset[0, 0]]).keys
+    assert {view for view in before if before[view] != after[view]} == {
+        ("rejected", kind) for kind in ("clean", "noised", "cropped")
+    }
+    later = collate([fresh[1, 0]]).keys
+    assert {image for answer, image in before if before[answer, image] != later[answer, image]} == {"noised", "cropped"}
+
+
+def test_a_subset_is_what_a_smaller_batch_would_be(folder: Path, encoder: Encoder) -> None:
+    dataset = a_dataset(folder, encoder)
+    some, alone = collate([dataset[0, 0], dataset[0, 1]]).subset([1]), collate([dataset[0, 1]])
+    assert some.keys == alone.keys and some.prompt.lengths == alone.prompt.lengths
+    for ours, theirs in zip(some.answers.values(), alone.answers.values(), strict=True):
+        assert torch.equal(ours.ids.flatten()[ours.real], theirs.ids.flatten()[theirs.real])
+    for kind, (pixels, which) in some.images.items():
+        assert torch.equal(pixels[which], alone.images[kind].pixels)
+
+
+def test_an_error_is_handed_over_as_a_value(folder: Path, encoder: Encoder) -> None:
+    """A data loader's worker would wrap a raised one in its traceback."""
+    dataset = a_dataset(folder, encoder)
+    dataset.pairs[1] = replace(dataset.pairs[1], image="gone.png")
+    found = collate([dataset[0, 0], dataset[0, 1]])
+    assert isinstance(found, MinipovidError)
+    assert str(found).startswith("There is no picture")
 
 
 def test_views_depend_on_pair_and_epoch_alone(folder: Path, encoder: Encoder) -> None:

@@ -22,13 +22,16 @@ SHELVES = {"pairs", "losses", "families", "benchmarks"}
 FLOORS = {
     **dict.fromkeys(["__init__", "types", "errors", "shelf", "layout", "files"], 0),
     **dict.fromkeys(["recipe", "images"], 1),
-    **dict.fromkeys([*SHELVES, "tinyworld", "noise", "noise_cache"], 2),
+    **dict.fromkeys([*SHELVES, "tinyworld", "noise", "noise_cache", "reference_cache"], 2),
     **dict.fromkeys(
-        ["checkpoint", "data", "model", "scoring", "resume", "meter", "runtime", "class_token", "export"],
+        [
+            *("checkpoint", "shapes", "data", "model", "forest", "attention", "layers", "scoring", "reference"),
+            *("objective", "optimisers", "resume", "meter", "trackers", "runtime", "class_token", "export"),
+        ],
         3,
     ),
-    **dict.fromkeys(["train", "evaluate", "plan", "demo", "pretrain", "doctor"], 4),
-    **dict.fromkeys(["cli"], 5),
+    **dict.fromkeys(["train", "claim", "evaluate", "plan", "costs", "cards", "demo", "pretrain", "doctor"], 4),
+    **dict.fromkeys(["cli", "__main__"], 5),
 }
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate"}
 

@@ -57,6 +57,17 @@ def test_widths_that_bitsandbytes_misreads_on_a_cpu_are_refused(tmp_path: Path) 
         loaded(odd)
 
 
+@pytest.mark.parametrize(("given", "wanted"), [(True, 3), (False, 0), (1, 1), (2, 2), (3, 3), (9, 3)])
+def test_so_many_layers_are_recomputed(tmp_path: Path, given: bool | int, wanted: int) -> None:
+    """Never the last one: its activations are needed at once, so keeping them costs no memory at the peak."""
+    section = ModelSection(path=str(tiny_llava.build(tmp_path, layers=4)), load_in_4bit=False)
+    model = models.load(section, LoraSection(r=4), checkpointing=given)
+    layers = model.family.text_model(model.base).layers
+    assert [layer.gradient_checkpointing and layer.training for layer in layers] == [True] * wanted + [False] * (
+        4 - wanted
+    )
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_exactly_the_adapter_trains(folder: Path, checkpointing: bool) -> None:
     model = loaded(folder, checkpointing)

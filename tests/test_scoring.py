@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import tiny_llava
 import torch
+from torch import nn
 
+from minipovid import attention, scoring
 from minipovid import model as models
-from minipovid import scoring
-from minipovid.data import Batch, Tokens
+from minipovid.data import Batch, Pictures, Tokens
 from minipovid.recipe import LoraSection, ModelSection
 from minipovid.types import View
 
@@ -38,15 +39,17 @@ def a_batch(model: models.Model) -> Batch:
     draw = torch.Generator().manual_seed(5)
 
     def tokens(lengths: list[int], image: bool = False) -> Tokens:
-        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        ids = torch.randint(10, 300, mask.shape, generator=draw) * mask
+        rows = [torch.randint(10, 300, (length,), generator=draw).tolist() for length in lengths]
         if image:
-            ids[:, 2 : 2 + model.image_tokens] = model.image_token_id
-        return Tokens(ids, mask)
+            for row in rows:
+                row[2 : 2 + model.image_tokens] = [model.image_token_id] * model.image_tokens
+        return Tokens.padded(rows)
 
     prompts = [model.image_tokens + extra for extra in (4, 9, 6)]
-    pixels = {kind: torch.randn(3, 3, 28, 28, generator=draw) for kind in ("clean", "noised")}
-    return Batch(tokens(prompts, image=True), {"chosen": tokens([5, 2, 7]), "rejected": tokens([1, 8, 3])}, pixels)
+    which = torch.tensor([0, 1, 0])  # the first and the last pair show one picture
+    pictures = {kind: Pictures(torch.randn(2, 3, 28, 28, generator=draw), which) for kind in ("clean", "noised")}
+    answers = {"chosen": tokens([5, 2, 7]), "rejected": tokens([1, 8, 3])}
+    return Batch(tokens(prompts, image=True), answers, pictures, {})
 
 
 def separate(model: models.Model, batch: Batch, view: View) -> torch.Tensor:
@@ -57,7 +60,8 @@ def separate(model: models.Model, batch: Batch, view: View) -> torch.Tensor:
         prompt_ids = batch.prompt.ids[pair][batch.prompt.mask[pair]]
         answer_ids = answer.ids[pair][answer.mask[pair]]
         ids = torch.cat([prompt_ids, answer_ids])[None]
-        logits = model.base(input_ids=ids, pixel_values=batch.images[view.image][pair : pair + 1]).logits[0]
+        pixels, which = batch.images[view.image]
+        logits = model.base(input_ids=ids, pixel_values=pixels[which[pair]][None]).logits[0]
         rows = logits[len(prompt_ids) - 1 : -1].float().log_softmax(-1)
         result[pair, : len(answer_ids)] = rows.gather(-1, answer_ids[:, None])[:, 0]
     return result
@@ -65,8 +69,12 @@ def separate(model: models.Model, batch: Batch, view: View) -> torch.Tensor:
 
 @pytest.mark.parametrize("in_4bit", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_shared_prefix_equals_separate_passes(folder: Path, in_4bit: bool, checkpointing: bool) -> None:
+@pytest.mark.parametrize("split_from", [0, 10_000])
+def test_shared_prefix_equals_separate_passes(
+    folder: Path, in_4bit: bool, checkpointing: bool, split_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Log-probs and adapter gradients to 1e-4 in float32, over padding, unequal lengths and batch > 1."""
+    monkeypatch.setitem(attention.SPLIT_FROM, "cpu", split_from)
     model = a_model(folder, in_4bit, checkpointing)
     batch = a_batch(model)
     weights = {view.key: torch.randn(batch.answers[view.answer].mask.shape) for view in VIEWS}
@@ -99,29 +107,54 @@ def test_views_without_grad_keep_no_graph(folder: Path) -> None:
 def test_head_chunks_change_nothing(folder: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Log-probs, argmax and gradient against the whole float32 log-softmax; ids other than the answer's included."""
     monkeypatch.setattr(scoring, "VOCAB_CHUNK", chunk)
+    monkeypatch.setattr(scoring, "ROW_CHUNK", 5)
     model = a_model(folder)
-    scores = scoring.score(model, a_batch(model), VIEWS)["rejected", "clean"]
-    hidden = scores.hidden.detach().requires_grad_()
-    scores = scoring.HiddenScores(hidden, scores.head, scores.ids, scores.mask)
+    answer = a_batch(model).answers["rejected"]
+    head = nn.Linear(64, 416)
+    hidden = (8 * torch.randn(20, 64)).requires_grad_()  # of them 12 predict this answer's tokens
+    which = torch.tensor([0, 3, 4, 5, 3, 7, 8, 19, 11, 12, 13, 2])
+    with torch.no_grad():
+        asked_first = scoring.HiddenScores(scoring.Rows(hidden, head), which, answer).argmax()
+    scores = scoring.HiddenScores(scoring.Rows(hidden, head), which, answer)
     ids = torch.randint(416, scores.ids.shape)
-    whole = scores.logits().log_softmax(-1).gather(-1, ids[..., None])[..., 0] * scores.mask
+    logits = torch.zeros(3, 8, 416).masked_scatter(scores.mask[..., None], head(hidden[which]))
+    whole = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0] * scores.mask
+    torch.testing.assert_close(scores.logits(), logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(scores.logps(ids), whole, atol=1e-5, rtol=1e-5)
-    assert torch.equal(scores.argmax(), scores.logits().argmax(-1) * scores.mask)
+    assert torch.equal(scores.argmax(), logits.argmax(-1))
+    assert torch.equal(asked_first, scores.argmax())
     weight = torch.randn(whole.shape)
     (ours,) = torch.autograd.grad((scores.logps(ids) * weight).sum(), hidden)
     (oracle,) = torch.autograd.grad((whole * weight).sum(), hidden)
     torch.testing.assert_close(ours, oracle, atol=1e-5, rtol=1e-4)
 
 
-def test_tree_mask_by_hand() -> None:
-    """Prefix p q (q padded), answers a b | c: every row sees real prefix, its own branch so far, and itself.
+def test_the_vocabulary_is_gone_through_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a view is asked, and even if a question without gradient came first."""
+    calls = []
+    whole = scoring._Vocabulary.apply
+    monkeypatch.setattr(scoring._Vocabulary, "apply", lambda *given: calls.append(1) or whole(*given))
+    model = a_model(folder)
+    table = scoring.score(model, a_batch(model), VIEWS)
+    scores = table["chosen", "clean"]
+    with torch.no_grad():
+        ids = scores.argmax()
+    assert scores.logps(ids).requires_grad
+    assert torch.equal(scores.logps(), scores.logps(scores.ids))
+    table["rejected", "clean"].logps()
+    assert len(calls) == 1
 
-    p -> p; q -> p q(itself); a -> p a; b -> p a b; c -> p c, never a or b.
-    """
-    valid = torch.tensor([[True, False, True, True, True]])
-    branches = torch.tensor([0, 0, 1, 1, 2])
-    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 0, 0, 1]]
-    assert scoring.tree_mask(valid, branches)[0, 0].int().tolist() == expected
+
+def test_no_row_of_logits_outlives_its_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What autograd keeps of a view is [N, H], never [N, V]."""
+    model = a_model(folder)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda x: x):
+        hidden = torch.randn(12, 64, requires_grad=True)
+        read = scoring.Rows(hidden, model.head)
+        scoring.HiddenScores(read, torch.arange(12), a_batch(model).answers["rejected"]).logps().sum().backward()
+    assert (12, 64) in kept
+    assert not [shape for shape in kept if 416 in shape and 12 in shape]
 
 
 def test_tower_runs_once_per_distinct_picture(folder: Path) -> None:

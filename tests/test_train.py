@@ -23,10 +23,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from minipovid import losses, resume
+from minipovid import losses, meter, resume
 from minipovid import recipe as recipes
 from minipovid.errors import MinipovidError
-from minipovid.train import train
+from minipovid.objective import Objective
+from minipovid.train import Trainer, train
 from minipovid.types import Judged, View
 
 STAGES = [
@@ -170,7 +171,7 @@ def test_after_a_refusal_its_own_remedy_works_in_the_same_folder(world: Path, tm
 class Likelihood:
     """A loss of one view and no reference."""
 
-    views = (View("chosen", "clean", reference=False),)
+    views = (View("chosen", "clean", reference="nothing"),)
 
     def __call__(self, policy: Any, reference: Any) -> Judged:
         logps = policy["chosen", "clean"].logps().sum(-1)
@@ -196,6 +197,45 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
     monkeypatch.setattr("minipovid.losses.dpo.Loss.__call__", nan)
     with pytest.raises(MinipovidError, match="no longer a finite number in step 1 of stage 1"):
         train(a_recipe(world, tmp_path / "r.yaml"), tmp_path / "run", progress=False)
+
+
+def test_memory_that_runs_out_is_one_sentence_and_loses_nothing(
+    world: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In step 8, after the checkpoint of step 6: what to change is the plan's advice, and the run goes on from there."""
+    forward, calls = Objective.forward, []
+
+    def dying(self: Any, batch: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(self, batch)
+
+    recipe, run = a_recipe(world, tmp_path / "r.yaml"), tmp_path / "run"
+    monkeypatch.setattr(Objective, "forward", dying)
+    with pytest.raises(MinipovidError, match=r"The memory ran out; .* GiB were predicted.*; set train\.micro_batch=1"):
+        train(recipe, run, progress=False)
+    assert resume.latest(run).position.global_step == 6
+    train(recipe, run, progress=False)
+    same_bytes(run, finished_run)
+
+
+def test_workers_change_nothing(world: Path, finished_run: Path, tmp_path: Path) -> None:
+    run = train(a_recipe(world, tmp_path / "r.yaml", train__dataloader_num_workers=2), tmp_path / "run", progress=False)
+    same_bytes(run, finished_run)
+
+
+def test_a_picture_that_goes_missing_is_one_sentence(world: Path, tmp_path: Path) -> None:
+    """From a worker process, where an exception would come with a traceback of its own."""
+    for path in world.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    changes = {"train__dataloader_num_workers": 1, "data__path": str(tmp_path / "pairs.jsonl")}
+    trainer = Trainer.open(a_recipe(world, tmp_path / "r.yaml", **changes), tmp_path / "run")
+    (tmp_path / "3.png").unlink()
+    with pytest.raises(MinipovidError) as error:
+        list(trainer.steps())
+    assert str(error.value).startswith(f"There is no picture {tmp_path / '3.png'}; check")
+    assert "Traceback" not in str(error.value)
 
 
 def test_interrupted_at_every_step_ends_with_the_same_bytes(world: Path, finished_run: Path, tmp_path: Path) -> None:
@@ -289,8 +329,9 @@ def test_killed_while_a_checkpoint_is_replaced(
 
 
 def same_bytes(run: Path, other: Path) -> None:
-    """The same adapter, and the same log but for the speed."""
+    """The same adapter, and the same log but for the machine's work."""
     adapters = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (run, other)]
     assert adapters[0] == adapters[1]
-    mine, theirs = ([{k: v for k, v in line.items() if k != "pairs_per_s"} for line in lines(r)] for r in (run, other))
+    ignored = (*meter.MACHINE, "reference/computed")  # what a killed start has left on disk is not computed again
+    mine, theirs = ([{k: v for k, v in line.items() if k not in ignored} for line in lines(r)] for r in (run, other))
     assert mine == theirs

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Module names in transformers 5. CLIP has a q_proj, k_proj and v_proj of its own: `language_model` keeps them out.
 LORA_TARGETS = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
+COLUMNWISE = ("self_attn.o_proj", "mlp")  # parts of a decoder layer that compute each column by itself
+
 IMAGE = "<image>"  # the picture's placeholder
 
 

@@ -21,7 +21,7 @@ class Loss:
 
     @property
     def views(self) -> Sequence[View]:
-        return View("chosen", "clean"), View("rejected", "clean")
+        return View("chosen", "clean", reference="own"), View("rejected", "clean", reference="own")
 
     def __call__(self, policy: ScoreTable, reference: ScoreTable) -> Judged:
         chosen, rejected = (losses.log_ratio(policy[view.key], reference[view.key]) for view in self.views)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minipovid import losses
-from minipovid.types import Judged, ScoreTable, View
+from minipovid.types import Judged, ScoreTable, View, ViewKey
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Loss:
 
     @property
     def views(self) -> Sequence[View]:
-        return View("chosen", "clean"), View("rejected", "clean"), View("chosen", "cropped")
+        answers: list[ViewKey] = [("chosen", "clean"), ("rejected", "clean"), ("chosen", "cropped")]
+        return [View(*key, reference="own") for key in answers]
 
     def __call__(self, policy: ScoreTable, reference: ScoreTable) -> Judged:
         chosen, rejected, blind = (losses.log_ratio(policy[view.key], reference[view.key]) for view in self.views)

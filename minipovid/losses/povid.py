@@ -38,8 +38,11 @@ class Loss:
 
     @property
     def views(self) -> Sequence[View]:
-        noised = View(*NOISED, grad=self.variant == "paper", reference=self.variant != "proper")
-        return View(*CHOSEN), View(*REJECTED), noised
+        """`proper` and `code` score the noisy answer under the clean picture, `paper` and `code` also look at the
+        reference under the noise."""
+        chosen = View(*CHOSEN, reference="own" if self.variant == "paper" else "any")
+        noised = View(*NOISED, grad=self.variant == "paper", reference="nothing" if self.variant == "proper" else "any")
+        return chosen, View(*REJECTED, reference="own"), noised
 
     def __call__(self, policy: ScoreTable, reference: ScoreTable) -> Judged:
         chosen = losses.log_ratio(policy[CHOSEN], reference[CHOSEN])
