@@ -7,7 +7,6 @@ runs/my-run/recipe.yaml    the resolved recipe, nothing left on auto: what this 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from minipovid import recipe as recipes
 from minipovid import resume, shelf
@@ -28,6 +27,10 @@ def check_inputs(recipe: Recipe) -> None:
     """What can be known to be missing before gigabytes are loaded. Raises MinipovidError."""
     shelf.load("pairs", recipe.data.format)
     locate(recipe.data)
+    if recipe.reference.precompute and not recipe.reference.cache_gib:
+        raise MinipovidError(
+            "reference.precompute wants room: set reference.cache_gib above 0, or precompute to false."
+        )
     if recipe.start_from is not None:
         _check_start(recipe, Path(recipe.start_from))
 
@@ -64,7 +67,7 @@ def claim(run: Path, recipe: Recipe) -> None:
     run.mkdir(parents=True, exist_ok=True)
     sweep(run)
     if _is_begun(run):
-        before, now = (_flat(r.model_dump()) for r in (recipes.read(run / "recipe.yaml"), recipe))
+        before, now = (recipes.flat(r.model_dump()) for r in (recipes.read(run / "recipe.yaml"), recipe))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and not key.startswith(FREE):
                 raise MinipovidError(
@@ -79,11 +82,3 @@ def claim(run: Path, recipe: Recipe) -> None:
 
 def _is_begun(run: Path) -> bool:
     return (run / "adapter").is_dir() or resume.latest(run) is not None
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones."""
-    if not isinstance(tree, (dict, list)):
-        return {prefix.rstrip("."): tree}
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    return {key: value for name, inner in items for key, value in _flat(inner, f"{prefix}{name}.").items()}

@@ -19,9 +19,11 @@ columns that predict something alone (layers.py). With gradient checkpointing a 
 T H * b; the last one never is checkpointed (model.py). Once: the tree mask
 T W * b, the rotary tables, the last norm's input, and per scored answer rows [N, H].
 
-Memory has its peak when the backward pass begins (everything is kept) or when it ends (all gradients are there; the
-optimisers of optimisers.py then make no temporaries). A layer at work also takes T (H + 2 I) * b for gradients and one
-dequantised matrix, or, in views without gradients, T (2 H + 4 I) * b; the head's chunk of logits is gone by then.
+Memory has its peak when the backward pass begins (everything is kept), when it comes to the first checkpointed layer
+(all inputs and one whole layer) or when it ends (all gradients are there; the optimisers of optimisers.py then make no
+temporaries). A layer at work also takes T (H + 2 I) * b for gradients and one dequantised matrix, or, in views without
+gradients, T (2 H + 4 I) * b; the head's chunk of logits is gone by then.
+
 All this is derived from the code and tested on a CPU in float32; of bfloat16 under autocast, as CUDA runs it, the kept
 tensors are tested, and what CUDA takes beside them (1 GiB, half of it its context) is assumed.
 """
@@ -44,7 +46,7 @@ NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # per weight: 4 bits, 8 per 64, 
 EIGHT_BIT = 2 * (1 + 4 / 256)  # Adam's moments in 8 bits, and a float32 scale for 256 of them
 MOMENTS = {"adamw_torch": 8.0, "adamw_8bit": EIGHT_BIT, "paged_adamw_32bit": 8.0, "paged_adamw_8bit": EIGHT_BIT}
 CUDA_OWN = GIB  # context, cuBLAS and the gaps that the allocator leaves; assumed
-CPU_OWN = 40 * 2**20  # pages of libraries first touched in a step, buffers of the matrix products; measured
+CPU_OWN = 48 * 2**20  # pages of libraries first touched in a step, buffers of the matrix products; measured
 
 
 class Tree(NamedTuple):
@@ -173,6 +175,9 @@ def _moments(
     one = max((layer(model, setting, tree) for tree in policy if tree.grad), default=0.0)
     begun = gradients if setting.passes > 1 else 0  # left by the micro-batches before
     yield "the backward pass begins", begun, kept(model, setting, policy), head, copies + max(work - head, 0)
+    if recomputed(model, setting):
+        there = max(begun, gradients * (1 - recomputed(model, setting) / model.layers))
+        yield "recomputation begins", there, inputs(model, setting, policy) + one, 0, copies + work
     yield "the backward pass ends", gradients, one, 0, work
 
 
@@ -192,19 +197,24 @@ def _adapter(model: Shapes, setting: Setting) -> int:
 def kept(model: Shapes, setting: Setting, policy: Sequence[Tree]) -> float:
     """Bytes that autograd keeps of one micro-batch until the backward pass, adapters' 16-bit copies left out."""
     b, hidden, pairs = setting.width, model.hidden, setting.pairs
-    total = 0.0
+    total = inputs(model, setting, policy)
     for tree in policy:
         if not tree.grad:
             continue
         columns = tree.columns * pairs
-        checkpointed = recomputed(model, setting)
-        total += checkpointed * columns * hidden * b + (model.layers - checkpointed - 1) * layer(model, setting, tree)
+        total += (model.layers - recomputed(model, setting) - 1) * layer(model, setting, tree)
         total += last_layer(model, setting, tree)
         total += columns * tree.columns * b  # the mask
         total += 2 * tree.columns * model.head_width * b  # rotary tables, the same for every row
         total += columns * (hidden + 1) * 4  # the last norm
         total += pairs * tree.rows * hidden * (4 + 2 * b)  # wanted columns of the head, rows and their gradient
     return total
+
+
+def inputs(model: Shapes, setting: Setting, policy: Sequence[Tree]) -> float:
+    """Bytes that the checkpointed layers keep of one micro-batch: what they were given."""
+    columns = sum(tree.columns for tree in policy if tree.grad) * setting.pairs
+    return float(recomputed(model, setting) * columns * model.hidden * setting.width)
 
 
 def recomputed(model: Shapes, setting: Setting) -> int:

@@ -26,7 +26,9 @@ from minipovid.files import finished
 from minipovid.types import BadRow
 
 SINKING = -0.1  # nats per token that the chosen answer may lose against the reference before we warn
-MACHINE = ("pairs_per_s", "tokens_per_s", "data_wait", "peak_gib")  # keys that two runs of one recipe differ in
+MACHINE = ("pairs_per_s", "tokens_per_s", "data_wait", "peak_gib")
+# Keys that two runs of one recipe may differ in; the last one because a killed start leaves its work on disk.
+VARYING = (*MACHINE, "reference/computed")
 SAMPLE = 4096  # entries of each tensor that Changed looks at
 
 

@@ -1,7 +1,7 @@
 """What a step minimises, as one torch module: it takes a batch and gives the sum of its losses.
 
-In one module because DDP and FSDP wrap a module's forward: policy, reference and loss stand inside it, so that
-accelerate can do to it whatever it does to any model.
+In one module because DDP wraps a module's forward pass: policy, reference and loss stand inside it, so that
+accelerate's engine needs to know nothing of them.
 """
 
 from __future__ import annotations

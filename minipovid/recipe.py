@@ -414,6 +414,14 @@ def _dotted_keys(section: type, prefix: str = "") -> list[str]:
     return keys
 
 
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones."""
+    if not isinstance(tree, (dict, list)):
+        return {prefix.rstrip("."): tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {key: value for name, inner in items for key, value in flat(inner, f"{prefix}{name}.").items()}
+
+
 def _absolute(recipe: Recipe) -> Recipe:
     """Make the paths of local files absolute, so that the run folder's recipe works from anywhere."""
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from minipovid import __version__
 from minipovid.noise_cache import cache_folder
 from minipovid.reference_cache import ReferenceCache
 from minipovid.scoring import HiddenScores, Rows, score
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
 class Reference:
     """Scores of the reference model for one stage; `passes` counts the pairs that the model was run on."""
 
-    def __init__(self, model: Model, views: Sequence[View], cache_gib: float) -> None:
-        self.model, self.passes = model, 0
+    def __init__(self, model: Model, views: Sequence[View], cache_gib: float, keep_hidden: bool = True) -> None:
+        """`keep_hidden`: hidden rows are kept too. A stage that sees every pair once has no use for so much disk."""
+        self.model, self.passes, self.keep_hidden = model, 0, keep_hidden
         self.views = [view._replace(grad=False) for view in views if view.reference != "nothing"]
         name = digest(model) if cache_gib and self.views else "nothing"
         self.cache = ReferenceCache(cache_folder() / "reference", name, cache_gib)
@@ -59,7 +61,7 @@ class Reference:
         return {view.key: self._scores(batch, view, table[view]) for view in self.views}
 
     def keep(self) -> None:
-        """Write what was computed. Called once a step, when the GPU has other work."""
+        """Write what was computed. Called once a step, behind the optimiser's."""
         if self.cache.limit_gib:
             self.cache.write({entry: _bytes(value) for entry, value in self.computed.items()})
         self.computed.clear()
@@ -88,14 +90,18 @@ class Reference:
             assert isinstance(scores, HiddenScores)
             rows = scores.hidden if view.reference == "any" else scores.logps().flatten().index_select(0, answer.real)
             for pair, row in zip(pairs, rows.split(answer.lengths), strict=True):
-                table[view][pair] = self.computed[_entry(view, batch.keys[view.key][pair])] = row
+                table[view][pair] = row
+                if view.reference == "own" or self.keep_hidden:
+                    self.computed[_entry(view, batch.keys[view.key][pair])] = row
 
     def _scores(self, batch: Batch, view: View, rows: Kept) -> Scores:
         answer = batch.answers[view.answer]
         together = torch.cat([row.to(self.model.device, non_blocking=True) for row in rows if row is not None])
         if view.reference == "own":
             return OwnLogps(together, answer)
-        return HiddenScores(Rows(together, self.model.head), torch.arange(len(together)).to(together.device), answer)
+        return HiddenScores(
+            Rows(together, self.model.head), torch.arange(len(together), device=together.device), answer
+        )
 
 
 class OwnLogps:
@@ -129,7 +135,8 @@ def digest(model: Model) -> str:
     content = hashlib.sha256()
     config = model.base.config.to_diff_dict()  # type: ignore[operator,union-attr]
     facts: list[object] = [sorted((key, repr(value)) for key, value in config.items() if key != "_name_or_path")]
-    facts += [model.device.type, *((name, version(name)) for name in ("torch", "transformers", "bitsandbytes"))]
+    versions = [(name, version(name)) for name in ("torch", "transformers", "peft", "bitsandbytes")]
+    facts += [model.device.type, __version__, *versions]
     frozen = model.peft.peft_config.get("reference")
     if frozen is not None:
         facts += [frozen.r, frozen.lora_alpha, frozen.use_rslora]  # type: ignore[attr-defined]

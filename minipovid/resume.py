@@ -43,7 +43,13 @@ class Position:
 
 
 def save(
-    run: Path, model: Model, optimizer: torch.optim.Optimizer, position: Position, meter: Mapping[str, Any], keep: int
+    run: Path,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    meter: Mapping[str, Any],
+    keep: int,
+    processes: int = 1,
 ) -> None:
     """Write checkpoint-<global step> and remove all but the newest `keep`. `meter`: what the log has not told yet."""
     with finished(run / f"checkpoint-{position.global_step}") as draft:
@@ -52,7 +58,8 @@ def save(
         if reference:
             save_file(reference, draft / "reference.safetensors")
         save_file(_moments(optimizer), draft / "optimizer.safetensors")
-        (draft / "state.json").write_text(json.dumps({"position": asdict(position), "meter": meter}), encoding="utf-8")
+        state = {"position": asdict(position), "meter": meter, "processes": processes}
+        (draft / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for old in _checkpoints(run)[:-keep]:
         remove(old)
 
@@ -63,6 +70,7 @@ class Checkpoint(NamedTuple):
     folder: Path
     position: Position
     meter: Mapping[str, Any]
+    processes: int  # that shared each step's pairs
 
 
 def latest(run: Path) -> Checkpoint | None:
@@ -74,7 +82,7 @@ def latest(run: Path) -> Checkpoint | None:
 def read(folder: Path) -> Checkpoint:
     """The checkpoint in a folder; its tensors are read by `restore` and `restore_optimizer`."""
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return Checkpoint(folder, Position(**state["position"]), state["meter"])
+    return Checkpoint(folder, Position(**state["position"]), state["meter"], state["processes"])
 
 
 def restore(folder: Path, model: Model) -> None:

@@ -72,10 +72,17 @@ class Rows:
         self.hidden, self.head = hidden, head
 
     @cached_property
+    def wide(self) -> Tensor:
+        """The rows in float32. Where a token is nearly certain, the two halves of its gradient nearly cancel: they must
+        meet in here, before anything is rounded to 16 bits."""
+        with torch.set_grad_enabled(self.hidden.requires_grad):  # whoever asks first, the next one may want a gradient
+            return self.hidden.float()
+
+    @cached_property
     def vocabulary(self) -> tuple[Tensor, Tensor]:
         """(log-sum-exp, argmax) [M] of the logits."""
-        with torch.set_grad_enabled(self.hidden.requires_grad):  # whoever asks first, the next one may want a gradient
-            return _Vocabulary.apply(self.hidden, self.head.weight, self.head.bias)  # type: ignore[no-any-return]
+        with torch.set_grad_enabled(self.hidden.requires_grad):
+            return _Vocabulary.apply(self.wide, self.head.weight, self.head.bias)  # type: ignore[no-any-return]
 
 
 class HiddenScores:
@@ -87,14 +94,15 @@ class HiddenScores:
 
     @property
     def hidden(self) -> Tensor:
-        """[N, H]."""
+        """[N, H], in the model's precision."""
         return self._read.hidden.index_select(0, self._which)
 
     def logps(self, ids: Tensor | None = None) -> Tensor:
         """Float32 log-probabilities [B, A] of `ids` (default: the answer itself); 0 at padded positions."""
         head = self._read.head
         wanted = (self.ids if ids is None else ids).flatten().index_select(0, self._real)  # [N]
-        logits = (self.hidden.float() * head.weight.index_select(0, wanted).float()).sum(-1)
+        rows = self._read.wide.index_select(0, self._which)
+        logits = (rows * head.weight.index_select(0, wanted).float()).sum(-1)
         if head.bias is not None:
             logits = logits + head.bias.index_select(0, wanted).float()
         return self._padded(logits - self._read.vocabulary[0].index_select(0, self._which))
@@ -106,7 +114,7 @@ class HiddenScores:
     def logits(self) -> Tensor:
         """Float32 logits [B, A, V]; 0 at padded positions."""
         head = self._read.head
-        return self._padded(_logits(self.hidden.float(), head.weight, head.bias))
+        return self._padded(_logits(self._read.wide.index_select(0, self._which), head.weight, head.bias))
 
     def _padded(self, rows: Tensor) -> Tensor:
         """[N, ...] -> [B, A, ...]."""
@@ -115,7 +123,7 @@ class HiddenScores:
 
 
 class _Vocabulary(torch.autograd.Function):
-    """log sum_v exp(h w_v + b_v) and argmax_v for rows h [M, H], without ever holding [M, V].
+    """log sum_v exp(h w_v + b_v) and argmax_v for float32 rows h [M, H], without ever holding [M, V].
 
     The gradient of the first is the mean of the w_v under the softmax. It does not depend on what comes later, so it is
     gathered [M, H] on the same way through the vocabulary, rescaled whenever a larger logit turns up: the backward pass
@@ -124,7 +132,7 @@ class _Vocabulary(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        rows = hidden.detach().float()
+        rows = hidden.detach()
         top = rows.new_full(rows.shape[:1], -torch.inf)  # [M] the largest logit so far
         total, best = torch.zeros_like(top), torch.zeros_like(top, dtype=torch.long)
         mean = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
@@ -143,14 +151,14 @@ class _Vocabulary(torch.autograd.Function):
                     mean[some] = torch.addmm(mean[some] * shrink[:, None], exponentials, part)
                 top[some] = higher
         if mean is not None:
-            ctx.save_for_backward((mean / total[:, None]).to(hidden.dtype))
+            ctx.save_for_backward(mean.div_(total[:, None]))
         ctx.mark_non_differentiable(best)
         return top + total.log(), best
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (mean,) = ctx.saved_tensors
-        return (mean * grad[:, None]).to(mean.dtype), None, None
+        return mean * grad[:, None], None, None
 
 
 def _pieces(rows: int) -> Iterator[slice]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from accelerate.tracking import get_available_trackers
 
 from minipovid.errors import MinipovidError
 from minipovid.files import finished
-from minipovid.recipe import Recipe
+from minipovid.recipe import Recipe, flat
 
 PROJECT = "minipovid"
 
 
 class Trackers:
-    """The trackers of one run; with no names every method does nothing."""
+    """The trackers of one run; with no names nothing is tracked."""
 
     def __init__(self, names: Sequence[str]) -> None:
         """Raises MinipovidError where a tracker's package is not installed."""
@@ -54,7 +54,7 @@ class Trackers:
                 "wandb": {"name": recipe.name, "id": identity, "resume": "allow", "dir": str(run)},
                 "trackio": {"name": f"{recipe.name}-{identity}", "resume": "allow"},
             }
-            accelerator.init_trackers(PROJECT, dict(_flat(recipe.model_dump())), keywords)
+            accelerator.init_trackers(PROJECT, _scalars(recipe), keywords)
 
     def log(self, accelerator: Accelerator, line: Mapping[str, Any]) -> None:
         """Hand on the numbers of a line of log.jsonl."""
@@ -75,12 +75,10 @@ def _identity(run: Path) -> str:
     return json.loads(file.read_text(encoding="utf-8"))["id"]
 
 
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """Nested keys as dotted ones. Of an absolute path only the last name: nobody else's business where things lie."""
-    if isinstance(tree, (dict, list)):
-        for name, inner in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            yield from _flat(inner, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(tree, str):
-        yield prefix, Path(tree).name if Path(tree).is_absolute() else tree
-    elif tree is not None:
-        yield prefix, tree
+def _scalars(recipe: Recipe) -> dict[str, Any]:
+    """Dotted keys. Of an absolute path only the last name: nobody else's business where things lie."""
+
+    def shown(value: Any) -> Any:
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    return {key: shown(value) for key, value in flat(recipe.model_dump()).items() if value is not None}

@@ -7,7 +7,8 @@
                 adapter/          the result, in PEFT's layout, once training is over
 
 The same call on the same folder resumes. A run that was killed and resumed ends with the same bytes as one that was
-not. Under `accelerate launch` every process computes its share of each step, and the first one writes.
+not (on a CPU; CUDA's attention adds up in an order of its own). Under `accelerate launch` every process computes its
+share of each step, and the first one writes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_scheduler
@@ -60,10 +61,23 @@ def train(recipe: Recipe, run: Path, progress: bool = True) -> Path:
             with _interruptible(trainer.interrupted):
                 for _ in trainer.steps():
                     pass
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        raise MinipovidError(plan.advice(recipes.read(run / "recipe.yaml"))) from None
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise MinipovidError(_advice(run)) from None
     return run
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA's has a type of its own, a CPU's and cuBLAS's are known by what they say."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said or "ALLOC_FAILED" in said
+
+
+def _advice(run: Path) -> str:
+    begun = resume.latest(run) is not None
+    other = " Settings that would change the result want another --out, as this run has begun." if begun else ""
+    return plan.advice(recipes.read(run / "recipe.yaml")) + other
 
 
 @dataclass
@@ -90,7 +104,8 @@ class Trainer:
         tracked = Trackers(recipe.train.report_to)
         # Precision is the model's matter, not accelerate's; and CUDA or CPU is all that it knows.
         on_cpu = not torch.cuda.is_available()
-        accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, **tracked.settings(run))
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # else its buckets are a second copy
+        accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[ddp], **tracked.settings(run))
         if accelerator.distributed_type not in ENGINES:
             raise MinipovidError(
                 f"minipovid trains on one device or under DDP, not {accelerator.distributed_type.value}: start it with "
@@ -103,6 +118,7 @@ class Trainer:
             claim(run, plan.settle(held(recipe, run)))
         accelerator.wait_for_everyone()
         if (run / "adapter").is_dir():
+            tracked.finish(accelerator)
             return None
         recipe = recipes.read(run / "recipe.yaml")
         checkpointing = recipe.train.gradient_checkpointing
@@ -159,6 +175,11 @@ def _begin(recipe: Recipe, run: Path, model: Model, accelerator: Accelerator) ->
         meter.rewind(run / "log.jsonl", newest.position.global_step if newest else 0)
     accelerator.wait_for_everyone()
     if newest is not None:
+        if newest.processes != accelerator.num_processes:
+            raise MinipovidError(
+                f"{run} was begun with {newest.processes} processes and this start has {accelerator.num_processes}, "
+                f"which would share the pairs out otherwise; start it with {newest.processes}, or choose another --out."
+            )
         resume.restore(newest.folder, model)
         return newest.position
     if recipe.start_from is not None:
@@ -200,7 +221,9 @@ class Stage:
         schedule = get_scheduler(self.settings.lr_scheduler_type, self.optimizer, warmup, self.total)
         self.rate = schedule.lr_lambdas[0]  # type: ignore[union-attr]
         self.open_sums = self._restore()
-        self.reference = Reference(self.model, self.loss.views, trainer.recipe.reference.cache_gib)
+        settings = trainer.recipe.reference
+        again = section.epochs > 1 or settings.precompute  # is any score asked for twice?
+        self.reference = Reference(self.model, self.loss.views, settings.cache_gib, keep_hidden=again)
         # Not the optimiser: accelerate would load its state anew, and so pull paged moments on the card.
         self.objective = self.accelerator.prepare(Objective(self.model, self.loss, self.reference))
         self.changed = meter.Changed(weights)
@@ -240,6 +263,7 @@ class Stage:
         self.accelerator.free_memory()  # DDP's buckets, as large as the gradients
         if self.index + 1 < len(trainer.recipe.stages):
             self.position = self.position.next_stage()
+            self.optimizer.state.clear()  # the next stage begins its own
             self._save({})
         yield self.position
 
@@ -256,7 +280,8 @@ class Stage:
     def _save(self, log: Mapping[str, Any]) -> None:
         if self.accelerator.is_main_process:
             keep = self.settings.save_total_limit
-            resume.save(self.trainer.run, self.model, self.optimizer, self.position, log, keep)
+            processes = self.accelerator.num_processes
+            resume.save(self.trainer.run, self.model, self.optimizer, self.position, log, keep, processes)
         self.accelerator.wait_for_everyone()
 
     def _epoch(self) -> float:
@@ -282,7 +307,7 @@ class Stage:
             yield [MicroBatch(piece or everybodys[:1], bool(piece)) for piece in pieces]
 
     def _loader(self, batches: list[list[tuple[int, int]]]) -> Loader:
-        """Batches by (epoch, row), read from the disk while the step before computes."""
+        """Batches by (epoch, row), made ahead of the step by worker processes where the recipe has any."""
         self.dataset.kinds = tuple(dict.fromkeys(("clean", *(view.image for view in self.loss.views))))
         return iter(
             DataLoader(
@@ -305,9 +330,9 @@ class Stage:
         self._check(number, means)
         self.changed.before()
         self.optimizer.step()
+        self.reference.keep()
         self.optimizer.zero_grad()
         means["weights/changed"] = self.changed.share()
-        self.reference.keep()
         return means, Work(total, tokens, waited)
 
     def _accumulate(
@@ -315,8 +340,9 @@ class Stage:
     ) -> tuple[dict[str, torch.Tensor], float]:
         """Gradients of this process's pairs among the step's `total`; their figures summed, and the seconds waited."""
         sums: dict[str, torch.Tensor] = {}
-        tokens, waited, passes = 0, 0.0, self.reference.passes
+        tokens, waited, computed = 0, 0.0, 0
         for each in batches:
+            before = self.reference.passes
             start = time.perf_counter()
             batch = _sound(next(loader))
             waited += time.perf_counter() - start
@@ -325,14 +351,15 @@ class Stage:
                 loss, figures = self.objective(batch.to(self.model.device))
                 # DDP takes the mean over processes; here every pair of the step weighs the same.
                 self.accelerator.backward(loss * (each.counts * self.accelerator.num_processes / total))
+            computed += each.counts * (self.reference.passes - before)
             for key, value in figures.items():
                 sums[key] = sums.get(key, 0.0) + value * each.counts
-        for name, count in (("tokens", tokens), ("reference/computed", self.reference.passes - passes)):
+        for name, count in (("tokens", tokens), ("reference/computed", computed)):
             sums[name] = torch.tensor(float(count), device=self.model.device)
         return sums, waited
 
     def _means(self, sums: dict[str, torch.Tensor], total: int) -> dict[str, float]:
-        """Over the pairs of every process; the one place in a step that waits for the GPU."""
+        """Over the pairs of every process. Here the step waits for the GPU for the first time."""
         stacked = torch.stack([value.float() for value in sums.values()])
         together = self.accelerator.reduce(stacked, "sum").tolist()
         return {key: value / total for key, value in zip(sums, together, strict=True)}
@@ -359,13 +386,15 @@ class Stage:
 
     def _precompute(self, drawn: bool, name: str) -> None:
         """The reference's scores of the first epoch, which are those of every epoch but for crops and fresh noise."""
-        first = self.order[: len(self.dataset)]
+        first = self.order[: min(len(self.dataset), self.total * self.pairs_per_step)]
         mine = first[self.accelerator.process_index :: self.accelerator.num_processes]
         size = int(self.settings.micro_batch)
         batches = [mine[start : start + size] for start in range(0, len(mine), size)]
         for batch in tqdm(self._loader(batches), f"{name}, reference", len(batches), disable=not drawn):
             self.reference(_sound(batch).to(self.model.device))
             self.reference.keep()
+            if self.trainer.interrupted:
+                raise KeyboardInterrupt
 
 
 class Work(NamedTuple):
