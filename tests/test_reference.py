@@ -18,6 +18,7 @@ from minipovid import losses
 from minipovid import model as models
 from minipovid import recipe as recipes
 from minipovid.data import Encoder, PairDataset, collate
+from minipovid.errors import MinipovidError
 from minipovid.families import llava
 from minipovid.recipe import DataSection, LoraSection, ModelSection, Recipe, StageSection
 from minipovid.reference import Reference, digest
@@ -183,6 +184,20 @@ def test_every_weight_counts_but_the_policy_s(world: Path, tmp_path: Path) -> No
     assert digest(model) != frozen
 
 
+def test_a_stage_of_one_epoch_keeps_no_hidden_rows(world: Path) -> None:
+    """They are as large as the noised pictures, and nobody would ask for them again; log-probabilities are kept."""
+    model = a_model(world)
+    batch = collate([a_dataset(world, model, PAIRS)[0, row] for row in range(3)])
+    for computed in (3, 0):
+        reference = Reference(model, losses.build(PROPER).views, cache_gib=1, keep_hidden=False)
+        first, again = reference(batch), reference(batch)
+        assert len(reference.computed) == computed
+        assert reference.passes == 6  # nothing is on disk before keep(), and the hidden rows never are
+        assert torch.equal(first["chosen", "clean"].logps(), again["chosen", "clean"].logps())
+        reference.keep()
+        reference.cache.close()
+
+
 def test_a_loss_that_asks_more_than_it_declares_is_told(world: Path) -> None:
     table, *_ = ask(world, a_model(world), {"name": "dpo"})
     scores = table["chosen", "clean"]
@@ -225,6 +240,14 @@ def test_only_the_first_epoch_runs_the_reference(world: Path, tmp_path: Path) ->
     again = train(a_recipe(world, tmp_path / "r.yaml"), tmp_path / "again", progress=False)
     assert {share for _, share in computed(again)} == {0}
     assert weights(again) == weights(run)
+
+
+def test_precomputing_without_room_is_refused(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(MinipovidError) as error:
+        train(a_recipe(world, tmp_path / "r.yaml", precompute=True, cache_gib=0), tmp_path / "run")
+    assert str(error.value) == (
+        "reference.precompute wants room: set reference.cache_gib above 0, or precompute to false."
+    )
 
 
 def test_precomputing_runs_it_before_the_first_step(world: Path, tmp_path: Path) -> None:

@@ -199,8 +199,17 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
         train(a_recipe(world, tmp_path / "r.yaml"), tmp_path / "run", progress=False)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["CUDA", "CPU", "cuBLAS"],
+)
 def test_memory_that_runs_out_is_one_sentence_and_loses_nothing(
-    world: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
     """In step 8, after the checkpoint of step 6: the plan says what to change, and the run goes on from there."""
     forward, calls = Objective.forward, []
@@ -208,7 +217,7 @@ def test_memory_that_runs_out_is_one_sentence_and_loses_nothing(
     def dying(self: Any, batch: Any) -> Any:
         calls.append(1)
         if len(calls) == 8:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise error
         return forward(self, batch)
 
     recipe, run = a_recipe(world, tmp_path / "r.yaml"), tmp_path / "run"
@@ -218,6 +227,25 @@ def test_memory_that_runs_out_is_one_sentence_and_loses_nothing(
     assert resume.latest(run).position.global_step == 6
     train(recipe, run, progress=False)
     same_bytes(run, finished_run)
+
+
+def test_another_error_is_no_advice(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, batch: Any) -> Any:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Objective, "forward", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        train(a_recipe(world, tmp_path / "r.yaml"), tmp_path / "run", progress=False)
+
+
+def test_another_number_of_processes_is_refused(world: Path, finished_run: Path, tmp_path: Path) -> None:
+    """It would share the remaining pairs out otherwise, and skip or repeat some."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(run / "adapter")
+    state = resume.latest(run).folder / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "processes": 2}))
+    with pytest.raises(MinipovidError, match="was begun with 2 processes and this start has 1"):
+        train(recipes.read(run / "recipe.yaml"), run, progress=False)
 
 
 def test_workers_change_nothing(world: Path, finished_run: Path, tmp_path: Path) -> None:
