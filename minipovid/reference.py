@@ -11,7 +11,9 @@ a 7B model). A score is found again by two digests, of everything that it depend
     the file     every weight as it was loaded, quantised or not, the frozen adapter's too; configuration, versions
     the entry    pixels and token ids as they reach the model: template, transform, noise, seed, data (data.collate)
 
-There is no list of settings that could miss one: other bytes, another name.
+There is no list of settings that could miss one: other bytes, another name. The file is shared by all runs from the
+same base. Pairs scored in another company differ in a float's last digit, so a run that finds scores of another run may
+differ from one that computes its own, in the last digits too.
 """
 
 from __future__ import annotations
