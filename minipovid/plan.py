@@ -365,9 +365,16 @@ def _disk(model: Shapes, recipe: Recipe) -> dict[str, float]:
     sizes = {part: size / GIB for part, size in bytes_by_part.items()}
     if any(view.image == "noised" for views in _views(recipe) for view in views):
         sizes["noised pictures, at most"] = recipe.noise.cache_gib
-    if recipe.reference.cache_gib:
+    if _keeps_hidden_rows(recipe):
         sizes["reference scores, at most"] = recipe.reference.cache_gib
     return sizes
+
+
+def _keeps_hidden_rows(recipe: Recipe) -> bool:
+    """Log-probabilities take some megabytes; hidden rows gigabytes, where a loss asks for any token more than once."""
+    again = [stage.epochs > 1 or recipe.reference.precompute for stage in recipe.stages]
+    asked = [any(view.reference == "any" for view in views) for views in _views(recipe)]
+    return recipe.reference.cache_gib > 0 and any(map(all, zip(again, asked, strict=True)))
 
 
 def _bits(quant: str) -> float:

@@ -351,9 +351,11 @@ def test_disk(seven: Shapes) -> None:
     assert disk["checkpoints"] == pytest.approx(7.15, abs=0.01)
     assert disk["GGUF files"] == pytest.approx(6.739e9 * 8.5 / 8 / GIB + 0.6, rel=0.03)
     assert "noised pictures, at most" not in disk
-    povid = made(stages=[{"loss": {"name": "povid"}}], noise={"cache_gib": 3}, reference={"cache_gib": 2})
+    for name, epochs, hidden_rows in (("povid", 1, None), ("povid", 2, 2), ("dpo", 2, None)):
+        wanted = made(stages=[{"loss": {"name": name}, "epochs": epochs}], reference={"cache_gib": 2})
+        assert plan.forecast(seven, wanted).disk.get("reference scores, at most") == hidden_rows
+    povid = made(stages=[{"loss": {"name": "povid"}}], noise={"cache_gib": 3})
     assert plan.forecast(seven, povid).disk["noised pictures, at most"] == 3
-    assert plan.forecast(seven, povid).disk["reference scores, at most"] == 2
 
 
 # --- auto ---
