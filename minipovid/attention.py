@@ -38,7 +38,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """[R, W, heads, D] from query, key and value [R, heads, W, D] and the forest's mask [R, 1, W, W]; without a forest
     what transformers' own `sdpa` gives. `module` is the model's attention layer."""
-    if forest is None or attention_mask is None or not splits(forest, query.device):
+    if forest is None or attention_mask is None or not splits(query.shape[2], query.device.type):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     is_last = module.layer_idx == module.config.num_hidden_layers - 1
     rows: list[list[Tensor]] = [[] for _ in range(len(query))]
@@ -58,8 +58,9 @@ def attend(
     return torch.cat(filled) if len(filled) > 1 else filled[0], None
 
 
-def splits(forest: Forest, device: torch.device) -> bool:
-    return forest.ids.shape[1] >= SPLIT_FROM.get(device.type, 1 << 62)
+def splits(columns: int, device: str) -> bool:
+    """Are rows of so many columns computed in two calls on a "cpu" or on "cuda"?"""
+    return device in SPLIT_FROM and columns >= SPLIT_FROM[device]
 
 
 def _filled(pieces: list[Tensor], width: int) -> Tensor:

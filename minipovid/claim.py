@@ -1,7 +1,9 @@
 """The run folder: whose it is, and what may not change in it between two starts.
 
-runs/my-run/recipe.yaml    the resolved recipe, nothing left on auto: what this run is
-            pairs.jsonl    the pairs as they were checked
+    runs/my-run/recipe.yaml    the resolved recipe, nothing left on auto: what this run is
+                pairs.jsonl    the pairs as they were checked
+
+What else training writes there stands in train.py.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from minipovid.attention import SPLIT_FROM
+from minipovid import attention
 from minipovid.forest import MULTIPLE
 from minipovid.recipe import Recipe
 from minipovid.scoring import ROW_CHUNK, VOCAB_CHUNK
@@ -319,7 +319,7 @@ def _attention(model: Shapes, setting: Setting, trees: Sequence[Tree], whole: bo
 
 def splits(setting: Setting, tree: Tree) -> bool:
     """Whether minipovid.attention computes prefix and answers apart."""
-    return tree.columns >= SPLIT_FROM.get("cuda" if setting.on_gpu else "cpu", tree.columns + 1)
+    return attention.splits(tree.columns, "cuda" if setting.on_gpu else "cpu")
 
 
 def head_flop(model: Shapes, trees: Sequence[Tree]) -> float:

@@ -1,9 +1,11 @@
 """How the language model's layers are run here: the same numbers as transformers and peft give, with less work.
 
-fuse_lora(text)    W x + s B A x, scaled in the narrow middle and added by the matrix product itself. peft scales
-                   and adds what comes out: two more trips through memory, and a copy where W is in 4 bits
-LastLayer(text)    of the last layer only the columns that predict a token go on: what it would make of picture and
-                   prompt is read by nobody
+    fuse_lora(text)    W x + s B A x, scaled in the narrow middle and added by the matrix product itself. peft scales
+                       and adds what comes out: two more trips through memory, and a copy where W is in 4 bits
+    LastLayer(text)    of the last layer only the columns that predict a token go on: what it would make of picture and
+                       prompt is read by nobody
+
+Both leave the modules, their names and their weights as they are.
 """
 
 from __future__ import annotations

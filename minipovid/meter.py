@@ -110,8 +110,7 @@ def peak_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     if sys.platform == "linux":  # its getrusage tells of the parent's memory too, where that was larger
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.partition("VmHWM:")[2].split()[0]) / 2**20  # in kB
+        return resident_gib("VmHWM")
     if sys.platform == "win32":
         import psutil
 
@@ -119,6 +118,12 @@ def peak_gib() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # macOS: bytes
+
+
+def resident_gib(key: str) -> float:
+    """What Linux says of this process's memory: VmRSS is resident now, VmHWM the most that ever was."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition(f"{key}:")[2].split()[0]) / 2**20  # in kB
 
 
 class Changed:
@@ -139,13 +144,10 @@ class Changed:
         parts = torch.repeat_interleave(torch.tensor(sizes), torch.tensor(counts))
         self.parts = parts.to(self.earlier.device)
 
-    def before(self) -> None:
-        """To be called before the optimiser's step."""
-        self.earlier = self._sampled()
-
     def share(self) -> float:
-        """To be called after it; 0 to 1. Waits for the device, once."""
-        return ((self._sampled() != self.earlier) * self.parts).sum().item()
+        """Of the weights, 0 to 1, since the last call, or since this was made. Waits for the device, once."""
+        earlier, self.earlier = self.earlier, self._sampled()
+        return ((self.earlier != earlier) * self.parts).sum().item()
 
     def _sampled(self) -> Tensor:
         """[samples] The entries of all tensors as they are now."""

@@ -295,7 +295,7 @@ def _gib(model: Shapes, recipe: Recipe, on_gpu: bool = True) -> float:
 
 def _views(recipe: Recipe) -> list[list[View]]:
     """The views of each stage's loss."""
-    return [list(losses.build(stage.loss, f"stages.{number}.loss").views) for number, stage in enumerate(recipe.stages)]
+    return [list(loss.views) for loss in losses.of_stages(recipe)]
 
 
 def _lengths(model: Shapes, length: int) -> tuple[int, int]:
@@ -372,7 +372,7 @@ def _disk(model: Shapes, recipe: Recipe) -> dict[str, float]:
 
 def _keeps_hidden_rows(recipe: Recipe) -> bool:
     """Log-probabilities take some megabytes; hidden rows gigabytes, where a loss asks for any token more than once."""
-    again = [stage.epochs > 1 or recipe.reference.precompute for stage in recipe.stages]
+    again = map(recipe.asks_again, recipe.stages)
     asked = [any(view.reference == "any" for view in views) for views in _views(recipe)]
     return recipe.reference.cache_gib > 0 and any(map(all, zip(again, asked, strict=True)))
 

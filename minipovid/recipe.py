@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -139,6 +140,10 @@ class Recipe(_Section):
     stages: list[StageSection] = Field(min_length=1)
     train: TrainSection = TrainSection()
     export: ExportSection = ExportSection()
+
+    def asks_again(self, stage: StageSection) -> bool:
+        """Does this stage ask for the reference's score of a pair more than once?"""
+        return stage.epochs > 1 or self.reference.precompute
 
 
 # Other tools' names (LLaMA-Factory, axolotl, TRL and transformers, ms-swift) and where ours stand.
@@ -315,11 +320,17 @@ def validated(wanted: type[T], tree: Mapping[Any, Any], origin: str) -> T:
     Raises MinipovidError.
     """
     try:
-        strict = wanted if issubclass(wanted, BaseModel) else dataclass(wanted, frozen=True, config=_STRICT)
-        return strict(**{str(key): value for key, value in tree.items()})  # type: ignore[return-value]
+        made: T = _strict(wanted)(**{str(key): value for key, value in tree.items()})  # type: ignore[arg-type]
+        return made
     except ValidationError as errors:
         sentences = [_sentence(wanted, error) for error in errors.errors()]
         raise MinipovidError("\n".join(f"{origin}: {sentence}" for sentence in _joined(sentences))) from None
+
+
+@cache
+def _strict(wanted: type) -> Any:
+    """A type whose making checks its fields. To derive it from a dataclass takes pydantic a millisecond."""
+    return wanted if issubclass(wanted, BaseModel) else dataclass(wanted, frozen=True, config=_STRICT)
 
 
 # Pydantic names the alternatives of `int | Literal["auto"]` behind the field, and tells one error for each.

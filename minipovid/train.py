@@ -100,7 +100,7 @@ class Trainer:
 
         None where it is finished. Raises MinipovidError for bad input.
         """
-        losses_of(recipe)
+        losses.of_stages(recipe)
         tracked = Trackers(recipe.train.report_to)
         # Precision is the model's matter, not accelerate's; and CUDA or CPU is all that it knows.
         on_cpu = not torch.cuda.is_available()
@@ -142,11 +142,6 @@ class Trainer:
                 self.model.save_adapter(draft)
         self.accelerator.wait_for_everyone()
         self.tracked.finish(self.accelerator)
-
-
-def losses_of(recipe: Recipe) -> list[Any]:
-    """The loss of each stage. Raises MinipovidError for an unknown one."""
-    return [losses.build(stage.loss, f"stages.{i}.loss") for i, stage in enumerate(recipe.stages)]
 
 
 def _dataset(recipe: Recipe, run: Path, model: Model, accelerator: Accelerator) -> PairDataset:
@@ -206,7 +201,7 @@ class Stage:
         self.trainer, self.index = trainer, index
         self.model, self.dataset, self.accelerator = trainer.model, trainer.dataset, trainer.accelerator
         self.settings, section = trainer.recipe.train, trainer.recipe.stages[index]
-        self.loss = losses_of(trainer.recipe)[index]
+        self.loss = losses.of_stages(trainer.recipe)[index]
         first = sum(stage.epochs for stage in trainer.recipe.stages[:index])
         epochs = range(first, first + section.epochs)
         self.order = list(visiting_order(len(self.dataset), epochs, trainer.recipe.seed))
@@ -221,9 +216,8 @@ class Stage:
         schedule = get_scheduler(self.settings.lr_scheduler_type, self.optimizer, warmup, self.total)
         self.rate = schedule.lr_lambdas[0]  # type: ignore[union-attr]
         self.open_sums = self._restore()
-        settings = trainer.recipe.reference
-        again = section.epochs > 1 or settings.precompute  # is any score asked for twice?
-        self.reference = Reference(self.model, self.loss.views, settings.cache_gib, keep_hidden=again)
+        again = trainer.recipe.asks_again(section)
+        self.reference = Reference(self.model, self.loss.views, trainer.recipe.reference.cache_gib, keep_hidden=again)
         # Not the optimiser: accelerate would load its state anew, and so pull paged moments on the card.
         self.objective = self.accelerator.prepare(Objective(self.model, self.loss, self.reference))
         self.changed = meter.Changed(weights)
@@ -328,7 +322,6 @@ class Stage:
         tokens = round(means.pop("tokens") * total)
         means |= {"grad_norm": self._clip(), "learning_rate": self._set_rate(number)}
         self._check(number, means)
-        self.changed.before()
         self.optimizer.step()
         self.reference.keep()
         self.optimizer.zero_grad()

@@ -17,7 +17,6 @@ The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import subprocess
@@ -31,8 +30,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from bench_world import CPU, SMALL, Geometry, build_checkpoint
+from resident import peak_above_idle
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch_counts import flop, saved_bytes
 
 from minipovid import costs, losses, optimisers
 from minipovid import model as models
@@ -46,8 +46,6 @@ from minipovid.types import Loss
 RANK = 16
 THRESHOLD = 1 << 20  # bytes from which glibc gives freed memory back at once
 ANSWERS, IMAGES = ("chosen", "rejected"), ("clean", "noised", "cropped")
-_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the counter knows CUDA's kernels alone
-_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class Step:
@@ -89,18 +87,7 @@ def a_batch(model: models.Model, geometry: Geometry) -> Batch:
 
 
 def resident(step: Step) -> float:
-    for value in step.model.peft.parameters():
-        value.sum()  # read from the file's pages by now, not in the first step
-    gc.collect()
-    idle = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    step()
-    step()
-    return status("VmHWM") - idle
-
-
-def status(key: str) -> float:
-    return float(Path("/proc/self/status").read_text().partition(f"{key}:")[2].split()[0]) * 1024  # in kB
+    return peak_above_idle(step.model.peft, lambda: (step(), step())).peak_gib * 2**30
 
 
 def live(step: Step) -> float:
@@ -119,27 +106,7 @@ def live(step: Step) -> float:
 
 
 def saved(step: Step) -> float:
-    """Each storage once. Under checkpointing the layers' own tensors are not seen: they are made again later."""
-    weights = {value.untyped_storage().data_ptr() for value in step.model.peft.parameters()}
-    seen: dict[int, torch.Tensor] = {}  # kept alive, so that no address is used twice
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        seen.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return float(sum(t.untyped_storage().nbytes() for address, t in seen.items() if address not in weights))
-
-
-def flop(step: Step) -> float:
-    formulas: dict[Any, Any] = {
-        _FLASH: lambda query, key, value, *_, **__: sdpa_flop(query, key, value),
-        _FLASH_BACKWARD: lambda grad, query, key, value, *_, **__: sdpa_backward_flop(grad, query, key, value),
-    }
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        step()
-    return float(counter.get_total_flops())
+    return saved_bytes(step, step.model.peft.parameters())
 
 
 MEASURES: dict[str, Callable[[Step], float]] = {"resident": resident, "live": live, "kept": saved, "flop": flop}

@@ -39,6 +39,7 @@ import bench_world
 import torch
 from accelerate.state import AcceleratorState
 from official import Official
+from resident import peak_above_idle
 from sides import CompactTrl, Ours, Setting, Side, Trl
 
 from minipovid.files import finished
@@ -217,26 +218,18 @@ def matmul_rate(device: str, dtype: torch.dtype, size: int) -> float:
 
 def child(side: Side, steps: int) -> dict[str, float]:
     """In a process of its own: resident GiB of the idle model, the most above it, and how its steps ran in a row."""
-    for value in side.model.parameters():
-        value.sum()  # read from the file's pages by now, not in the first step
-    gc.collect()
-    idle = resident_gib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     seconds = []
-    for _ in range(steps):
-        begin = time.perf_counter()
-        side.step()
-        seconds.append(time.perf_counter() - begin)
-    peak = resident_gib("VmHWM") - idle
-    found = {"idle_gib": idle, "peak_gib": peak, "seconds": statistics.median(seconds[1:])}
+
+    def in_a_row() -> None:
+        for _ in range(steps):
+            begin = time.perf_counter()
+            side.step()
+            seconds.append(time.perf_counter() - begin)
+
+    found = peak_above_idle(side.model, in_a_row)._asdict() | {"seconds": statistics.median(seconds[1:])}
     if isinstance(side, Ours):
         found["predicted_gib"] = side.predicted_gib()
     return found | ({"data_wait": statistics.mean(side.waits()[1:])} if isinstance(side, (Ours, Trl)) else {})
-
-
-def resident_gib(key: str) -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition(f"{key}:")[2].split()[0]) / 2**20  # in kB
 
 
 def alone(name: str, world: Path, arguments: argparse.Namespace) -> dict[str, float]:

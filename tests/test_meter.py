@@ -105,7 +105,6 @@ def test_peak_memory_elsewhere(platform: str, gib: float, monkeypatch: pytest.Mo
 
 def share_of(weights: list[Tensor], change: Any) -> float:
     changed = Changed(weights)
-    changed.before()
     with torch.no_grad():
         change()
     return changed.share()
@@ -119,12 +118,11 @@ def test_tensors_count_by_their_size() -> None:
     assert share_of([large, small], lambda: None) == 0
 
 
-def test_before_forgets_the_last_step() -> None:
+def test_a_step_does_not_count_the_one_before_it() -> None:
     weight = torch.zeros(100)
     changed = Changed([weight])
     weight[:50] += 1
     assert changed.share() == pytest.approx(0.5)
-    changed.before()
     weight[90:] += 1
     assert changed.share() == pytest.approx(0.1)
 
@@ -153,7 +151,6 @@ def test_a_weight_without_a_gradient_is_unchanged() -> None:
     changed = Changed([a, b])
     for wanted in (40 / 160, 1.0):
         (b @ a @ torch.ones(30)).square().add(b @ a @ torch.ones(30)).sum().backward()
-        changed.before()
         optimizer.step()
         optimizer.zero_grad()
         assert changed.share() == pytest.approx(wanted, rel=1e-6)
@@ -173,6 +170,5 @@ def test_one_wait_per_step() -> None:
     weights = [torch.zeros(50, 200) for _ in range(6)]
     changed = Changed(weights)
     with Syncs() as syncs:
-        changed.before()
         changed.share()
     assert syncs.waits == 1

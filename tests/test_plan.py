@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import tiny_llava
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+import torch_counts
 
 from minipovid import attention, costs, losses, plan, recipe
 from minipovid import model as models
@@ -219,19 +219,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llava.build(tmp_path_factory.mktemp("plan") / "model", layers=3)
 
 
-def counted_flop(step: Measured) -> float:
-    """By torch's own counter; it knows the formulas of attention, but not the name of the CPU's kernel."""
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    formulas: dict[Any, Any] = {
-        flash: lambda q, k, v, *_, **__: sdpa_flop(q, k, v),
-        backward: lambda grad, q, k, v, *_, **__: sdpa_backward_flop(grad, q, k, v),
-    }
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        step.step()
-    return float(counter.get_total_flops())
-
-
 LOSSES = [{"name": "dpo"}, *({"name": "povid", "variant": v} for v in ("proper", "paper", "code")), {"name": "mdpo"}]
 
 
@@ -247,23 +234,18 @@ def test_flop_equals_an_independent_count(
     step = Measured(tiny, loss, checkpointing)
     predicted = sum(costs.flop(step.shapes, step.setting, step.policy).values())
     predicted += costs.reference_flop(step.shapes, step.setting, step.reference, adapted=False)
-    assert predicted == pytest.approx(counted_flop(step), rel=0.01 if checkpointing else 1e-4)
+    assert predicted == pytest.approx(torch_counts.flop(step.step), rel=0.01 if checkpointing else 1e-4)
 
 
 def saved_bytes(step: Measured) -> float:
-    """What autograd saves, each storage once, weights left out."""
-    weights = {value.untyped_storage().data_ptr() for value in step.model.peft.parameters()}
-    seen: dict[int, torch.Tensor] = {}  # kept alive, so that no address is used twice
+    """What autograd saves of the policy's pass."""
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        seen.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    def scored() -> None:
         table = score(step.model, step.batch, step.loss.views)
         for view in step.loss.views:
             table[view.key].logps()
-    return float(sum(t.untyped_storage().nbytes() for address, t in seen.items() if address not in weights))
+
+    return torch_counts.saved_bytes(scored, step.model.peft.parameters())
 
 
 @pytest.mark.parametrize("split", [False, True])

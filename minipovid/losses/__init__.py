@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from minipovid import shelf
-from minipovid.recipe import Number, validated
+from minipovid.recipe import Number, Recipe, validated
 from minipovid.types import Loss, Scores
 
 Positive = Annotated[Number, Field(gt=0)]
@@ -33,6 +33,11 @@ def build(settings: Mapping[str, Any], origin: str = "loss") -> Loss:
     fields = dict(settings)
     module = shelf.load("losses", fields.pop("name"))
     return validated(module.Loss, fields, origin)  # type: ignore[no-any-return]
+
+
+def of_stages(recipe: Recipe) -> list[Loss]:
+    """The loss of each of the recipe's stages. Raises MinipovidError as `build`, naming the stage."""
+    return [build(stage.loss, f"stages.{index}.loss") for index, stage in enumerate(recipe.stages)]
 
 
 def log_ratio(policy: Scores, reference: Scores, ids: Tensor | None = None) -> Tensor:
