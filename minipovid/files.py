@@ -49,6 +49,15 @@ def alone(folder: Path) -> Iterator[None]:
         raise MinipovidError(f"Another process is writing to {folder}; wait until it is done.") from None
 
 
+def digest(path: Path) -> bytes:
+    """SHA-256 of a file's content, 32 bytes, in memory that does not grow with it."""
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            content.update(block)
+    return content.digest()
+
+
 def need_space(folder: Path, n_bytes: int) -> None:
     """Raise MinipovidError where the disk that holds `folder`, or will, has not so many bytes free."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())

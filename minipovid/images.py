@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from minipovid import files
 from minipovid.errors import MinipovidError
 
 MAX_SIDE = 20_000  # pixels
@@ -108,14 +109,10 @@ def _viewed(image: Image.Image, name: Path | str, max_pixels: int) -> Image.Imag
 def digest(path: Path) -> bytes:
     """SHA-256 of the file, 32 bytes: what caches know a picture by. Raises MinipovidError where there is no file."""
     _check_file(path)
-    content = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                content.update(block)
+        return files.digest(path)
     except OSError as error:
         raise MinipovidError(f"The picture {path} cannot be read: {error.strerror}.") from None
-    return content.digest()
 
 
 def _check_file(path: Path) -> None:

@@ -1,0 +1,58 @@
+"""JSON lines that are appended one at a time: a line is kept the moment `add` returns, whoever is killed then.
+
+    with Lines(run / "eval" / "answers.jsonl") as lines:
+        for row in lines.read(): ...
+        lines.add({"key": "9f3c...", "answer": "Yes."})
+
+A last line that a kill has cut short is cut off; one that is no JSON (a disk that was full, somebody's edit) is passed
+over. Read and written by one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Lines:
+    """An append-only file of JSON objects."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+b", buffering=0)
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Every whole line, from the first; to be read to its end before anything is added."""
+        at = self._file.seek(0)
+        with os.fdopen(os.dup(self._file.fileno()), "rb") as reader:
+            for line in reader:
+                if not line.endswith(b"\n"):
+                    self._file.truncate(at)
+                    break
+                at += len(line)
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(row, dict):
+                    yield row
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        line = json.dumps(row, ensure_ascii=True).encode() + b"\n"
+        while line:
+            line = line[self._file.write(line) :]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
