@@ -142,16 +142,49 @@ def _lines(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
 def _values(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
     """The values of one JSON list, in order, without ever holding more than a chunk and a value."""
     text = _Text(file, path)
-    text.expect("[")
-    number = 0
-    while text.peek() != "]":
-        if number:
-            text.expect(",")
-        number += 1
-        yield number, text.value()
-    text.expect("]")
+    yield from enumerate(_elements(text), 1)
     if text.peek():
         raise text.wrong("there is more behind the end of the list")
+
+
+def within(path: Path, key: str) -> Iterator[Any]:
+    """What the list at this key of one JSON object holds: see `lists`."""
+    return (element for _, element in lists(path, key))
+
+
+def lists(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
+    """What the lists at these keys of one JSON object hold, {"info": {...}, "annotations": [...]}, each with its key.
+
+    In order, and as sparing of memory. Raises MinipovidError where the file is no such object, or lacks a key.
+    """
+    missing = set(keys)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text = _Text(file, path)
+            text.expect("{")
+            while missing:
+                key = text.value()
+                text.expect(":")
+                if text.peek() == "[":
+                    yield from ((key, element) for element in _elements(text) if key in keys)
+                else:
+                    text.value()
+                missing.discard(key)
+                if missing:
+                    text.expect(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _elements(text: _Text) -> Iterator[Any]:
+    text.expect("[")
+    first = True
+    while text.peek() != "]":
+        if not first:
+            text.expect(",")
+        first = False
+        yield text.value()
+    text.expect("]")
 
 
 class _Text:

@@ -6,6 +6,7 @@
 
 A request belongs to the row whose number its first question holds ("row 3"). Each of its requests gets the next
 behaviour of the row's list, and a good answer when the list is over: a sentence about a kite behind the correct answer.
+"say Rating: 4" is a behaviour as well: a judge's words.
 
     python tests/bad_server.py --seconds 0.2        # a good but slow one: prints its URL; GET /counts tells what it saw
 """
@@ -94,23 +95,24 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         texts = [_text(message["content"]) for message in body["messages"]]
-        found = re.search(r"row (\w+)", texts[1])
+        texts = texts[1:] or texts  # without the instructions, where they are a message of their own
+        found = re.search(r"row (\w+)", texts[0])
         row = found.group(1) if found else "?"
         with self.server.lock:
             behaviour = self.server.next(row)
             kept = body if self.server.keep else {}
             key, when = self.headers.get("Authorization", ""), time.monotonic()
-            self.server.seen.append(Seen(row, behaviour, repr(texts[1:]), kept, key, when))
+            self.server.seen.append(Seen(row, behaviour, repr(texts), kept, key, when))
             self.server.flying += 1
             self.server.most_flying = max(self.server.most_flying, self.server.flying)
         try:
             self.server.over.wait(self.server.seconds)
-            chosen = texts[1].rpartition("Correct answer:\n")[2]
+            chosen = texts[0].rpartition("Correct answer:\n")[2]
             getattr(self, f"_{behaviour}", self._said)(behaviour, chosen, body)
         finally:
             with self.server.lock:
                 self.server.flying -= 1
-                self.server.answered.append((time.time(), repr(texts[1:])))
+                self.server.answered.append((time.time(), repr(texts)))
 
     # --- behaviours of the connection ---
 
@@ -238,6 +240,8 @@ def _words(behaviour: str, chosen: str) -> str | None:
     def reply(rejected: str, *spans: str) -> str:
         return json.dumps({"rejected": rejected, "spans": [{"text": span, "kind": "object"} for span in spans]})
 
+    if behaviour.startswith("say "):
+        return behaviour[4:]
     canned = "There is a dog with a ball on the green grass of this picture."
     return {
         "good": _good(chosen),

@@ -328,6 +328,59 @@ def test_an_answer_that_cannot_be_kept_ends_the_work(tmp_path: Path) -> None:
         assert caught.value.mend
 
 
+def test_free_text_is_asked_without_a_schema() -> None:
+    """At its own temperature and length; a 400 that names nothing is then no question of dialect."""
+    with BadServer({"1": ["mute_400", "400"]}) as server:
+        asked = teacher(server, max_tokens=77, temperature=0.3)
+        asked.ask(question(0), None, "v1", temperature=0.0, max_tokens=3)
+        body = server.seen[0].body
+        assert (body["max_tokens"], body["temperature"]) == (3, 0.0) and "response_format" not in body
+        asked.ask(question(1), None, "v1")
+        assert (server.seen[1].body["max_tokens"], server.seen[1].body["temperature"]) == (77, 0.3)
+        with pytest.raises(Unanswered, match="HTTP 400"):
+            asked.ask(question(1), None, "v2")
+        assert server.asked("1") == 2
+
+
+def test_free_text_says_nothing_of_what_a_server_takes() -> None:
+    """After it, a first 400 to a schema may still mean the schema."""
+    with BadServer({"1": ["mute_400"] * 2}) as server:
+        asked = teacher(server)
+        asked.ask(question(0), None, "v1")
+        assert parsed(ask(asked, 1).text)["spans"] and server.asked("1") == 2
+
+
+def test_the_cache_tells_decodings_apart_and_still_knows_old_entries(tmp_path: Path) -> None:
+    """A row as versions before wrote it: its key has the teacher's own parameters, and its reply no model."""
+    with BadServer() as server:
+        asked = teacher(server, cache=tmp_path / "c.sqlite")
+        parameters = {"server": asked.server.name, "model": "bad", "temperature": 0.7, "max_tokens": 1024}
+        messages = [[each.role, each.text, ""] for each in question(0)]
+        key = key_of({**parameters, "version": "v1", "schema": SCHEMA, "messages": messages})
+        old = {"text": "old", "finish_reason": "stop", "refused": "", "cached": False}
+        usage = {"requests": 1, "prompt_tokens": 2, "answer_tokens": 3, "estimated": 0}
+        with sqlite3.connect(tmp_path / "c.sqlite") as file:
+            file.execute("INSERT INTO answers VALUES (?, ?)", (key, json.dumps({**old, "usage": usage})))
+        assert ask(asked, 0) == Reply("old", "stop", "", Usage(1, 2, 3), cached=True) and not server.seen
+        for temperature, max_tokens, requests in (
+            (0.0, None, 1),
+            (None, 3, 2),
+            (0.0, 3, 3),
+            (0.7, 1024, 3),
+            (0.0, 3, 3),
+        ):
+            asked.ask(question(0), SCHEMA, "v1", temperature=temperature, max_tokens=max_tokens)
+            assert len(server.seen) == requests
+        asked.ask(question(0), None, "v1")
+        assert len(server.seen) == 4
+
+
+def test_a_reply_says_who_gave_it(tmp_path: Path) -> None:
+    with BadServer() as server:
+        asked = teacher(server, cache=tmp_path / "c.sqlite")
+        assert [ask(asked, 0).model, ask(asked, 0).model] == ["bad", "bad"] and len(server.seen) == 1
+
+
 # --- budgets ---
 
 

@@ -72,13 +72,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the teacher said. `refused` is the server's own word for a refusal, empty where it has none."""
+    """What the teacher said. `refused` is the server's own word for a refusal, empty where it has none.
+
+    `model` is who the server says answered, often more exactly than it was asked for; empty where it does not say.
+    """
 
     text: str
     finish_reason: str
     refused: str
     usage: Usage
     cached: bool = False
+    model: str = ""
 
 
 class Unanswered(Exception):
@@ -115,8 +119,16 @@ class Asked(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """What of it decides an answer, ready for JSON: address, model, parameters. Never the key."""
 
-    def ask(self, messages: Sequence[Message], schema: Mapping[str, Any], version: str) -> Reply:
-        """Raises Unanswered and Stopped."""
+    def ask(
+        self,
+        messages: Sequence[Message],
+        schema: Mapping[str, Any] | None,
+        version: str,
+        *,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> Reply:
+        """Without a schema the answer is free text; what is None decodes as always. Raises Unanswered and Stopped."""
 
     def stop(self) -> None:
         """From now on whoever asks gets Stopped; waiting ones wake."""

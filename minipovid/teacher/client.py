@@ -114,55 +114,69 @@ class Teacher:
         self._client.close()
         self._cache.close()
 
-    def ask(self, messages: Sequence[Message], schema: Mapping[str, Any], version: str) -> Reply:
+    def ask(
+        self,
+        messages: Sequence[Message],
+        schema: Mapping[str, Any] | None,
+        version: str,
+        *,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+    ) -> Reply:
         """The answer to a conversation, from the cache if it was ever given.
 
         `schema` is the JSON schema that the answer should follow; who reads it must check, for not every server does.
-        Raises Unanswered where this request got none, Stopped where no more may be sent, MinipovidError for a picture
-        that cannot be read.
+        None asks for free text. `temperature` and `max_tokens` are the teacher's own unless given. Raises Unanswered
+        where this request got none, Stopped where no more may be sent, MinipovidError for a picture that cannot be
+        read.
         """
-        key = key_of({**self.identity(), "version": version, "schema": schema, "messages": _named(messages)})
+        decoding = {
+            "temperature": self.temperature if temperature is None else temperature,
+            "max_tokens": self.max_tokens if max_tokens is None else max_tokens,
+        }
+        content = {"version": version, "schema": schema, "messages": _named(messages)}
+        key = key_of({**self.identity(), **decoding, **content})
         with self._cache.alone(key):
             reply = self._cache.get(key)
             if reply is None:
-                reply = self._answer(self._request(messages, schema), tokens(messages))
+                reply = self._answer(self._request(messages, schema, decoding), tokens(messages))
                 self._cache.put(key, reply)
         return reply
 
-    def _request(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "messages": [_message(each) for each in messages],
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "response_format": response_format(SCHEMA_NAME, schema),
-        }
+    def _request(
+        self, messages: Sequence[Message], schema: Mapping[str, Any] | None, decoding: Mapping[str, float]
+    ) -> dict[str, Any]:
+        request = {"model": self.model, "messages": [_message(each) for each in messages], **decoding}
+        if schema is not None:
+            request["response_format"] = response_format(SCHEMA_NAME, schema)
+        return request
 
     def _answer(self, request: dict[str, Any], prompt_tokens: int) -> Reply:
         """Ask until there is an answer, as long as what went wrong can heal."""
         dropped, certain, failures = self._dropped, frozenset[str](), 0
         while True:
+            spelt = dialect.spelt(request, dropped)
             try:
-                reply = self._send(dialect.spelt(request, dropped), prompt_tokens)
+                reply = self._send(spelt, prompt_tokens, request["max_tokens"])
             except Trouble as trouble:
                 self._stop_where_hopeless(trouble)
                 named = dialect.named(trouble, dropped)
-                other = named or dialect.guessed(trouble, dropped, self._schema_taken)
+                other = named or dialect.guessed(trouble, spelt, self._schema_taken)
                 if other:
                     dropped, certain = dropped | other, certain | named
                     continue
                 failures += 1
                 self._bear(trouble, failures)
             else:
-                self._learn(dropped, certain)
+                self._learn(dropped, certain, schema_sent="response_format" in spelt)
                 return reply
 
-    def _send(self, request: dict[str, Any], prompt_tokens: int) -> Reply:
+    def _send(self, request: dict[str, Any], prompt_tokens: int, max_tokens: int) -> Reply:
         """One request, one answer. Raises Trouble, and Stopped where it may not go."""
         with self._places:
             self._pause.gate()
             # A prompt may take half more than the rule of thumb says.
-            ticket = self._budget.admit(Usage(1, prompt_tokens * 3 // 2, self.max_tokens))
+            ticket = self._budget.admit(Usage(1, prompt_tokens * 3 // 2, max_tokens))
             try:
                 # Not chat.completions.create: it walks through the messages against their types, for 3 ms a request.
                 body = self._client.post("/chat/completions", cast_to=str, body=request)
@@ -219,10 +233,10 @@ class Teacher:
             self._pause.hold(trouble.wait)
         self._pause.wait(wait)
 
-    def _learn(self, dropped: frozenset[str], certain: frozenset[str]) -> None:
+    def _learn(self, dropped: frozenset[str], certain: frozenset[str], *, schema_sent: bool) -> None:
         """What an answer says of the server's dialect. Only what it named itself is kept beyond this run."""
         self._answered, self._silent = True, 0
-        self._schema_taken = self._schema_taken or "response_format" not in dropped
+        self._schema_taken = self._schema_taken or schema_sent
         self._dropped |= dropped
         if certain:
             self._cache.drop(self._place, self._cache.dropped(self._place) | certain)
@@ -262,7 +276,8 @@ def _reply(body: str, prompt_tokens: int) -> Reply:
         raise ValueError(f"the server's answer holds no message: {body[:100]!r}")
     text = _text(message.get("content"))
     usage = _usage(found.get("usage"), prompt_tokens, text)
-    return Reply(text, str(choice.get("finish_reason") or ""), _text(message.get("refusal")), usage)
+    reason, refused = str(choice.get("finish_reason") or ""), _text(message.get("refusal"))
+    return Reply(text, reason, refused, usage, model=_text(found.get("model")))
 
 
 def _text(content: Any) -> str:

@@ -8,7 +8,7 @@ lengths and numbers, which not every grammar counts.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 from minipovid.teacher.retry import Trouble
@@ -50,7 +50,7 @@ def named(trouble: Trouble, dropped: Set[str]) -> frozenset[str]:
     return frozenset() if first is None else frozenset({first})
 
 
-def guessed(trouble: Trouble, dropped: Set[str], schema_taken: bool) -> frozenset[str]:
-    """What this refusal may mean where it names nothing."""
-    open_question = trouble.status in REFUSED and not schema_taken and "response_format" not in dropped
+def guessed(trouble: Trouble, sent: Mapping[str, Any], schema_taken: bool) -> frozenset[str]:
+    """What this refusal of what was sent may mean where it names nothing."""
+    open_question = trouble.status in REFUSED and not schema_taken and "response_format" in sent
     return frozenset({"response_format"} if open_question else ())

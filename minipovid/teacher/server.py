@@ -3,6 +3,8 @@
     MINIPOVID_TEACHER_BASE_URL, MINIPOVID_TEACHER_API_KEY     http://127.0.0.1:8080/v1, and no key, for a local server
     OPENAI_BASE_URL, OPENAI_API_KEY                           what every OpenAI client reads
 
+A model that is examined, and no teacher, has MINIPOVID_MODEL_... in the place of the first.
+
 The first pair wins. A key goes only to the address that it stands beside: OPENAI_API_KEY is not shown to a server that
 MINIPOVID_TEACHER_BASE_URL names.
 """
@@ -30,17 +32,20 @@ class Server:
     key: str = field(default=NO_KEY, repr=False)
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Server:
-        """Raises MinipovidError where there is neither a key nor the address of a server that may want none."""
-        own = environment.get("MINIPOVID_TEACHER_BASE_URL", "")
-        own_key = _key(environment, "MINIPOVID_TEACHER_API_KEY")
-        if own:
-            return cls(_checked(own, "MINIPOVID_TEACHER_BASE_URL"), own_key or NO_KEY)
+    def from_environment(
+        cls, environment: Mapping[str, str] = os.environ, own: str = "MINIPOVID_TEACHER", who: str = "teacher"
+    ) -> Server:
+        """`own` begins the names of the first pair. Raises MinipovidError where there is neither a key nor the address
+        of a server that may want none."""
+        own_url = environment.get(f"{own}_BASE_URL", "")
+        own_key = _key(environment, f"{own}_API_KEY")
+        if own_url:
+            return cls(_checked(own_url, f"{own}_BASE_URL"), own_key or NO_KEY)
         url, key = environment.get("OPENAI_BASE_URL", ""), own_key or _key(environment, "OPENAI_API_KEY")
         if not url and not key:
             raise MinipovidError(
-                "No teacher is named: export OPENAI_API_KEY, or for a local server MINIPOVID_TEACHER_BASE_URL, such "
-                "as http://127.0.0.1:8080/v1."
+                f"No {who} is named: export OPENAI_API_KEY, or for a local server {own}_BASE_URL, such as "
+                "http://127.0.0.1:8080/v1."
             )
         return cls(_checked(url, "OPENAI_BASE_URL") if url else OPENAI, key or NO_KEY)
 
