@@ -14,7 +14,7 @@ written to the run folder before any weight is loaded, and later stages read it 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -252,6 +252,14 @@ def read(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     for override in overrides:
         _override(tree, override)
     return _absolute(validated(Recipe, tree, str(path)))
+
+
+def settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """`--set key.path=value` texts as a tree of their own. Raises MinipovidError for one that is none."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        _override(tree, override)
+    return tree
 
 
 def write(recipe: Recipe, path: Path) -> None:
