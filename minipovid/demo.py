@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minipovid import evaluate, recipe, shelf
-from minipovid.evaluate import Scores
+from minipovid import backends, images, recipe
+from minipovid.backends import Choice
+from minipovid.evaluate import Result, evaluate, find
 from minipovid.export import export, export_base
 from minipovid.runtime import Runtime
 from minipovid.train import train
 from minipovid.verify import verify
 
-COLUMNS: Mapping[str, Callable[[Scores], float]] = {
-    "false yes, adversarial": lambda scores: scores["pope_adversarial"]["false_yes"],
-    "accuracy, adversarial": lambda scores: scores["pope_adversarial"]["accuracy"],
-    "CHAIR_s": lambda scores: scores["chair"]["chair_s"],
-    "CHAIR_i": lambda scores: scores["chair"]["chair_i"],
-    "object recall": lambda scores: scores["chair"]["recall"],
-    "words": lambda scores: scores["chair"]["words"],
+# What is shown: (benchmark, figure).
+FIGURES = {
+    "false yes, adversarial": ("pope", "adversarial/false_yes"),
+    "accuracy, adversarial": ("pope", "adversarial/accuracy"),
+    "CHAIR_s": ("chair", "chair_s"),
+    "CHAIR_i": ("chair", "chair_i"),
+    "object recall": ("chair", "recall"),
+    "words": ("chair", "words"),
 }
 
 
@@ -45,20 +47,45 @@ def demo(out: Path) -> dict[str, Any]:
     _say("3/5  proving the files: do they answer as the trained model does?")
     proof = verify(run)
     _say("4/5  examining both models in llama.cpp on held-out pictures")
-    before, after = (evaluate.evaluate(folder, [recipe.BUILTIN], "f16") for folder in (base, run))
+    before, after = (examined(folder) for folder in (base, run))
     _say("5/5  asking both about one picture")
-    table = {
-        name: {column: round(value(_by_exam(scores)), 3) for column, value in COLUMNS.items()}
-        for name, scores in (("before", before), ("after", after))
-    }
     return {
-        "model": table,
+        "figure": compared(before, after),
         "files proved": proof.table(),
         "one picture": _one_picture(base, run),
         "files": ", ".join(str(file) for file in files),
         "seconds": round(time.monotonic() - began),
-        "ok": proof.ok and is_cured(table["before"], table["after"]),
+        "ok": proof.ok and is_cured(shown(before), shown(after)),
     }
+
+
+def examined(folder: Path, quant: str = "f16", split: str = "eval") -> dict[str, Result]:
+    """The GGUF pair in a run folder, on the tiny world's held-out pictures; by benchmark."""
+    with backends.opened("gguf", Choice(folder, quant=quant)) as backend:
+        results = evaluate(folder, find([recipe.BUILTIN], split=split), backend)
+    return {result.benchmark: result for result in results}
+
+
+def shown(results: Mapping[str, Result]) -> dict[str, float]:
+    """FIGURES of one model."""
+    return {name: results[label].figures[figure].value for name, (label, figure) in FIGURES.items()}
+
+
+def compared(before: Mapping[str, Result], after: Mapping[str, Result]) -> dict[str, dict[str, str]]:
+    """FIGURES of both models, and the change with its interval and the paired test's p."""
+    changes = {label: result.changes(after[label]) for label, result in before.items()}
+    table = {}
+    for name, (label, figure) in FIGURES.items():
+        old, new = (results[label].figures[figure].value for results in (before, after))
+        change = changes[label][figure]
+        table[name] = {
+            "before": f"{old:.3f}",
+            "after": f"{new:.3f}",
+            "change": f"{change.value:+.3f}",
+            "95 %": f"{change.low:+.3f} to {change.high:+.3f}",
+            "p": f"{change.p:.3f}",
+        }
+    return table
 
 
 def is_cured(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
@@ -67,17 +94,12 @@ def is_cured(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
     return fell and after["object recall"] >= before["object recall"]
 
 
-def _by_exam(scores: Scores) -> Scores:
-    """Scores by exam alone, whichever backend."""
-    return {name.partition(".")[0]: figures for name, figures in scores.items()}
-
-
 def _one_picture(base: Path, run: Path) -> dict[str, str]:
     """The first held-out picture that the two describe differently, and what they say of it."""
-    exam = evaluate.find(recipe.BUILTIN)[-1]
+    seat = next(seat for seat in find([recipe.BUILTIN]) if seat.label == "chair")
     with Runtime.open(base) as one, Runtime.open(run, "f16") as other:
-        for question in shelf.load("benchmarks", exam.benchmark).questions(exam.file):
-            path = exam.root / question.image
+        for question in seat.exam.questions:
+            path = images.inside(seat.root, question.image)
             answers = [model.answer(path, question.prompt) for model in (one, other)]
             if answers[0] != answers[1]:
                 break

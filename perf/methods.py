@@ -18,10 +18,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from minipovid import demo, evaluate, recipe, resume
+from minipovid import demo, recipe, resume
 from minipovid.export import export, export_base
 from minipovid.files import finished
-from minipovid.runtime import Runtime
 from minipovid.train import train
 
 DPO = {"name": "dpo"}
@@ -39,15 +38,8 @@ T95 = {1: math.inf, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t by n
 
 
 def measure(folder: Path, split: str) -> dict[str, float]:
-    """The demo's columns for the GGUF pair in `folder`, on one split."""
-    scores = {}
-    with Runtime.open(folder, "f16") as backend:
-        for exam in evaluate.find(recipe.BUILTIN, split=split):
-            if exam.name not in ("pope_adversarial", "chair"):
-                continue  # no column asks for them
-            to = folder / split / f"{exam.name}.gguf.jsonl"
-            scores[exam.name] = evaluate.examine(exam, backend, to)
-    return {column: value(scores) for column, value in demo.COLUMNS.items()}
+    """The demo's figures for the GGUF pair in `folder`, on one split."""
+    return demo.shown(demo.examined(folder, split=split))
 
 
 def one_run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, float]:

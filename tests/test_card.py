@@ -102,7 +102,15 @@ def test_the_whole_card(folder: Path, recipe: recipes.Recipe) -> None:
     (folder / "Modelfile").write_text("FROM x")
     run = folder.parent
     (run / "scores.json").write_text(
-        json.dumps({"pope.gguf": {"accuracy": 0.87654}, "chair.gguf-q8_0": {"CHAIR_i": 0.1}})
+        json.dumps(
+            {
+                "pope.gguf-f16": {
+                    "headline": ["accuracy"],
+                    "figures": {"accuracy": [0.87654, 0.8, 0.91234], "precision": [0.5, 0.4, 0.6]},
+                },
+                "chair.gguf-q8_0": {"headline": ["chair_i"], "figures": {"chair_i": [None, None, None]}},
+            }
+        )
     )
     row = {"file": "Q8_0", "MiB": 6829.5, "KL": 0.00123, "agreement": 0.99, "kept": 0.98, "verdict": "ok | fine"}
     stale = {**row, "file": "Q4_0", "stamp": "made of another adapter"}
@@ -123,8 +131,9 @@ def test_the_whole_card(folder: Path, recipe: recipes.Recipe) -> None:
     assert (
         "| `llava-1.5-7B-minipovid-v1.0-Q8_0.gguf` | 8000 bytes | language model; 8.5 bits: next to no loss |" in files
     )
-    assert "| benchmark | by | accuracy | CHAIR_i |" in card
-    assert "| pope | gguf | 0.877 |  |" in card and "| chair | gguf-q8_0 |  | 0.1 |" in card
+    assert "| benchmark | by | figure | value | 95 % |" in card and "precision" not in card
+    assert "| pope | gguf-f16 | accuracy | 0.877 | 0.8 to 0.912 |" in card
+    assert "| chair | gguf-q8_0 | chair_i |  |  |" in card
     assert "on 32 pairs that training never saw" in card
     assert "| Q8_0 | 6830 | 0.00123 | 0.99 | 0.98 | ok \\| fine |" in card
     assert "Q4_0" not in card

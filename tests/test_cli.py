@@ -252,32 +252,6 @@ def test_ask_prints_the_answer_and_closes_the_model(monkeypatch: pytest.MonkeyPa
     assert events == [(Path("r"), "q8_0", options), "closed"]
 
 
-def test_eval_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    scores = {"pope.gguf": {"accuracy": 0.81234567, "n": 200}, "chair.gguf": {"chair_i": 0.05, "n": 7}}
-
-    def evaluate(run: Path, specs: Any, quant: str | None, pictures: Path | None, **options: Any) -> dict[str, Any]:
-        assert options == {"n_ctx": None, "n_gpu_layers": 0, "n_threads": None, "lora": None}
-        seen.append((run, specs, quant, pictures))
-        return scores
-
-    stand_in(monkeypatch, "evaluate", evaluate=evaluate)
-    stand_in(monkeypatch, "export", refresh_card=lambda run: seen.append(run))
-    assert run("eval", "r", "pope=p.json", "tinyworld").stdout == (
-        "benchmark   accuracy    n  chair_i\n"
-        "pope.gguf   0.8123    200\n"
-        "chair.gguf              7  0.05\n"
-    )  # fmt: skip
-    last = run("eval", "r", "tinyworld", "--quant", "q8_0", "--images", "p", "--json").stdout.split("\n")[-2]
-    assert json.loads(last) == scores
-    assert seen == [
-        (Path("r"), ("pope=p.json", "tinyworld"), None, None),
-        Path("r"),
-        (Path("r"), ("tinyworld",), "q8_0", Path("p")),
-        Path("r"),
-    ]
-
-
 @pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
 def test_demo_ends_in_a_table_and_a_verdict(monkeypatch: pytest.MonkeyPatch, ok: bool, code: int) -> None:
     rows = [{"model": "base", "false yes": 0.2}, {"model": "tuned", "false yes": 0.1}]
@@ -295,7 +269,7 @@ def test_the_rooms_understand_the_calls() -> None:
         ("export", "export", (Path(),), {"quants": ("q8_0",), "merge_base": None, "progress": None}),
         ("runtime", "Runtime.open", (Path(),), {"quant": None}),
         ("runtime", "Runtime.answer", (None, Path(), "Q?"), {"max_tokens": 1}),
-        ("evaluate", "evaluate", (Path(), ("tinyworld",), None, None), {}),
+        ("evaluate", "evaluate", (Path(), [], None), {}),
         ("demo", "demo", (Path(),), {}),
     ]
     for module, name, arguments, named in calls:

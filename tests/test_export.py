@@ -361,18 +361,18 @@ def test_the_card_is_told_new_scores_without_the_base(tmp_path: Path, make_run: 
     export(run, ["f16"])
     card = (run / "gguf" / "README.md").read_text()
     (tmp_path / "gone-7b").rename(tmp_path / "elsewhere")
-    (run / "scores.json").write_text('{"pope.gguf": {"accuracy": 0.5}}')
+    (run / "scores.json").write_text('{"pope.gguf": {"headline": ["f1"], "figures": {"f1": [0.5, 0.4, 0.6]}}}')
     refresh_card(run)
     assert (run / "gguf" / "README.md").read_text().replace(SCORES, "") == card
 
 
 SCORES = """## Scores
 
-| benchmark | by | accuracy |
-| --- | --- | --- |
-| pope | gguf | 0.5 |
+| benchmark | by | figure | value | 95 % |
+| --- | --- | --- | --- | --- |
+| pope | gguf | f1 | 0.5 | 0.4 to 0.6 |
 
-By `minipovid eval`; `gguf` is the most exact file.
+By `minipovid eval`, with 95 % intervals (bootstrap over pictures).
 
 """
 

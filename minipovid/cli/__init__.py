@@ -16,6 +16,8 @@ from typing import Any
 import click
 
 from minipovid import __version__
+from minipovid.cli.evaluation import evaluate
+from minipovid.cli.options import RUN, runtime_options
 from minipovid.cli.output import JSON, bars, print_json, print_result, print_table
 from minipovid.cli.pairs import pairs
 from minipovid.errors import MinipovidError
@@ -84,9 +86,6 @@ def _recipe_argument(command: Callable[..., None]) -> Callable[..., None]:
     return click.argument("recipe")(command)
 
 
-_RUN = click.argument("run", type=click.Path(path_type=Path))
-
-
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="The run.")
 @JSON
@@ -129,7 +128,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
 
 
 @main.command()
-@_RUN
+@RUN
 @click.option(
     "--quant",
     "quants",
@@ -203,7 +202,7 @@ def export(
 
 
 @main.command()
-@_RUN
+@RUN
 @click.option("--quant", "quants", multiple=True, metavar="NAME", help="Only this file.  [default: all in RUN/gguf]")
 @click.option("--pairs", type=click.IntRange(min=1), default=32, show_default=True, help="Held-out pairs to ask about.")
 @click.option("--n-gpu-layers", type=int, default=0, show_default=True, help="Layers on a GPU; -1: all.")
@@ -237,33 +236,11 @@ def verify(
         ctx.exit(1)
 
 
-def _runtime_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Which file answers and how llama.cpp runs it, alike in every command that talks with a model: quant, and the
-    keywords of Runtime."""
-    context = click.IntRange(min=64)
-    options = (
-        click.option(
-            "--quant", metavar="NAME", help="Which of the exported models answers.  [default: the most exact]"
-        ),
-        click.option(
-            "--n-ctx", type=context, help="Tokens that it can remember.  [default: 2048, if it was trained on so many]"
-        ),
-        click.option("--n-gpu-layers", type=int, default=0, show_default=True, help="Layers on a GPU; -1: all."),
-        click.option(
-            "--n-threads", type=click.IntRange(min=1), help="Of the CPU.  [default: one per core; one for tiny models]"
-        ),
-        click.option("--lora", type=click.Path(path_type=Path), metavar="FILE", help="A LoRA GGUF to add to it."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @main.command()
-@_RUN
+@RUN
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("prompt")
-@_runtime_options
+@runtime_options
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True)
 def ask(run: Path, image: Path, prompt: str, max_tokens: int, **runtime: Any) -> None:
     """Ask RUN about one picture, offline.
@@ -280,8 +257,8 @@ def ask(run: Path, image: Path, prompt: str, max_tokens: int, **runtime: Any) ->
 
 
 @main.command()
-@_RUN
-@_runtime_options
+@RUN
+@runtime_options
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of one answer.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: greedy.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -301,8 +278,8 @@ def chat(run: Path, max_tokens: int, temperature: float, seed: int, **runtime: A
 
 
 @main.command()
-@_RUN
-@_runtime_options
+@RUN
+@runtime_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="An address; beyond this machine a key is asked.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes any free one.")
 @click.option(
@@ -330,28 +307,7 @@ def serve(
     run_server(run, host=host, port=port, api_key=key, no_key=no_key, model_name=name, announce=click.echo, **runtime)
 
 
-@main.command("eval")
-@_RUN
-@click.argument("benchmarks", nargs=-1, required=True, metavar="BENCHMARK...")
-@_runtime_options
-@click.option("--images", type=click.Path(path_type=Path), help="The pictures' folder.  [default: where the file lies]")
-@JSON
-def evaluate(run: Path, benchmarks: tuple[str, ...], images: Path | None, as_json: bool, **runtime: Any) -> None:
-    """Examine RUN with one or more benchmarks.
-
-    A BENCHMARK is NAME=FILE, a reader and its question file, or `tinyworld`. Answers and scores are also written to
-    RUN/eval and RUN/scores.json.
-
-    \b
-      minipovid eval runs/tinyworld tinyworld
-      minipovid eval runs/llava7b_qlora pope=coco_pope_adversarial.json --images coco/val2014
-    """
-    from minipovid.evaluate import evaluate as run_evaluation
-    from minipovid.export import refresh_card
-
-    scores = run_evaluation(run, benchmarks, pictures=images, **runtime)
-    refresh_card(run)
-    print_result(scores if as_json else {"benchmark": scores}, as_json)
+main.add_command(evaluate)
 
 
 @main.command()

@@ -1,112 +1,98 @@
-"""A benchmark through a backend: questions -> answers -> scores.
+"""Benchmarks through a backend: questions -> answers -> scores, with intervals.
 
-    RUN/eval/<benchmark>.<backend>.jsonl    {"id": ..., "image": ..., "prompt": ..., "answer": ...} per line
-    RUN/scores.json                         {"<benchmark>.<backend>": {"accuracy": ..., ...}}
+    with backends.opened("gguf", Choice(run)) as backend:
+        results = evaluate(run, find(["tinyworld"]), backend)
+    results[0].figures["adversarial/false_yes"]     # Interval(value=0.11, low=0.08, high=0.15)
 
-A benchmark is written NAME=FILE: a reader on the `benchmarks` shelf and its question file, for example
-pope=coco_pope_adversarial.json. `tinyworld` stands for the built-in world's four held-out files. The backend is called
-gguf, or gguf-q8_0 and the like where one of several files was asked for.
+What is written stands in results.py, how it is asked in asking.py, what a spec may be in exams.py. The same command
+asks nothing twice: killed, or run again with another reading of the answers (`--mode robust`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from minipovid import images, shelf, tinyworld
+from minipovid import __version__, statistics
+from minipovid.backends import Backend
 from minipovid.errors import MinipovidError
-from minipovid.files import finished
-from minipovid.noise_cache import cache_folder
-from minipovid.recipe import BUILTIN
-from minipovid.runtime import Runtime
-from minipovid.types import Answer, Question
+from minipovid.evaluate.asking import ask
+from minipovid.evaluate.exams import Seat as Seat
+from minipovid.evaluate.exams import find as find
+from minipovid.evaluate.judge import judged
+from minipovid.evaluate.results import Result as Result
+from minipovid.evaluate.results import count, figures_of, graded, write
+from minipovid.pictures import Store
+from minipovid.types import Answer, Benchmark, Judging
 
-Scores = dict[str, dict[str, float]]
-
-
-class Backend(Protocol):
-    """Whoever answers: minipovid.runtime.Runtime is one."""
-
-    def answer(self, image: Path, prompt: str, max_tokens: int = 256) -> str: ...
-
-
-class Exam(NamedTuple):
-    """One benchmark file and the folder that its pictures are relative to."""
-
-    name: str
-    benchmark: str
-    file: Path
-    root: Path
+if TYPE_CHECKING:
+    from minipovid.teacher import Asked
 
 
 def evaluate(
-    run: Path, specs: Sequence[str], quant: str | None = None, pictures: Path | None = None, **options: Any
-) -> Scores:
-    """Examine a run's GGUF pair; writes answers and scores into the run folder and returns the scores by exam.
+    run: Path, seats: Sequence[Seat], backend: Backend, judge: Callable[[], Asked] | None = None
+) -> list[Result]:
+    """Examine whoever answers; answers and scores land in the run folder, each benchmark's when it is done.
 
-    `options` go to Runtime.
-
-    Raises MinipovidError for an unknown benchmark, a missing file or picture, or a run without GGUF files.
+    `judge` makes the model that reads the answers, for benchmarks that want one. Raises MinipovidError, before anything
+    is asked, for files that are not a benchmark's, missing pictures and a missing judge.
     """
-    exams = [exam for spec in specs for exam in find(spec, pictures)]
-    names = [exam.name for exam in exams]
-    if len(set(names)) < len(names):
-        raise MinipovidError(f"Two question files have one name ({', '.join(sorted(names))}); rename one of them.")
-    by = "gguf" if quant is None else f"gguf-{quant.lower()}"
-    with Runtime.open(run, quant, **options) as backend:
-        scores = {
-            f"{exam.name}.{by}": examine(exam, backend, run / "eval" / f"{exam.name}.{by}.jsonl") for exam in exams
-        }
-    held = run / "scores.json"
-    before = json.loads(held.read_text(encoding="utf-8")) if held.is_file() else {}
-    with finished(held) as draft:
-        draft.write_text(json.dumps(before | scores, indent=1) + "\n", encoding="utf-8")
-    return scores
+    for seat in seats:  # all that can be wrong is wrong before hours are spent
+        seat.pictures(_store(run))
+        backend.check(seat.exam.questions)
+        wanted = _judging(seat.benchmark)
+        if wanted is not None and judge is None:
+            raise MinipovidError(f"{seat.label} needs a judge: name a model with --judge (officially {wanted.judge}).")
+    return [_examined(run, seat, backend, judge) for seat in seats]
 
 
-def find(spec: str, pictures: Path | None = None, split: str = "eval") -> list[Exam]:
-    """The exams that a spec names: NAME=FILE, or `tinyworld`."""
-    if spec == BUILTIN:
-        world = tinyworld.materialise(cache_folder() / tinyworld.NAME)
-        rules = [Exam(path.stem, "pope", path, world) for path in sorted((world / split).glob("pope_*.jsonl"))]
-        return [*rules, Exam("chair", "chair", world / split / "chair.jsonl", world)]
-    name, equals, file = spec.partition("=")
-    if not equals:
-        raise MinipovidError(
-            f"{spec!r} names no benchmark; write NAME=FILE, such as pope=questions.json, or {BUILTIN}."
-        )
-    path = Path(file)
-    if not path.is_file():
-        raise MinipovidError(f"There is no question file {path}.")
-    return [Exam(path.stem, name, path, pictures or path.parent)]
+def _judging(benchmark: Benchmark) -> Judging | None:
+    """The benchmark, if a judge reads its answers."""
+    return benchmark if isinstance(benchmark, Judging) and benchmark.judge else None
 
 
-def examine(exam: Exam, backend: Backend, to: Path) -> dict[str, float]:
-    """Ask every question, write the answers to `to`, and score them."""
-    benchmark = shelf.load("benchmarks", exam.benchmark)
-    answers = ask(benchmark.questions(exam.file), exam.root, backend, exam.name)
-    with finished(to) as draft, draft.open("w", encoding="utf-8") as file:
-        for answer in answers:
-            file.write(json.dumps(_row(answer), ensure_ascii=False) + "\n")
-    return benchmark.score(answers)  # type: ignore[no-any-return]
+def _store(run: Path) -> Store:
+    return Store(run / "eval" / "images")
 
 
-def ask(questions: Sequence[Question], root: Path, backend: Backend, name: str) -> list[Answer]:
-    """Answers in the questions' order; they are asked picture by picture, so that each is encoded once."""
-    texts = [""] * len(questions)
-    in_turn = sorted(range(len(questions)), key=lambda index: questions[index].image)
-    for index in tqdm(in_turn, desc=name, unit="question", disable=not sys.stderr.isatty()):
-        question = questions[index]
-        path = images.inside(root, question.image)
-        texts[index] = backend.answer(path, question.prompt, question.max_tokens)
-    return [Answer(question, text) for question, text in zip(questions, texts, strict=True)]
+def _examined(run: Path, seat: Seat, backend: Backend, judge: Callable[[], Asked] | None) -> Result:
+    pictures = seat.pictures(_store(run))
+    answers = ask(seat.exam.questions, pictures, backend, run / "eval", f"{seat.label} by {backend.name}")
+    by: dict[str, Any] = {}
+    wanted = _judging(seat.benchmark)
+    if judge is not None and wanted is not None:
+        answers, by = judged(wanted, answers, judge(), seat.label)
+    return _result(run, seat, backend, answers, by)
 
 
-def _row(answer: Answer) -> Mapping[str, object]:
-    question = answer.question
-    return {"id": question.id, "image": question.image, "prompt": question.prompt, "answer": answer.text}
+def _result(run: Path, seat: Seat, backend: Backend, answers: Sequence[Answer], judged_by: dict[str, Any]) -> Result:
+    benchmark = seat.benchmark
+    sheet = graded(benchmark, answers)
+    identity = {
+        "benchmark": seat.name,
+        "options": asdict(benchmark),  # type: ignore[call-overload]
+        "data": seat.data,
+        "judge": {"model": judged_by["model"], "prompts": __version__} if judged_by else None,
+        "decoding": dict(backend.decoding),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    mode = f"{benchmark.mode}/" if hasattr(benchmark, "mode") else ""
+    result = Result(
+        label=seat.label,
+        benchmark=seat.name,
+        options=dict(seat.options),
+        backend=backend.name,
+        protocol=f"{seat.name}/{mode}{digest}",
+        identity={**identity, "answered_by": dict(backend.identity()), "judged_by": judged_by},
+        pictures=str(seat.root.resolve()),
+        **count(sheet.marks),
+        notes=list(seat.exam.notes),
+        figures=statistics.intervals(sheet.units, figures_of(benchmark)),
+        units=sheet.units,
+    )
+    write(run, result, answers, sheet.marks)
+    return result

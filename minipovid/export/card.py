@@ -236,11 +236,22 @@ def _has_class_token(mmproj: Path) -> bool:
 
 
 def _scores(run: Path | None) -> str:
-    scores = _read(run, "scores.json")
-    if not scores:
+    rows = [
+        {"benchmark": name.rpartition(".")[0], "by": name.rpartition(".")[2], "figure": figure, **_figure(*interval)}
+        for name, of in _read(run, "scores.json").items()
+        for figure, interval in of.get("figures", {}).items()
+        if figure in of["headline"]
+    ]
+    if not rows:
         return ""
-    rows = [{"benchmark": name.rpartition(".")[0], "by": name.rpartition(".")[2], **of} for name, of in scores.items()]
-    return f"## Scores\n\n{_table(rows)}\n\nBy `minipovid eval`; `gguf` is the most exact file."
+    return f"## Scores\n\n{_table(rows)}\n\nBy `minipovid eval`, with 95 % intervals (bootstrap over pictures)."
+
+
+def _figure(value: float | None, low: float | None, high: float | None) -> dict[str, Any]:
+    return {
+        "value": "" if value is None else value,
+        "95 %": "" if low is None or high is None else f"{low:.3g} to {high:.3g}",
+    }
 
 
 def _verified(run: Path | None, stamps: Set[str | None]) -> str:

@@ -1,0 +1,138 @@
+"""A judge model reads the answers: each is asked about until the benchmark understands the reply, or asks no more.
+
+    answers, by = judged(benchmark, answers, teacher, "mmhal")
+    answers[0].judgement      # the judge's last reply, understood or not; None: there was none
+    by["model"]               # who replied, as the server names itself
+
+What was replied is in the teacher's cache the moment it comes, so that the same command asks nothing twice. A retry is
+a question of its own there, even where its words are those of the first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from minipovid.errors import MinipovidError
+from minipovid.make import GRACE
+from minipovid.make.crew import Crew
+from minipovid.teacher import Asked, Message, Reply, Stopped, Unanswered, Usage
+from minipovid.types import Answer, Judging, Request
+
+_SHOWN = 5  # different reasons for no reply that are recorded
+
+
+class Verdict(NamedTuple):
+    """What came of asking about one answer: the last reply, who gave it, and why there was none."""
+
+    text: str | None
+    models: frozenset[str] = frozenset()
+    why: str = ""
+
+
+def judged(
+    benchmark: Judging, answers: Sequence[Answer], teacher: Asked, label: str
+) -> tuple[list[Answer], dict[str, Any]]:
+    """The answers with their judgements, in order; and who judged and what it took, ready for JSON.
+
+    An answer that no reply came to keeps None. Raises MinipovidError where no more may be asked (a budget, a key):
+    what was judged until then is kept.
+    """
+    before = teacher.spent()
+    with tqdm(
+        total=len(answers), desc=f"{label} judged", unit="answer", disable=not sys.stderr.isatty(), file=sys.stderr
+    ) as bar:
+        verdicts, stopped = _through(benchmark, answers, teacher, bar.update)
+    if stopped is not None:
+        why = str(stopped).rstrip(".")
+        raise MinipovidError(
+            f"{len(verdicts):,} of {len(answers):,} answers of {label} are judged: {why}. They are kept; the same "
+            "command goes on from there."
+        )
+    found = [replace(answer, judgement=verdicts[place].text) for place, answer in enumerate(answers)]
+    return found, _account(teacher, before, list(verdicts.values()))
+
+
+def _through(
+    benchmark: Judging, answers: Sequence[Answer], teacher: Asked, step: Callable[[], object]
+) -> tuple[dict[int, Verdict], Stopped | None]:
+    """The verdicts by the answers' places, and what ended it early."""
+    verdicts: dict[int, Verdict] = {}
+    ended: Stopped | None = None
+
+    def work(item: tuple[int, Answer]) -> tuple[int, Verdict | Stopped]:
+        place, answer = item
+        try:
+            return place, _verdict(benchmark, answer, teacher)
+        except Stopped as stopped:
+            return place, stopped
+
+    crew = Crew(work, enumerate(answers), teacher.concurrency)
+    try:
+        for place, verdict in crew.results():
+            if isinstance(verdict, Stopped):
+                crew.close()
+                ended = verdict  # they all say why the first one stopped
+            else:
+                verdicts[place] = verdict
+                step()
+    except KeyboardInterrupt:
+        crew.close()
+        teacher.stop()
+        for _ in crew.results(within_s=GRACE):
+            pass  # replies that are on their way were paid for: the cache takes them
+        raise
+    return verdicts, ended
+
+
+def _verdict(benchmark: Judging, answer: Answer, teacher: Asked) -> Verdict:
+    """Raises Stopped."""
+    text: str | None = None
+    models: set[str] = set()
+    for attempt in count():
+        request = benchmark.ask(answer, attempt)
+        if request is None:
+            break
+        try:
+            reply = _asked(teacher, request, attempt)
+        except Unanswered as error:
+            return Verdict(None, frozenset(models), str(error))  # what the next attempts had brought, nobody knows
+        models |= {reply.model} - {""}
+        if reply.refused or reply.finish_reason == "content_filter":
+            continue  # no judgement, whatever it says
+        text = reply.text
+        if benchmark.understands(answer, text):
+            break
+    return Verdict(text, frozenset(models))
+
+
+def _asked(teacher: Asked, request: Request, attempt: int) -> Reply:
+    turns = [Message(role, text) for role, text in request.turns]
+    version = f"judge {attempt}"
+    return teacher.ask(turns, None, version, temperature=request.temperature, max_tokens=request.max_tokens)
+
+
+def _account(teacher: Asked, before: Usage, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """`model` is who replied; who was asked, where the server never says."""
+    models = sorted({model for verdict in verdicts for model in verdict.models})
+    now = teacher.spent()
+    took = Usage(
+        now.requests - before.requests,
+        now.prompt_tokens - before.prompt_tokens,
+        now.answer_tokens - before.answer_tokens,
+        now.estimated - before.estimated,
+    )
+    return {
+        "model": ", ".join(models) or teacher.model,
+        "asked": teacher.model,
+        "requests": took.requests,
+        "prompt_tokens": took.prompt_tokens,
+        "answer_tokens": took.answer_tokens,
+        "cost": teacher.prices.of(took) if teacher.prices else None,
+        "no_reply": sorted({verdict.why for verdict in verdicts} - {""})[:_SHOWN],
+    }

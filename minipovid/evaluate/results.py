@@ -1,0 +1,161 @@
+"""What an examination came to, and the files that keep it.
+
+RUN/eval/<label>.<backend>.jsonl   question, answer, verdict per line
+         <label>.<backend>.json    the Result: protocol, figures with intervals, and the sums' units, from which a
+                                   report compares two runs without the benchmark's files
+RUN/scores.json                    {"<label>.<backend>": {"protocol": ..., "headline": [names], "figures":
+                                       {name: [value, low, high]}}}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minipovid import benchmarks, statistics
+from minipovid.errors import MinipovidError
+from minipovid.files import finished
+from minipovid.statistics import Change, Interval
+from minipovid.types import FAILED, UNPARSED, Answer, Benchmark, Counts, Mark, Sheet
+
+ANSWERS, WORDS = "_answers", "_words"  # counts that every benchmark gets
+
+
+@dataclass(frozen=True)
+class Result:
+    """One benchmark through one backend."""
+
+    label: str
+    benchmark: str
+    options: Mapping[str, Any]
+    backend: str
+    protocol: str  # "pope/official/3f2a9c01": scores with the same one can be compared
+    identity: Mapping[str, Any]  # what the protocol's digest stands for, and who answered
+    pictures: str  # their folder
+    questions: int
+    unparsed: int
+    judge_failed: int
+    notes: Sequence[str]
+    figures: Mapping[str, Interval]
+    units: Mapping[str, Counts] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}.{self.backend}"
+
+    @property
+    def built(self) -> Benchmark:
+        return benchmarks.build(self.benchmark, self.options)
+
+    def headline(self) -> dict[str, Interval]:
+        """The figures of an overview, in the benchmark's order, and the words of an answer: silence is no truth."""
+        wanted = [*self.built.headline, "words"]
+        return {
+            name: interval
+            for head in wanted
+            for name, interval in self.figures.items()
+            if name.rpartition("/")[2] == head
+        }
+
+    def is_lower_better(self, figure: str) -> bool:
+        return figure.rpartition("/")[2] in self.built.lower_is_better
+
+    def changes(self, after: Result) -> dict[str, Change]:
+        """Of every figure, from this result to another. Raises MinipovidError where they are not comparable."""
+        if self.protocol != after.protocol or self.units.keys() != after.units.keys():
+            raise MinipovidError(
+                f"{self.name} and {after.name} cannot be compared: they were examined as {self.protocol} and "
+                f"{after.protocol}."
+            )
+        return statistics.paired(self.units, after.units, figures_of(self.built))
+
+    def brief(self) -> dict[str, Any]:
+        """What scores.json says of it."""
+        figures = {name: [_number(each) for each in interval] for name, interval in self.figures.items()}
+        counts = {"questions": self.questions, "unparsed": self.unparsed, "judge_failed": self.judge_failed}
+        return {"protocol": self.protocol, **counts, "headline": list(self.headline()), "figures": figures}
+
+    def as_dict(self) -> dict[str, Any]:
+        figures = self.brief()["figures"]
+        return {**asdict(self), "figures": figures}
+
+
+def figures_of(benchmark: Benchmark) -> statistics.Figures:
+    """The benchmark's figures, and how many words an answer has."""
+
+    def figures(totals: Counts) -> dict[str, float]:
+        own = {name: value for name, value in totals.items() if name not in (ANSWERS, WORDS)}
+        words = benchmarks.share(totals.get(WORDS, 0.0), totals.get(ANSWERS, 0.0))
+        return {**benchmark.figures(own), "words": words}
+
+    return figures
+
+
+def graded(benchmark: Benchmark, answers: Sequence[Answer]) -> Sheet:
+    """The benchmark's own sheet, each unit with the number of its answers and of their words."""
+    sheet = benchmark.grade(answers)
+    units = {unit: dict(counts) for unit, counts in sheet.units.items()}
+    for answer, mark in zip(answers, sheet.marks, strict=True):
+        counts = units.setdefault(mark.unit, {})
+        counts[ANSWERS] = counts.get(ANSWERS, 0.0) + 1
+        counts[WORDS] = counts.get(WORDS, 0.0) + len(answer.text.split())
+    return Sheet(sheet.marks, units)
+
+
+def count(marks: Sequence[Mark]) -> dict[str, int]:
+    verdicts = [mark.verdict for mark in marks]
+    return {
+        "questions": len(marks),
+        "unparsed": verdicts.count(UNPARSED),
+        "judge_failed": verdicts.count(FAILED),
+    }
+
+
+def write(run: Path, result: Result, answers: Sequence[Answer], marks: Sequence[Mark]) -> None:
+    """The three files; of scores.json what is not this result stays."""
+    with finished(run / "eval" / f"{result.name}.jsonl") as draft, draft.open("w", encoding="utf-8") as file:
+        for answer, mark in zip(answers, marks, strict=True):
+            file.write(json.dumps(_row(answer, mark), ensure_ascii=True) + "\n")
+    with finished(run / "eval" / f"{result.name}.json") as draft:
+        draft.write_text(json.dumps(result.as_dict(), default=str) + "\n", encoding="utf-8")
+    held = run / "scores.json"
+    before = json.loads(held.read_text(encoding="utf-8")) if held.is_file() else {}
+    with finished(held) as draft:
+        draft.write_text(json.dumps({**before, result.name: result.brief()}, indent=1) + "\n", encoding="utf-8")
+
+
+def read(run: Path) -> Iterator[Result]:
+    """Every result of a run, by name. Raises MinipovidError for a damaged one."""
+    for path in sorted((run / "eval").glob("*.json")):
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            figures = {name: Interval(*map(_float, each)) for name, each in told.pop("figures").items()}
+            yield Result(**told, figures=figures)
+        except (ValueError, KeyError, TypeError):
+            raise MinipovidError(f"{path} is damaged; remove it and run `minipovid eval` again.") from None
+
+
+def rows(run: Path, result: Result) -> list[dict[str, Any]]:
+    """The answers of a result: id, image, prompt, answer, verdict, right, wrong, unit."""
+    lines = (run / "eval" / f"{result.name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _row(answer: Answer, mark: Mark) -> dict[str, Any]:
+    question = answer.question
+    row = {"id": question.id, "image": str(question.image), "prompt": question.prompt, "answer": answer.text}
+    judged = {} if answer.judgement is None else {"judgement": answer.judgement}
+    return {**row, **judged, **mark._asdict()}
+
+
+def _number(value: float) -> float | None:
+    """JSON knows no nan."""
+    return None if math.isnan(value) else value
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else float(value)
