@@ -21,8 +21,8 @@ PACKAGE = ROOT / "minipovid"
 SHELVES = {"pairs", "losses", "families", "benchmarks", "backends"}
 FLOORS = {
     **dict.fromkeys(["__init__", "types", "errors", "shelf", "layout", "files", "lines", "chats"], 0),
-    **dict.fromkeys(["recipe", "images", "text_layout", "vision_layout", "statistics", "english"], 1),
-    **dict.fromkeys(["rows", "pictures", "turns", "teacher", "makers", "injection", "lexicon"], 1),
+    **dict.fromkeys(["recipe", "images", "text_layout", "vision_layout", "statistics"], 1),
+    **dict.fromkeys(["rows", "pictures", "turns", "teacher", "makers", "injection", "lexicon", "english", "coco", "replies"], 1),
     **dict.fromkeys([*SHELVES, "tinyworld", "noise", "noise_cache", "reference_cache"], 2),
     **dict.fromkeys(
         [
@@ -202,7 +202,10 @@ def test_setup_cfg_lists_every_package() -> None:
 
 
 # What the distribution is called, where it is not called like the module.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "PyYAML", "llama_cpp": "llama-cpp-python", "jinja2": "Jinja2", "markupsafe": "MarkupSafe"}
+DISTRIBUTIONS = {
+    **{"PIL": "pillow", "yaml": "PyYAML", "llama_cpp": "llama-cpp-python"},
+    **{"jinja2": "Jinja2", "markupsafe": "MarkupSafe"},
+}
 
 
 def test_what_is_imported_is_declared_and_the_other_way_round() -> None:

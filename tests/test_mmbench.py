@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from minipovid import benchmarks
-from minipovid.benchmarks import chosen, mmbench, total
+from minipovid.benchmarks import mmbench, total
 from minipovid.errors import MinipovidError
 from minipovid.pictures import Embedded
+from minipovid.replies import chosen
 from minipovid.types import UNPARSED, Answer, Exam, Question
 
 FOUR = {"A": "cat", "B": "dog", "C": "a red car", "D": "tree"}

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from minipovid import benchmarks
-from minipovid.benchmarks import pope, says_yes, total
+from minipovid.benchmarks import pope, total
 from minipovid.errors import MinipovidError
+from minipovid.replies import says_yes
 from minipovid.types import UNPARSED, Answer, Question
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "pope"

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from minipovid import benchmarks
-from minipovid.benchmarks import chosen, scienceqa, total
+from minipovid.benchmarks import scienceqa, total
 from minipovid.errors import MinipovidError
+from minipovid.replies import chosen
 from minipovid.types import UNPARSED, Answer, Question
 
 FOUR = {"A": "cat", "B": "dog", "C": "a red car", "D": "tree"}

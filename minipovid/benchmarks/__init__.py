@@ -11,10 +11,9 @@ how many it could not read.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from minipovid import rows, shelf
 from minipovid.english import Mention
@@ -23,10 +22,6 @@ from minipovid.recipe import validated
 from minipovid.types import Benchmark, Counts, Mark
 
 NAN = float("nan")
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
-_MARKDOWN = re.compile(r"[*_`#]+")
-_WORD = re.compile(r"[\w’']+")
-_NEGATIVE = frozenset(("no", "not", "cannot", "nope", "none", "neither"))
 
 
 def build(name: str, options: Mapping[str, Any]) -> Benchmark:
@@ -79,57 +74,6 @@ def described(unit: str, said: Sequence[Mention], absent: Sequence[Mention]) -> 
     return Mark(unit, f"{len(absent)} of {len(said)} absent", None, where)
 
 
-class Coco(NamedTuple):
-    """What COCO says of a picture: the categories that are drawn in it, and what people wrote of it."""
-
-    categories: set[str]
-    captions: list[str]
-
-
-COCO = "annotations_trainval2014.zip of cocodataset.org"
-_COCO_SPLITS = ("val2014", "train2014")
-
-
-def coco(folder: Path, images: Set[int]) -> tuple[dict[int, Coco], list[Path]]:
-    """COCO's annotations of these pictures, by their numbers, and the files that were read; train only if needed.
-
-    Raises MinipovidError where a file is missing, or a picture that no file knows.
-    """
-    found: dict[int, Coco] = {}
-    files: list[Path] = []
-    for split in _COCO_SPLITS:
-        if images <= found.keys():
-            break
-        drawn, written = (coco_file(folder, f"{kind}_{split}.json") for kind in ("instances", "captions"))
-        for each in rows.within(written, "annotations"):
-            if each["image_id"] in images:
-                found.setdefault(each["image_id"], Coco(set(), [])).captions.append(each["caption"])
-        for image, name in _coco_objects(drawn, images):
-            found.setdefault(image, Coco(set(), [])).categories.add(name)
-        files += [drawn, written]
-    if missing := sorted(images - found.keys()):
-        raise MinipovidError(f"COCO's annotations in {folder} know no picture {missing[0]}; are they those of 2014?")
-    return found, files
-
-
-def _coco_objects(file: Path, images: Set[int]) -> Iterator[tuple[int, str]]:
-    """The category of each object that is drawn in these pictures; what categories are called may come last."""
-    names: dict[int, str] = {}
-    seen: set[tuple[int, int]] = set()
-    for key, each in rows.lists(file, "annotations", "categories"):
-        if key == "categories":
-            names[each["id"]] = each["name"]
-        elif each["image_id"] in images:
-            seen.add((each["image_id"], each["category_id"]))
-    return ((image, names[category]) for image, category in sorted(seen))
-
-
-def coco_file(folder: Path, name: str) -> Path:
-    if not (folder / name).is_file():
-        raise MinipovidError(f"{folder} holds no {name}; unpack {COCO} and name its folder annotations.")
-    return folder / name
-
-
 def file_in(path: Path, source: str, *names: str) -> Path:
     """The file itself, or the first of these names in a folder. Raises MinipovidError, saying where to get it."""
     if not path.is_dir():
@@ -170,72 +114,3 @@ def filled(wording: str, *texts: str) -> str:
     """The blanks filled in order; braces within a text stay what they are."""
     parts = wording.split("{}")
     return "".join(part + text for part, text in zip(parts, [*texts, ""], strict=True))
-
-
-def plain(reply: str) -> str:
-    """A judge's reply without its thoughts and Markdown's signs."""
-    return _MARKDOWN.sub("", _THOUGHT.sub("", reply))
-
-
-def says_yes(answer: str) -> bool | None:
-    """The robust reading of an answer to a yes/no question: None where it is neither.
-
-    A leading yes or no decides; else a negation in the first sentence; else a yes anywhere.
-    """
-    words: list[str] = [word.strip("'’").replace("’", "'") for word in _WORD.findall(answer.casefold())]
-    if words and words[0] in ("yes", "no"):
-        return words[0] == "yes"
-    first = _WORD.findall(re.split(r"[.!?\n]", answer.casefold().strip(" .!?\n"), maxsplit=1)[0])
-    if any(word in _NEGATIVE or word.replace("’", "'").endswith("n't") for word in first):
-        return False
-    return True if "yes" in words else None
-
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-BY_LETTER = "\nAnswer with the option's letter from the given choices directly."  # LLaVA-1.5's suffix
-_ALONE = re.compile(r"\W*([A-Za-z])\W*")
-_LEADING = re.compile(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])[).:](?=\s))")
-_NAMED = re.compile(
-    r"\b(?:answer|option|choice)\b\W*(?:is\b)?\W*([A-Za-z])\b(?![’'])(?=\W*(?:$|[).,:;!\n]))", re.IGNORECASE
-)
-_LETTER = re.compile(r"(?<![\w’'])([A-Z])(?![\w’'])")
-_ARTICLE = re.compile(r" (?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z]")
-
-
-def lettered(options: Mapping[str, str]) -> str:
-    """The options of a question, one a line, as LLaVA writes them."""
-    return "".join(f"\n{letter}. {text}" for letter, text in options.items())
-
-
-def chosen(answer: str, options: Mapping[str, str]) -> str | None:
-    """The robust reading of an answer to a multiple-choice question: one of the options' letters, or None.
-
-    A letter that is all of the answer, or begins it with a bracket or dot, decides; else the one that it calls the
-    answer; else the only capital that stands alone; else, where no letter does, the only option whose text it holds.
-    """
-    text = plain(answer).strip()
-    for found in (_ALONE.fullmatch(text), _LEADING.match(text)):
-        letter = str(found[found.lastindex or 1]).upper() if found else ""
-        if letter in options:
-            return letter
-    capitals = _capitals(text, options)
-    for letters in ({str(each).upper() for each in _NAMED.findall(text)} & options.keys(), capitals & options.keys()):
-        if len(letters) == 1:
-            return letters.pop()
-    return None if capitals else _held(text, options)
-
-
-def _capitals(text: str, options: Mapping[str, str]) -> set[str]:
-    """Capitals that stand alone, and are neither the article A nor the pronoun I."""
-    words = {"I"} - options.keys()
-    found = (each for each in _LETTER.finditer(text) if each[1] != "A" or not _ARTICLE.match(text, each.end()))
-    return {str(each[1]) for each in found} - words
-
-
-def _held(text: str, options: Mapping[str, str]) -> str | None:
-    """The one option that the text holds as whole words; one within another counts only by itself: red, red car."""
-    whole = {letter: " ".join(_WORD.findall(each.casefold())) for letter, each in options.items()}
-    said = f" {' '.join(_WORD.findall(text.casefold()))} "
-    held = [letter for letter, each in whole.items() if each and f" {each} " in said]
-    longest = [one for one in held if not any(one != two and f" {whole[one]} " in f" {whole[two]} " for two in held)]
-    return longest[0] if len(longest) == 1 else None

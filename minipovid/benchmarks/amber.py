@@ -20,7 +20,6 @@ pairs above 0.8, made once, says the same; `similarity` names that file, two wor
 
 from __future__ import annotations
 
-import hashlib
 import json
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -30,9 +29,11 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, TypedDict
 
 from minipovid import english
-from minipovid.benchmarks import Tally, described, file_in, objects, says_yes, share
+from minipovid.benchmarks import Tally, described, file_in, objects, share
 from minipovid.english import Mention, Names
 from minipovid.errors import MinipovidError
+from minipovid.files import digest
+from minipovid.replies import says_yes
 from minipovid.types import UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Sheet
 
 Similar = Callable[[str, str], bool]
@@ -114,7 +115,8 @@ class Benchmark:
             yield Question(str(row["id"]), image, query + suffix, {**truth, "scenes": scenes}, self.max_tokens)
 
     def _notes(self, files: Sequence[Path], count: int, described: bool) -> Iterator[str]:
-        other = [file.name for file in files if _digest(file) != PUBLISHED.get(file.name, _digest(file))]
+        known = [file for file in files if file.name in PUBLISHED]
+        other = [file.name for file in known if digest(file).hex()[:16] != PUBLISHED[file.name]]
         yield f"AMBER, {count:,} questions" + (
             f"; not as published: {', '.join(other)}." if other else ", as published."
         )
@@ -341,7 +343,3 @@ def similar_words(table: str) -> Similar:
             raise MinipovidError(f"{file}: row {number} is not two words with a comma between.")
         pairs.add(frozenset(words))
     return lambda one, other: one == other or frozenset((one, other)) in pairs
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]

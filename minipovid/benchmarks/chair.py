@@ -16,7 +16,6 @@ How words are found in a description moves the score by points: `words` says how
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -26,9 +25,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from minipovid import english, rows
-from minipovid.benchmarks import COCO, Coco, Tally, coco, coco_file, described, objects, share
+from minipovid.benchmarks import Tally, described, objects, share
+from minipovid.coco import COCO, Coco, coco, coco_file
 from minipovid.english import Kind, Mention, Names
 from minipovid.errors import MinipovidError
+from minipovid.files import digest
 from minipovid.types import Answer, Counts, Exam, Question, Sheet
 
 Words = Literal["pattern", "lemma", "own"]
@@ -119,7 +120,7 @@ class Benchmark:
         ]
         how = f"those of {listed.name}" if listed else f"drawn from val2014 with seed {self.seed}"
         notes = [f"CHAIR over {len(questions):,} pictures of COCO, {how}.", _TOLD[words]]
-        if not hashlib.sha256(synonyms.read_bytes()).hexdigest().startswith(_PUBLISHED):
+        if not digest(synonyms).hex().startswith(_PUBLISHED):
             notes.append("synonyms.txt is not the published list.")
         return Exam(questions, [*read, synonyms, *([listed] if listed else [])], notes)
 

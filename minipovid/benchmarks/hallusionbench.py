@@ -14,7 +14,6 @@ not know is right to say so. What was done to a picture is its `visual_input`: 1
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,10 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
-from minipovid.benchmarks import Tally, file_in, filled, objects, plain, says_yes, share, wording
+from minipovid.benchmarks import Tally, file_in, filled, objects, share, wording
 from minipovid.errors import MinipovidError
+from minipovid.files import digest
+from minipovid.replies import plain, says_yes
 from minipovid.types import FAILED, UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Request, Sheet
 
 NAME = "HallusionBench.json"
@@ -270,6 +271,6 @@ def rule(answer: str) -> str:
 
 def _told(file: Path, asked: Sequence[Question]) -> list[str]:
     bare = sum(not question.image for question in asked)
-    known = hashlib.sha256(file.read_bytes()).hexdigest().startswith(PUBLISHED)
+    known = digest(file).hex().startswith(PUBLISHED)
     first = "HallusionBench as published in November 2023" if known else f"{file.name} is not the published file"
     return [f"{first}: {len(asked):,} questions, {bare:,} of them about no picture."]

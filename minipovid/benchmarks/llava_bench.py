@@ -19,8 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from minipovid.benchmarks import NAN, Tally, file_in, in_images, named, objects, plain, share, wording
+from minipovid.benchmarks import NAN, Tally, file_in, in_images, named, objects, share, wording
 from minipovid.errors import MinipovidError
+from minipovid.replies import plain
 from minipovid.types import FAILED, UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Request, Sheet
 
 ITEMS = 60

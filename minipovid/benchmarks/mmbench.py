@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from minipovid import pictures
-from minipovid.benchmarks import BY_LETTER, LETTERS, Tally, chosen, lettered, objects, share
+from minipovid.benchmarks import Tally, objects, share
 from minipovid.errors import MinipovidError
 from minipovid.pictures import Embedded
+from minipovid.replies import BY_LETTER, LETTERS, chosen, lettered
 from minipovid.rows import Bad, short
 from minipovid.types import UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Sheet
 

@@ -21,8 +21,9 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from minipovid import pictures
-from minipovid.benchmarks import Tally, file_in, filled, in_images, named, objects, plain, share, wording
+from minipovid.benchmarks import Tally, file_in, filled, in_images, named, objects, share, wording
 from minipovid.errors import MinipovidError
+from minipovid.replies import plain
 from minipovid.rows import Bad
 from minipovid.types import FAILED, UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Request, Sheet
 

@@ -17,8 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from minipovid.benchmarks import Tally, file_in, in_images, named, plain, share, wording
+from minipovid.benchmarks import Tally, file_in, in_images, named, share, wording
 from minipovid.errors import MinipovidError
+from minipovid.replies import plain
 from minipovid.types import FAILED, UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Request, Sheet
 
 ITEMS = 218

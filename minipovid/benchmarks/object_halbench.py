@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from minipovid import lexicon, pictures
-from minipovid.benchmarks import NAN, Tally, coco, file_in, named, objects, plain, share, wording
+from minipovid.benchmarks import NAN, Tally, file_in, named, objects, share, wording
+from minipovid.coco import coco
 from minipovid.errors import MinipovidError
+from minipovid.replies import plain
 from minipovid.rows import Bad
 from minipovid.types import FAILED, UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Request, Sheet
 

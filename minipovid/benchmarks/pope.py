@@ -26,10 +26,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from minipovid.benchmarks import NAN, Tally, objects, says_yes, share
+from minipovid.benchmarks import NAN, Tally, objects, share
 from minipovid.errors import MinipovidError
 from minipovid.files import digest
 from minipovid.lexicon import article
+from minipovid.replies import says_yes
 from minipovid.types import UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Sheet
 
 RULES = ("random", "popular", "adversarial")

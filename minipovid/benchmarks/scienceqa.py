@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from minipovid.benchmarks import BY_LETTER, LETTERS, Tally, chosen, lettered, share
+from minipovid.benchmarks import Tally, share
 from minipovid.errors import MinipovidError
+from minipovid.replies import BY_LETTER, LETTERS, chosen, lettered
 from minipovid.types import UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Sheet
 
 FILES = ("problems.json", "pid_splits.json")
