@@ -28,9 +28,10 @@ DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2
 SAMPLE = 64 * 1024  # bytes of each tensor that enter the fingerprint
 
 
-def resolve_model(path: str, revision: str | None = None, weights: bool = True) -> Path:
+def resolve_model(path: str, revision: str | None = None, weights: bool = True, *, download: bool = True) -> Path:
     """The folder of a model: `tinyworld`, a folder in Hub layout, or a Hub id, downloaded if it is not cached.
 
+    Without `download` it must be on this machine: nobody asks whether a branch has moved since it was fetched.
     Without `weights` the configuration and the tokenizer are enough. Raises MinipovidError where it cannot be had, with
     the command that fetches it.
     """
@@ -46,19 +47,23 @@ def resolve_model(path: str, revision: str | None = None, weights: bool = True) 
         raise MinipovidError(
             f"There is no model {path}: neither a folder nor a Hub id such as llava-hf/llava-1.5-7b-hf."
         )
-    return _complete(_snapshot(path, revision, weights, command), weights, f"fetch them with `{command}`")
+    return _complete(_snapshot(path, revision, weights, command, download), weights, f"fetch them with `{command}`")
 
 
-def _snapshot(repo: str, revision: str | None, weights: bool, command: str) -> Path:
+def _snapshot(repo: str, revision: str | None, weights: bool, command: str, download: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
         wanted = [pattern for pattern in NEEDED if weights or pattern != WEIGHTS]
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        local = not download
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, local_files_only=local))
     except HFValidationError:
         raise MinipovidError(f"{repo!r} is neither a folder nor a valid Hub id.") from None
-    except OSError as error:  # no network, no such repository, no access, no disk space
+    except OSError as error:
+        if not download:
+            raise MinipovidError(f"The model {repo} is not on this machine; fetch it with `{command}`.") from None
+        # There is no network, no such repository, no access or no disk space.
         first = str(error).strip().split("\n")[0]
         raise MinipovidError(
             f"The weights of {repo} are not on this machine and cannot be downloaded now ({first}); "

@@ -90,7 +90,7 @@ def metadata(text: Any) -> dict[str, Any]:
 def _keys(model: TextModel, text: Any) -> dict[str, Any]:
     width = _head_width(model, text)
     return {
-        "context_length": _context(text),
+        "context_length": context(text),
         "embedding_length": text.hidden_size,
         "block_count": text.num_hidden_layers,
         "feed_forward_length": text.intermediate_size,
@@ -117,7 +117,7 @@ def _head_width(model: TextModel, text: Any) -> int:
     return int(width)
 
 
-def _context(text: Any) -> int:
+def context(text: Any) -> int:
     """Positions that can be told apart; with a sliding window, which llama.cpp would not slide, no more than that."""
     window = getattr(text, "sliding_window", None)
     return int(min(text.max_position_embeddings, window or text.max_position_embeddings))

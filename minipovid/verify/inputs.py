@@ -12,7 +12,7 @@ from minipovid.errors import MinipovidError
 from minipovid.export import lora
 from minipovid.export.pair import Pair as Made
 from minipovid.pairs import jsonl
-from minipovid.recipe import BUILTIN, ModelSection, Recipe
+from minipovid.recipe import Recipe
 from minipovid.runtime import find_pair
 from minipovid.types import Pair
 
@@ -54,20 +54,9 @@ def held_out(run: Path, recipe: Recipe, most: int, notes: list[str]) -> list[Pai
 def made_of(run: Path, recipe: Recipe, notes: list[str]) -> Made | None:
     """What the files were made of; None, with a note, where the base is not on this machine. Nothing is downloaded."""
     section = recipe.model
-    is_folder = section.path == BUILTIN or Path(section.path).expanduser().is_dir()
-    folder = resolve_model(section.path) if is_folder else _cached(section)
-    if folder is None:
+    try:
+        folder = resolve_model(section.path, section.revision, download=False)
+    except MinipovidError:
         notes.append(f"The base {section.path} is not on this machine: the files' weights were not looked into.")
         return None
     return Made(folder, run / "adapter", section.path, section.dtype, recipe, run)
-
-
-def _cached(section: ModelSection) -> Path | None:
-    """The whole model in the Hub's cache, as it was fetched: nobody asks whether a branch has moved since."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return resolve_model(snapshot_download(section.path, revision=section.revision, local_files_only=True))
-    except (HFValidationError, OSError, MinipovidError):
-        return None
