@@ -39,9 +39,11 @@ from minipovid.chats import Turn
 from minipovid.checkpoint import Tensors, resolve_model
 from minipovid.errors import MinipovidError
 from minipovid.export import lora
+from minipovid.export.ahead import one_core_each
 from minipovid.export.safetensors import SETTINGS
 from minipovid.model import Model
 from minipovid.recipe import Recipe
+from minipovid.runtime import SMALL
 from minipovid.text_layout import context
 from minipovid.types import Question
 
@@ -184,7 +186,9 @@ class Trained:
         device, dtype = self._model.device.type, self._model.head.weight.dtype
         # The fresh adapter of the other two adds nothing: it need not be computed.
         off = nullcontext() if self._weights == "adapter" else self._model.as_reference()
-        with _room(), off, torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        is_small = sum(each.nbytes for each in self._model.base.parameters()) < SMALL
+        threads = one_core_each() if is_small else nullcontext()
+        with _room(), threads, off, torch.autocast(device, dtype, enabled=dtype != torch.float32):
             yield
 
 
