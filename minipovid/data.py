@@ -19,10 +19,11 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minipovid import chats, images, tinyworld
+from minipovid import chats, images
 from minipovid import pairs as formats
 from minipovid.chats import Chat
 from minipovid.errors import MinipovidError
+from minipovid.make import builtin
 from minipovid.noise import Noiser
 from minipovid.noise_cache import cache_folder
 from minipovid.pairs import Unpaired, where
@@ -206,12 +207,11 @@ def held_out(pairs: int, section: DataSection) -> int:
 def locate(section: DataSection) -> tuple[Path, Path]:
     """(the data file or folder of shards, the folder its image paths are relative to).
 
-    The built-in world is written on first use. Pictures that lie inside the data file are kept in the cache folder,
-    under names that say their content; `load_pairs` puts them there.
+    The built-in world is drawn, and its pairs are made, on first use. Pictures that lie inside the data file are kept
+    in the cache folder, under names that say their content; `load_pairs` puts them there.
     """
     if section.path == BUILTIN:
-        folder = tinyworld.materialise(cache_folder() / tinyworld.NAME)
-        return folder / "pairs.jsonl", folder
+        return builtin.pairs()
     path = Path(section.path)
     if not path.exists():
         raise MinipovidError(f"There is no data file {path} (data.path).")

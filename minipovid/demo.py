@@ -13,8 +13,10 @@ from typing import Any
 
 from minipovid import backends, images, recipe
 from minipovid.backends import Choice
+from minipovid.check import Report, check
 from minipovid.evaluate import Result, evaluate, find
 from minipovid.export import export, export_base
+from minipovid.report import report
 from minipovid.runtime import Runtime
 from minipovid.train import train
 from minipovid.verify import verify
@@ -31,38 +33,52 @@ FIGURES = {
 
 
 def demo(out: Path) -> dict[str, Any]:
-    """Train, export, prove the files, examine before and after, answer about one picture.
+    """Make and check the pairs, train, export, prove the files, examine before and after, write the report.
 
-    Returns the tables, the answered picture and `ok`: whether every file answers as the trained model does, and both
-    rates of hallucination fell by a third without loss of recall.
+    Returns the tables, an answered picture and `ok`: whether the pairs are sound, every file answers as the trained
+    model does, and both rates of hallucination fell by a third without loss of recall.
     """
     began = time.monotonic()
     settings = recipe.read(recipe.find(recipe.BUILTIN))
-    _say("1/5  training (QLoRA, 4-bit, on this CPU or GPU)")
+    _say("1/7  making pairs by rule of pictures with good answers, and checking them")
+    pairs = check(settings.data.path, max_length=settings.data.max_length)
+    _say("2/7  training (QLoRA, 4-bit, on this CPU or GPU)")
     run = train(settings, out)
-    _say("2/5  merging and writing GGUF")
+    _say("3/7  merging and writing GGUF")
     files = export(run)
     base = run / "base"
     export_base(settings.model.path, base / "gguf", ["f16"])
-    _say("3/5  proving the files: do they answer as the trained model does?")
+    _say("4/7  proving the files: do they answer as the trained model does?")
     proof = verify(run)
-    _say("4/5  examining both models in llama.cpp on held-out pictures")
+    _say("5/7  examining both models in llama.cpp on held-out pictures")
     before, after = (examined(folder) for folder in (base, run))
-    _say("5/5  asking both about one picture")
+    examined(run, "q4_k_m")
+    _say("6/7  examining the trained model in transformers")
+    examined(run, backend="hf")
+    _say("7/7  asking both about one picture, and writing the report")
+    page = report([run]).page
     return {
+        "pairs": summary(pairs),
         "figure": compared(before, after),
         "files proved": proof.table(),
         "one picture": _one_picture(base, run),
         "files": ", ".join(str(file) for file in files),
+        "report": str(page),
         "seconds": round(time.monotonic() - began),
-        "ok": proof.ok and is_cured(shown(before), shown(after)),
+        "ok": pairs.ok and proof.ok and is_cured(shown(before), shown(after)),
     }
 
 
-def examined(folder: Path, quant: str = "f16", split: str = "eval") -> dict[str, Result]:
-    """The GGUF pair in a run folder, on the tiny world's held-out pictures; by benchmark."""
-    with backends.opened("gguf", Choice(folder, quant=quant)) as backend:
-        results = evaluate(folder, find([recipe.BUILTIN], split=split), backend)
+def summary(checked: Report) -> list[dict[str, str]]:
+    """What the check found, and what it warns of."""
+    warned = [{"what": "warning", "found": sentence} for sentence in (*checked.problems, *checked.warnings)]
+    return [*checked.table(), *warned]
+
+
+def examined(folder: Path, quant: str = "f16", split: str = "eval", backend: str = "gguf") -> dict[str, Result]:
+    """The model in a run folder, on the tiny world's held-out pictures; by benchmark."""
+    with backends.opened(backend, Choice(folder, quant=quant)) as answering:
+        results = evaluate(folder, find([recipe.BUILTIN], split=split), answering)
     return {result.benchmark: result for result in results}
 
 

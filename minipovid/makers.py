@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from minipovid.errors import MinipovidError
 from minipovid.teacher import Asked, Usage
 from minipovid.types import BadRow, Pair
 
@@ -56,12 +57,17 @@ class Maker(Protocol):
         """In the user's money; None where no prices were given, or nothing costs anything."""
 
 
+def no_teacher() -> NoReturn:
+    raise MinipovidError("This maker asks a teacher, and none was named.")
+
+
 @dataclass(frozen=True)
 class Workshop:
-    """What a maker may take. `teacher` is called by who needs one; `kind` and `picture` are povid's, `seed` rule's."""
+    """What makers may take: `teacher` is called by who needs one."""
 
     seeds: Seeds
-    teacher: Callable[[], Asked]
-    seed: int = 0
-    kind: str = "auto"
-    picture: bool = True
+    teacher: Callable[[], Asked] = no_teacher
+    kind: str = "auto"  # povid's
+    picture: bool = True  # povid's
+    seed: int = 0  # rule's
+    count_on: Path | None = None  # rule's: other answers than the seeds' to count what goes together on

@@ -68,7 +68,7 @@ def paired(
 
     def change(sums: Array) -> dict[str, float]:
         old, new = figures(_named(names, sums[:half])), figures(_named(names, sums[half:]))
-        return {name: new[name] - old[name] for name in old.keys() & new.keys()}
+        return {name: value - old[name] for name, value in new.items() if name in old}
 
     values = change(both.sum(0))
     drawn = [change(sums) for sums in _draws(len(before), both, seed)]

@@ -297,7 +297,7 @@ def test_words_changed_and_their_kinds_by_hand() -> None:
 def test_the_built_in_world_is_sound_and_a_run_brings_its_own_model_and_length(tmp_path: Path) -> None:
     report = check("tinyworld", limit=60, decode=False)
     assert report.ok and report.tokens is not None and report.tokens.model == "tinyworld"
-    assert report.makers.sources == {"tinyworld truth / tinyworld rule": 60}
+    assert report.makers.sources == {"ground truth / rule v2": 60}
     assert report.makers.marked == 60 and set(report.makers.kinds) <= {"object", "relation", "attribute"}
 
     lines = report.path.read_text(encoding="utf-8").splitlines()[:7]

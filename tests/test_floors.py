@@ -22,7 +22,9 @@ SHELVES = {"pairs", "losses", "families", "benchmarks", "backends"}
 FLOORS = {
     **dict.fromkeys(["__init__", "types", "errors", "shelf", "layout", "files", "lines", "chats"], 0),
     **dict.fromkeys(["recipe", "images", "text_layout", "vision_layout", "statistics"], 1),
-    **dict.fromkeys(["rows", "pictures", "turns", "teacher", "makers", "injection", "lexicon", "english", "coco", "replies"], 1),
+    **dict.fromkeys(
+        ["rows", "pictures", "turns", "teacher", "makers", "injection", "lexicon", "english", "coco", "replies"], 1
+    ),
     **dict.fromkeys([*SHELVES, "tinyworld", "noise", "noise_cache", "reference_cache"], 2),
     **dict.fromkeys(
         [

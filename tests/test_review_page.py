@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import CHROMIUM, CONTRAST, OVERLAPS, SIZES, chromium
 from PIL import Image
 from review_site import Site, served
 
@@ -26,16 +26,14 @@ from minipovid.review import decisions_file
 from minipovid.review.decisions import History
 from minipovid.types import Pair, Span
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 GOOD, BAD = "A red boat lies on calm water.", "A red boat lies on calm water, next to a pier."
 SPAN = Span(BAD.index("next"), BAD.index("."), "object")
 NASTY_GOOD = "<b>Bold</b> & <img src=x onerror=\"document.title='owned'\"> 🐈 A cat."
 NASTY_BAD = "<script>document.title='owned'</script> 🐈🐈 Two cats & a <i>dog</i>."
-SIZES = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
+CONTROLS = "header button, #filters select, #filters input, footer button, form button"
 
 
 def pairs(count: int) -> list[Pair]:
@@ -74,10 +72,8 @@ def states(server: Site | Killable) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield chromium
-        chromium.close()
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture()
@@ -350,7 +346,7 @@ def test_it_fits_and_can_be_read(browser: Any, server: Site, size: str, scheme: 
             page.wait_for_timeout(150)
         tab.shot(what)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert page.evaluate(OVERLAPS) == []
+        assert page.evaluate(OVERLAPS, CONTROLS) == []
         assert page.evaluate(CONTRAST) == []
     tab.press("Escape")
     if size == "phone":
@@ -399,53 +395,3 @@ def test_a_missing_picture_is_told(tab: Tab, server: Site) -> None:
     (server.pairs.parent / "boat.png").unlink()
     tab.page.reload()
     playwright.expect(tab.page.locator("#missing")).to_contain_text(re.compile(r"boat\.png cannot be read"))
-
-
-# Visible controls that stick out, are cut or lie on one another; what the footer covers can be scrolled from under it.
-OVERLAPS = """() => {
-  const kinds = 'header button, #filters select, #filters input, footer button, form button';
-  const shown = [...document.querySelectorAll(kinds)]
-    .filter(e => e.checkVisibility());
-  const footer = document.querySelector('footer');
-  const free = shown.filter(e => footer.contains(e) ||
-    e.getBoundingClientRect().bottom < footer.getBoundingClientRect().top);
-  const faults = [];
-  const meet = (p, q) => p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 1 && q.top < p.bottom - 1;
-  free.forEach((a, i) => {
-    const box = a.getBoundingClientRect(), name = a.id || a.textContent.trim();
-    if (box.right > innerWidth + .5 || box.left < -.5) faults.push(name + ' sticks out');
-    if (a.tagName === 'BUTTON' && a.scrollWidth > a.clientWidth + 1) faults.push(name + ' is cut');
-    for (const b of free.slice(i + 1)) if (meet(box, b.getBoundingClientRect())) faults.push(name + ' / ' + b.id);
-  });
-  return faults;
-}"""
-# Texts whose colour stands out from the nearest painted ground by less than 4.5 : 1; disabled controls are exempt.
-CONTRAST = """() => {
-  const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
-  const parse = (colour) => {
-    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255];
-  };
-  const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
-  const ground = (e) => {
-    const layers = [];
-    for (let at = e; at; at = at.parentElement) {
-      const colour = parse(getComputedStyle(at).backgroundColor);
-      if (colour[3] > 0) layers.push(colour);
-      if (colour[3] === 1) break;
-    }
-    return layers.reduceRight((below, top) => over(top, below), [255, 255, 255, 1]);
-  };
-  const light = (c) => c.slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-  const faults = [];
-  for (const e of document.querySelectorAll('body *')) {
-    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-    if (!own || !e.checkVisibility() || e.closest(':disabled, script, style, option')) continue;
-    const back = ground(e), front = over(parse(getComputedStyle(e).color), back);
-    const [a, b] = [light(front), light(back)].sort((x, y) => y - x);
-    const ratio = (a + .05) / (b + .05);
-    if (ratio < 4.5) faults.push(`${e.tagName} ${e.id} ${e.className} ${ratio.toFixed(2)}`);
-  }
-  return faults;
-}"""

@@ -12,6 +12,7 @@ import pytest
 
 from minipovid import lexicon
 from minipovid import make as making
+from minipovid.errors import MinipovidError
 from minipovid.makers import Workshop
 from minipovid.pairs import Seed, jsonl, rule
 from minipovid.types import BadRow, Pair
@@ -101,10 +102,65 @@ def test_the_users_own_answers_say_what_stands_together() -> None:
     """Nine of ten boats come with a heron, which no list knows: it is what a boat alone is given."""
     others = [f"A boat and a heron are seen on day {n}." for n in range(9)]
     table = rule.table([*others, "A boat lies there."])
-    assert table.together["boat"] == Counter({"heron": 9}) and "heron" not in lexicon.things().names
+    assert table.together["boat"] == Counter({"boat": 10, "heron": 9}) and "heron" not in lexicon.things().names
     assert table.companions(["boat"], ("",))[0] == ("heron", 9.0)
     found = Counter("heron" in pair.rejected for pair in variants("A ship is near a boat.", 100, others=others))
     assert found[True] > 15
+
+
+def test_what_stands_everywhere_is_no_companion_of_all() -> None:
+    """A man in all 12 answers, a boat and a net in 4 of them: 4 * 4 / 12 against 4 * 4 / 4."""
+    others = [f"A man, a boat and a net on day {n}." for n in range(4)] + [f"A man on day {n}." for n in range(8)]
+    table = rule.table(others)
+    assert table.companions(["boat"], ("",))[0] == ("net", pytest.approx(4.1))  # a tenth for their line in the list
+    assert table.companions(["boat"], ("*",))[0] == ("man", pytest.approx(16 / 12))
+
+
+def test_who_takes_a_place_goes_with_those_that_stay() -> None:
+    """Herons come with dories, storks with zeppelins: where the zeppelin goes, the dory brings a heron."""
+    others = ["A dory and a heron.", "A zeppelin and a stork."] * 9
+    found = {pair.rejected for pair in variants("A dory and a zeppelin.", 100, others=others)}
+    assert {text for text in found if text.count(" ") == 4} == {"A dory and a heron.", "A stork and a zeppelin."}
+
+
+def test_a_sentence_about_one_thing_is_told_again_of_another() -> None:
+    others = [f"A boat and a heron are seen on day {n}." for n in range(9)]
+    again = [pair for pair in variants("A red boat is on the left.", 300, others=others) if "boat" in pair.rejected]
+    added = [pair for pair in again if pair.rejected.count(".") == 2]
+    assert len(added) > 15
+    for pair in added:
+        first, second = re.findall(r"[^.]+\.", pair.rejected)
+        assert (
+            first == pair.chosen and re.fullmatch(r" An? \w+ heron is on the right\.", second) and "red" not in second
+        )
+        assert [pair.rejected[start:end] for start, end, _ in pair.spans] == [second.strip()]
+
+
+def test_properties_are_swapped_for_those_that_the_answers_use() -> None:
+    """Two of three others are black, one is golden, none of the other colours; unknown ones are drawn evenly."""
+    others = ["A black cat.", "A black dog.", "A golden dog."]
+    colour = re.compile(r"A (\w+) tuba\.")
+    told = [
+        match[1] for pair in variants("A red tuba.", 150, others=others) if (match := colour.fullmatch(pair.rejected))
+    ]
+    counts = Counter(told)
+    assert set(counts) == {"black", "golden"} and counts["black"] > 1.4 * counts["golden"]
+    alone = {match[1] for pair in variants("A red tuba.", 150) if (match := colour.fullmatch(pair.rejected))}
+    assert len(alone) > 8
+
+
+@pytest.mark.parametrize(
+    ("place", "others"),
+    [
+        ("at the top", {"at the bottom"}),
+        ("at the top left", {"at the top right", "at the bottom left", "at the bottom right"}),
+        ("in the upper left", {"in the upper right", "in the lower left", "in the lower right"}),
+        ("at the centre", {"at the left", "at the right"}),
+        ("at the left", {"at the right", "at the centre", "at the center"}),
+    ],
+)
+def test_places_in_a_picture_give_way_to_others(place: str, others: set[str]) -> None:
+    assert {pair.rejected for pair in variants(f"It is {place}.", 80)} == {f"It is {other}." for other in others}
 
 
 def test_a_word_is_learnt_when_answers_call_it_a_thing_and_recur() -> None:
@@ -169,6 +225,42 @@ def test_the_lists_are_whole() -> None:
     ]
 
 
+def counted(count_on: Path | None) -> rule.Rules:
+    seeds = [Seed("1", "a.png", "Tell.", "A boat on a lake."), BadRow("row 2", "the answer is empty")]
+    return rule.maker(Workshop(lambda: seeds, count_on=count_on))
+
+
+def test_other_answers_may_be_counted(tmp_path: Path) -> None:
+    """A text file, or any data that has answers; the maker's identity says which answers were counted."""
+    answers = ["A boat and a net.", "A net, a boat", "", "A boat."]
+    (tmp_path / "told.TXT").write_text("\n".join(answers), "utf-8")
+    rows = []
+    for answer in answers:
+        talk = [{"from": "human", "value": "Tell."}, {"from": "gpt", "value": answer}]
+        rows.append({"id": answer, "image": "a.png", "conversations": talk})
+    (tmp_path / "llava.json").write_text(json.dumps(rows))
+    own, listed, talked = (counted(path) for path in (None, tmp_path / "told.TXT", tmp_path / "llava.json"))
+    assert own.table.together["boat"] == Counter({"boat": 1, "lake": 1})
+    assert listed.table.together["boat"] == talked.table.together["boat"] == Counter({"boat": 3, "net": 2})
+    assert listed.identity() == talked.identity() != own.identity()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("none.txt", None, "The answers .*none.txt cannot be read: .*No such file"),
+        ("empty.txt", "\n \n", "empty.txt holds no answers to count what goes together on"),
+        ("empty.json", "[]", "empty.json"),
+        ("none.json", None, "none.json"),
+    ],
+)
+def test_answers_that_cannot_be_counted_are_named(tmp_path: Path, name: str, content: str | None, why: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(MinipovidError, match=why):
+        counted(tmp_path / name)
+
+
 def test_pairs_are_made_end_to_end_without_a_teacher(tmp_path: Path) -> None:
     seeds = [Seed(str(n), "a.png", "Tell.", answer) for n, answer in enumerate([*ANSWERS, "Hmm."])]
     rows = [*seeds, BadRow("row 9", "the answer is empty")]
@@ -178,7 +270,7 @@ def test_pairs_are_made_end_to_end_without_a_teacher(tmp_path: Path) -> None:
     assert (counts.rows, counts.pairs, counts.failures, counts.left) == (9, 7, 2, 0)
     pairs = list(jsonl.read(tmp_path / "to/pairs.jsonl"))
     assert [pair.source for pair in pairs if isinstance(pair, Pair)] == [
-        {"chosen": "ground truth", "rejected": "rule v1"}
+        {"chosen": "ground truth", "rejected": rule.VERSION}
     ] * 7
     failures = [json.loads(line) for line in (tmp_path / "to/failures.jsonl").read_text("utf-8").splitlines()]
     assert "nothing can be changed by rule in 'Hmm.'" in failures[0]["reasons"][0]

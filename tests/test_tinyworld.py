@@ -8,18 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from minipovid import pairs as formats
 from minipovid.errors import MinipovidError
-from minipovid.tinyworld import CHECKPOINT, OBJECTS, materialise, pairs, questions, text, world
+from minipovid.pairs import Seed
+from minipovid.tinyworld import CHECKPOINT, OBJECTS, materialise, seeds, text, world
 from minipovid.tinyworld.scenes import (
     COLOURS,
     COMPANION,
-    HABITS,
     PLACES,
     SHAPES,
     Scene,
@@ -28,10 +31,12 @@ from minipovid.tinyworld.scenes import (
     render,
     unbiased_scene,
 )
+from minipovid.tinyworld.world import once
 
 SCENES = [unbiased_scene(f"test-{number}") for number in range(150)]
 THING = re.compile(r"(?:There is an? |An? )(\w+) (\w+) (?:is )?at the ([a-z ]+)$")
 RELATION = re.compile(r"The (\w+) is (left of|right of|above|below) the (\w+)$")
+RELATIONS = ("left of", "right of", "above", "below")
 
 
 def claims(caption: str) -> list[tuple[str, ...]]:
@@ -46,7 +51,7 @@ def claims(caption: str) -> list[tuple[str, ...]]:
 
 def holds(claim: tuple[str, ...], scene: Scene) -> bool:
     """Whether the claim is true of the scene, decided by coordinates (column, row) of the place's name."""
-    if claim[1] in text.OPPOSITE:
+    if claim[1] in RELATIONS:
         first, word, second = claim
         at = {thing.shape: divmod(PLACES.index(thing.place), 3)[::-1] for thing in scene.things}
         if first not in at or second not in at:
@@ -134,102 +139,29 @@ def test_tours_are_true() -> None:
         assert len({question for question, _ in text.tour(scene)}) == 5
 
 
-@pytest.mark.parametrize("family", pairs.FAMILIES)
-def test_injected_claims_are_false_and_stand_in_the_spans(family: str) -> None:
-    for scene in SCENES:
-        pair = pairs.caption_pair(scene, "x.png", family)
-        assert all(holds(claim, scene) for claim in claims(pair.chosen))
-        told = claims(pair.rejected)
-        sentences = [match.span() for match in re.finditer(r"[^.]+\.", pair.rejected)]
-        assert len(sentences) == len(told)
-        for claim, (start, end) in zip(told, sentences, strict=True):
-            touched = any(span.start < end and start < span.end for span in pair.spans)
-            assert touched != holds(claim, scene), (pair, claim)
-        assert pair.spans and {span.kind for span in pair.spans} == {family}
-        named = {claim[1] for claim in told if claim[1] in SHAPES}
-        assert all({claim[0], claim[2]} <= named for claim in told if claim[1] in text.OPPOSITE)  # one story throughout
-
-
-@pytest.mark.parametrize("family", pairs.FAMILIES)
-def test_spans_hold_all_that_changed(family: str) -> None:
-    """Cut the spans out and what remains is text of the chosen answer, word for word, articles of colours aside."""
-    for scene in SCENES:
-        pair = pairs.caption_pair(scene, "x.png", family)
-        rest, at = "", 0
-        for start, end, _ in pair.spans:
-            rest, at = rest + pair.rejected[at:start], end
-        rest += pair.rejected[at:]
-        left = iter(re.sub(r"\b[Aa]n?\b", "a", pair.chosen).replace(".", " .").split())
-        assert all(word in left for word in re.sub(r"\b[Aa]n?\b", "a", rest).replace(".", " .").split()), pair
-
-
-def test_the_words_in_the_spans_are_of_their_kind() -> None:
-    for scene in SCENES:
-        pair = pairs.caption_pair(scene, "x.png", "attribute")
-        assert [pair.rejected[start:end] in COLOURS for start, end, _ in pair.spans] == [True]
-        pair = pairs.caption_pair(scene, "x.png", "relation")
-        assert [pair.rejected[start:end] in (*PLACES, *text.OPPOSITE) for start, end, _ in pair.spans] == [True]
-        pair = pairs.caption_pair(scene, "x.png", "object")
-        named = {shape for start, end, _ in pair.spans for shape in SHAPES if shape in pair.rejected[start:end]}
-        assert len(named) == 1 and not named & set(scene.shapes)
-        lonely = {COMPANION[shape] for shape in scene.shapes if COMPANION[shape] not in scene.shapes}
-        assert named <= lonely or not lonely
-
-
-def test_question_pairs_ask_what_habit_gets_wrong() -> None:
-    for scene in SCENES:
-        for present in (True, False):
-            pair = pairs.question_pair(scene, "x.png", present)
-            shape = next(shape for shape in SHAPES if shape in pair.prompt)
-            assert (shape in scene.shapes) == present
-            assert pair.chosen.startswith("Yes" if present else "No")
-            assert pair.rejected.startswith("No" if present else "Yes")
+def test_seeds_are_true_and_ask_what_habit_gets_wrong() -> None:
+    for number, scene in enumerate(SCENES):
+        caption, *asked = read_seeds(list(seeds.about(scene, "x.png", number)))
+        assert (caption.image, caption.answer) == ("x.png", text.describe(scene).text)
+        assert caption.prompt in text.CAPTION_PROMPTS
+        assert len(asked) == number % 2
+        for seed in asked:
+            shape = next(shape for shape in SHAPES if shape in seed.prompt)
+            present = shape in scene.shapes
+            assert present == (number % 4 == 1) and seed.answer == text.answer(shape, present)
             lonely = [there for there in scene.shapes if COMPANION[there] not in scene.shapes]
-            if lonely:
-                assert (shape if present else COMPANION[shape]) in lonely
+            assert not lonely or (shape if present else COMPANION[shape]) in lonely
+    assert len({read_seeds(list(seeds.about(scene, "x.png", 0)))[0].prompt for scene in SCENES}) == 3
 
 
-def slow_absent(scene: Scene, rule: str, corpus: list[Scene]) -> list[int]:
-    """Twin of questions.absent for the counted rules: the scores of the best two, by looking at every scene again."""
-    scores = []
-    for shape in SHAPES:
-        if shape in scene.shapes:
-            continue
-        with_shape = [other for other in corpus if shape in other.shapes]
-        beside = sum(there in other.shapes for other in with_shape for there in scene.shapes)
-        scores.append(len(with_shape) if rule == "popular" else beside)
-    return sorted(scores, reverse=True)[:2]
-
-
-@pytest.mark.parametrize("rule", ["popular", "adversarial"])
-def test_sampling_rules_match_the_slow_twin(rule: str) -> None:
-    corpus = [habit_scene(f"small-{number}") for number in range(60)]
-    census = questions.Census(corpus)
-    for scene in SCENES[:60]:
-        asked = questions.absent(scene, rule, census)
-        assert not set(asked) & set(scene.shapes)
-        count = census.alone.__getitem__ if rule == "popular" else lambda s, there=scene.shapes: census.beside(s, there)
-        assert [count(shape) for shape in asked] == slow_absent(scene, rule, corpus)
-
-
-def test_adversarial_questions_are_about_absent_companions() -> None:
-    asked = [(scene, questions.absent(scene, "adversarial", questions.everyday())[0]) for scene in SCENES]
-    has_lonely = [any(COMPANION[shape] not in scene.shapes for shape in scene.shapes) for scene, _ in asked]
-    usual = [COMPANION[shape] in scene.shapes for scene, shape in asked]
-    assert usual == has_lonely
-    popular = Counter(shape for scene in SCENES for shape in questions.absent(scene, "popular", questions.everyday()))
-    assert set(HABITS[0]) <= {shape for shape, _ in popular.most_common(4)}
-
-
-def test_pope_rows_are_balanced_and_true() -> None:
-    for rule in questions.RULES:
-        rows = questions.pope(SCENES, rule, lambda scene: f"{scene.name}.png")
-        assert [row["question_id"] for row in rows] == list(range(1, 601))
-        assert Counter(row["label"] for row in rows) == {"yes": 300, "no": 300}
-        by_name = {f"{scene.name}.png": scene for scene in SCENES}
-        for row in rows:
-            shape = next(shape for shape in SHAPES if shape in str(row["text"]))
-            assert (shape in by_name[str(row["image"])].shapes) == (row["label"] == "yes")
+def read_seeds(rows: list[seeds.Row]) -> list[Seed]:
+    """As the shelf's reader of LLaVA's format reads them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "seeds.json")
+        path.write_text(json.dumps(rows))
+        found = list(formats.seeds(path))
+    assert all(isinstance(each, Seed) for each in found)
+    return [each for each in found if isinstance(each, Seed)]
 
 
 @pytest.fixture(scope="module")
@@ -237,24 +169,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return materialise(tmp_path_factory.mktemp("data") / "world")
 
 
-def read(path: Path) -> list[dict[str, object]]:
+def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_the_world_on_disk(folder: Path) -> None:
-    rows = read(folder / "pairs.jsonl")
+    rows = json.loads((folder / "seeds.json").read_text(encoding="utf-8"))
     assert len(rows) == len({row["id"] for row in rows}) == 7200
-    assert set(rows[0]) == {"id", "image", "prompt", "chosen", "rejected", "source", "spans"}
-    kinds = Counter(str(row["id"]).split()[1] for row in rows)
-    assert kinds == {"object": 2400, "relation": 1200, "attribute": 1200, "no": 1200, "yes": 1200}
+    assert set(rows[0]) == {"id", "image", "conversations"}
+    openings = Counter(row["conversations"][1]["value"].split()[0] for row in rows)
+    assert openings["Yes,"] == openings["No,"] == 1200
+    named = {row["image"] for row in rows}
+    everyday = (folder / "everyday.txt").read_text().splitlines()
     for split in ("eval", "dev"):
-        assert len(read(folder / split / "chair.jsonl")) == 200
-        assert {row["prompt"] for row in read(folder / split / "chair.jsonl")} == {"Describe the picture."}
-        listed = (folder / split / "objects.txt").read_text().splitlines()
+        shown, listed = (
+            read(folder / split / "pictures.jsonl"),
+            (folder / split / "objects.txt").read_text().splitlines(),
+        )
+        assert len(shown) == 200 and {row["prompt"] for row in shown} == {"Describe the picture."}
+        for row, scene in zip(shown, world.held_out_scenes(split), strict=True):
+            assert (row["image"], tuple(row["objects"])) == (f"images/{split}/{scene.name}.png", scene.shapes)
         assert [line.split(", ")[0] for line in listed] == list(OBJECTS)
-        for rule in questions.RULES:
-            assert len(read(folder / split / f"pope_{rule}.jsonl")) == 600
-    named = {str(row["image"]) for path in folder.rglob("*.jsonl") for row in read(path)}
+        corpus = read(folder / split / "corpus.jsonl")
+        assert len(corpus) == len(everyday) == 2000
+        for row, caption in zip(corpus, everyday, strict=True):
+            assert {claim[1] for claim in claims(caption)} - set(RELATIONS) == set(row["objects"])
+        named |= {row["image"] for row in shown}
     assert named == {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
 
 
@@ -268,7 +208,7 @@ def test_splits_share_no_picture(folder: Path) -> None:
 
 
 def test_materialise_is_the_same_every_time_and_does_nothing_twice(folder: Path, tmp_path: Path) -> None:
-    (folder / "pairs.jsonl").touch()
+    (folder / "seeds.json").touch()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert materialise(folder) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
@@ -290,6 +230,19 @@ def test_a_killed_materialise_leaves_no_half_world(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.iterdir())
     (tmp_path / "world").mkdir()  # an empty folder is taken over
     assert (materialise(tmp_path / "world") / "world.json").is_file()
+
+
+def test_who_is_second_takes_what_the_first_one_made(tmp_path: Path) -> None:
+    def build(draft: Path) -> None:
+        (draft / "mine").touch()
+        (tmp_path / "it").mkdir()
+        (tmp_path / "it" / "theirs").touch()
+
+    assert once(tmp_path / "it", lambda folder: (folder / "theirs").is_file(), build) == tmp_path / "it"
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["it", "it/theirs"]
+    with pytest.raises(OSError, match="not empty"):  # what stands there is no such thing
+        once(tmp_path / "it", lambda folder: False, lambda draft: (draft / "mine").touch())
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from minipovid import pairs as formats
 from minipovid import recipe as recipes
-from minipovid import tinyworld
 from minipovid.errors import MinipovidError
-from minipovid.noise_cache import cache_folder
+from minipovid.make import builtin
 from minipovid.recipe import BUILTIN, DataSection, ModelSection
 
 
@@ -40,8 +39,8 @@ def find(path: Path | str, format: str | None = None, images: Path | None = None
 
 
 def _builtin() -> Source:
-    folder = tinyworld.materialise(cache_folder() / tinyworld.NAME)
-    return Source(folder / "pairs.jsonl", "jsonl", folder, ModelSection(path=BUILTIN))
+    file, root = builtin.pairs()
+    return Source(file, "jsonl", root, ModelSection(path=BUILTIN))
 
 
 def _found(path: Path, format: str | None) -> Source:

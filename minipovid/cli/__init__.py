@@ -20,6 +20,7 @@ from minipovid.cli.evaluation import evaluate
 from minipovid.cli.options import RUN, runtime_options
 from minipovid.cli.output import JSON, bars, print_json, print_result, print_table
 from minipovid.cli.pairs import pairs
+from minipovid.cli.report import report
 from minipovid.errors import MinipovidError
 
 
@@ -308,6 +309,7 @@ def serve(
 
 
 main.add_command(evaluate)
+main.add_command(report)
 
 
 @main.command()

@@ -55,6 +55,13 @@ def pairs() -> None:
     help="What a million tokens cost you, of prompts and of answers.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what the rules draw.")
+@click.option(
+    "--count-on",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Answers on which the rules count what goes together: a .txt with one a line, or data like FILE.  "
+    "[default: FILE's own]",
+)
 @click.option("--estimate", is_flag=True, help="Only say what it would take; nothing is sent.")
 @JSON
 def make(
@@ -66,6 +73,7 @@ def make(
     kind: str,
     picture: bool,
     seed: int,
+    count_on: Path | None,
     estimate: bool,
     as_json: bool,
     **teacher: Any,
@@ -88,7 +96,7 @@ def make(
     def seeds() -> Any:
         return shelf.seeds(file, format)
 
-    shop = Workshop(seeds=seeds, teacher=lambda: _teacher(**teacher), seed=seed, kind=kind, picture=picture)
+    shop = Workshop(seeds, lambda: _teacher(**teacher), kind=kind, picture=picture, seed=seed, count_on=count_on)
     by = making.maker(maker, shop)
     root = images or (file if file.is_dir() else file.parent)
     if estimate:

@@ -5,9 +5,11 @@
                                                ->   A red boat lies on the left of the lighthouse. object
 
 - object: in the place of a thing, or beside one, stands what the user's own answers often name together with the
-  others. That table is counted on the answers, over the things of words/objects.txt and over words that RECUR answers
-  or more call "a <word>"; where it is silent, what stands in one line of the list speaks.
-- attribute and relation: a word of words/swaps.txt gives way to another one of its group, a small number to another.
+  others. That table is counted on the answers (or on other ones: those that the model learnt its habits from), over the
+  things of words/objects.txt and over words that RECUR answers or more call "a <word>"; where it is silent, what stands
+  in one line of the list speaks.
+- attribute and relation: a word of words/swaps.txt gives way to another one of its group, to those more often that the
+  answers use more often; a small number to another.
 - An answer that is yes or no, alone or with "there is" or "it is", becomes its contrary.
 
 One change for every 25 words, four at most, of as many kinds as can be had. Which ones is drawn by (seed, id): the same
@@ -25,22 +27,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minipovid import lexicon
+from minipovid import lexicon, pairs  # not `seeds`: that name here would make this file a format
+from minipovid.errors import MinipovidError
 from minipovid.lexicon import BEFORE_A_PROPERTY, SMALL, WORD, Thing, Things, article, swap_pattern, swaps
 from minipovid.makers import Outcome, Workshop
 from minipovid.pairs import Seed, short
 from minipovid.teacher import Usage
 from minipovid.types import Pair, Span
 
-VERSION = "rule v1"
+VERSION = "rule v2"  # raise it when the rules or the words change: pairs are made anew
 RECUR = 3  # answers
 WORDS_A_CHANGE = 25
 MOST_CHANGES = 4
 NEVER = "%"  # the sort of what may be true whatever it replaces
 CANDIDATES = 8  # companions that are drawn among, the most frequent first
 LISTED = 0.1  # what a line of the list weighs beside an answer
-ADDED = 0.3  # of the objects are added, the others take the place of one
+ADDED = 0.3  # of the objects are added where they can be, the others take the place of one
 _BESIDE = (" with {} nearby", " next to {}")
+_SENTENCE = re.compile(r"(?:^|(?<=[.!?] ))[A-Z][^.!?\n]*\.(?=\s|$)", re.MULTILINE)
 _NUMBER = re.compile(r"(?<![\w.,:/-])(?:[2-9]|1\d)(?![\w:/-]|[.,]\d)")
 _YES_NO = re.compile(r"^(yes|no)\b", re.IGNORECASE)
 # An answer's opening and its contrary; what is in no group keeps its place.
@@ -75,21 +79,29 @@ class Edit(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """How many answers name two things."""
+    """How many answers name two things (or one: `together[a][a]`), and how many have a word that can be swapped."""
 
     things: Things
     together: Mapping[str, Counter[str]]
+    said: Counter[str]
 
     def digest(self) -> str:
-        content = sorted((name, *sorted(others.items())) for name, others in self.together.items())
+        counted = {**self.together, "": self.said}
+        content = sorted((name, *sorted(others.items())) for name, others in counted.items())
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
-    def companions(self, there: Sequence[str], sorts: tuple[str, ...]) -> list[tuple[str, float]]:
-        """What is not there but often stands beside it, with weights; of these sorts."""
+    def companions(
+        self, there: Sequence[str], sorts: tuple[str, ...], of: Sequence[str] | None = None
+    ) -> list[tuple[str, float]]:
+        """What is not there but often stands beside it, or beside those `of` it, with weights; of these sorts.
+
+        How many answers name both, times how often the other one brings its companion: so that what stands everywhere
+        ("a man") is no companion of all.
+        """
         weights: dict[str, float] = {}
-        for name in there:
+        for name in there if of is None else of:
             for other, times in self.together.get(name, Counter()).items():
-                weights[other] = weights.get(other, 0.0) + times
+                weights[other] = weights.get(other, 0.0) + times * times / self.together[other][other]
             for other in self.things.scenes.get(name, ()):
                 weights[other] = weights.get(other, 0.0) + LISTED
         fit = [name for name in weights if name not in there and self.things.sorts[name] in sorts]
@@ -103,15 +115,34 @@ def table(answers: Sequence[str]) -> Table:
     for word in lexicon.recurring(answers, things, RECUR):
         things.add(word)
     together: dict[str, Counter[str]] = {}
+    said = Counter[str]()
     for answer in answers:
         named = {thing.name for thing in things.within(answer)}
         for name in named:
-            together.setdefault(name, Counter()).update(named - {name})
-    return Table(things, together)
+            together.setdefault(name, Counter()).update(named)
+        said.update({match.group().lower() for match in swap_pattern().finditer(answer)})
+    return Table(things, together, said)
 
 
 def maker(shop: Workshop) -> Rules:
-    return Rules(table([seed.answer for seed in shop.seeds() if isinstance(seed, Seed)]), shop.seed)
+    """Raises MinipovidError where `count_on` cannot be read or holds no answers."""
+    if shop.count_on is None:
+        return Rules(table([seed.answer for seed in shop.seeds() if isinstance(seed, Seed)]), shop.seed)
+    return Rules(table(_told(shop.count_on)), shop.seed)
+
+
+def _told(path: Path) -> list[str]:
+    """The answers of a text file, one a line, or of any data that seeds can be read from."""
+    if path.suffix.lower() == ".txt":
+        try:
+            told = path.read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise MinipovidError(f"The answers {path} cannot be read: {error}.") from None
+    else:
+        told = [seed.answer for seed in pairs.seeds(path) if isinstance(seed, Seed)]
+    if not any(map(str.strip, told)):
+        raise MinipovidError(f"{path} holds no answers to count what goes together on.")
+    return told
 
 
 @dataclass(frozen=True)
@@ -154,7 +185,7 @@ class Rules:
             return contrary
         wanted = min(MOST_CHANGES, 1 + len(WORD.findall(seed.answer)) // WORDS_A_CHANGE)
         by_kind = {"object": list(self._objects(seed, rng)), "attribute": [], "relation": []}
-        for edit in (*_swapped(seed.answer, self.table.things, rng), *_numbers(seed.answer, rng)):
+        for edit in (*_swapped(seed.answer, self.table, rng), *_numbers(seed.answer, rng)):
             by_kind[edit.kind].append(edit)
         kinds = [kind for kind in by_kind if by_kind[kind]]
         rng.shuffle(kinds)
@@ -173,10 +204,11 @@ class Rules:
         there = sorted({thing.name for thing in named} | asked)
         for name in dict.fromkeys(thing.name for thing in named):
             places = [thing for thing in named if thing.name == name]
-            if rng.random() < ADDED and (other := self._drawn(there, ("", "*"), rng)):
-                if added := _added(seed.answer, places, other):
+            if rng.random() < ADDED:
+                again = list(self._again(seed.answer, name, there, rng))
+                if added := again or list(self._beside(seed.answer, places, there, rng)):
                     yield Edit("object", (rng.choice(added),))
-            elif name not in asked and (other := self._drawn(there, self._like(name), rng)):
+            elif name not in asked and (other := self._drawn(there, self._like(name), rng, but=name)):
                 yield Edit("object", tuple(self._replaced(seed.answer, places, other)))
 
     def _like(self, name: str) -> tuple[str, ...]:
@@ -184,29 +216,42 @@ class Rules:
         sort = self.table.things.sorts[name]
         return () if sort == NEVER else (sort,)
 
-    def _drawn(self, there: Sequence[str], sorts: tuple[str, ...], rng: random.Random) -> str:
-        """A companion of what is there; empty where there is none."""
-        others = self.table.companions(there, sorts)
+    def _drawn(self, there: Sequence[str], sorts: tuple[str, ...], rng: random.Random, but: str = "") -> str:
+        """A companion of what is there, of the one that goes (`but`) only where the others have none; else empty."""
+        others = self.table.companions(there, sorts, [name for name in there if name != but])
+        others = others or self.table.companions(there, sorts)
         return rng.choices([name for name, _ in others], [weight for _, weight in others])[0] if others else ""
+
+    def _again(self, text: str, name: str, there: Sequence[str], rng: random.Random) -> Iterator[Piece]:
+        """Behind each sentence about the thing alone: the same of another one, with all that can be swapped swapped."""
+        for sentence in _SENTENCE.finditer(text):
+            named = self.table.things.within(sentence.group())
+            other = self._drawn(there, self._like(name), rng) if [each.name for each in named] == [name] else ""
+            if other:
+                of_another = Edit("object", tuple(self._replaced(sentence.group(), named, other)))
+                told, _ = applied(sentence.group(), [of_another, *_swapped(sentence.group(), self.table, rng)])
+                yield Piece(sentence.end(), sentence.end(), f" {told}")
+
+    def _beside(self, text: str, places: Sequence[Thing], there: Sequence[str], rng: random.Random) -> Iterator[Piece]:
+        """Another thing behind each that ends a sentence; none that is not counted."""
+        ends = [place.end for place in places if text[place.end : place.end + 1] == "."]
+        other = self._drawn(there, ("", "*"), rng) if ends else ""
+        if other:
+            beside = f"{article(other)} {other}"
+            yield from (Piece(end, end, pattern.format(beside)) for end in ends for pattern in _BESIDE)
 
     def _replaced(self, text: str, places: Sequence[Thing], other: str) -> Iterator[Piece]:
         for place in places:
             yield from _in_place(text, place.start, place.end, self.table.things.form(other, place.plural))
 
 
-def _added(text: str, places: Sequence[Thing], other: str) -> list[Piece]:
-    """`other` told behind a thing that ends a sentence; nothing that is not counted."""
-    ends = [place.end for place in places if text[place.end : place.end + 1] == "."]
-    beside = f"{article(other)} {other}"
-    return [Piece(end, end, pattern.format(beside)) for end in ends for pattern in _BESIDE]
-
-
-def _swapped(text: str, things: Things, rng: random.Random) -> Iterator[Edit]:
-    """Each word or phrase of the list, replaced by another one of its group."""
+def _swapped(text: str, table: Table, rng: random.Random) -> Iterator[Edit]:
+    """Each word or phrase of the list, replaced by another one of its group, by how often the answers have it."""
     for match in swap_pattern().finditer(text):
         swap = swaps()[match.group().lower()]
-        if swap.kind == "relation" or _is_property(text, match, things):
-            other = rng.choice(swap.others)
+        if swap.kind == "relation" or _is_property(text, match, table.things):
+            weights = [table.said[other] for other in swap.others]
+            other = rng.choices(swap.others, weights if any(weights) else None)[0]
             yield Edit(swap.kind, tuple(_in_place(text, match.start(), match.end(), other)))
 
 

@@ -2,7 +2,7 @@
 
     There is a red circle at the top left. There is a white cross at the bottom. The circle is above the cross.
 
-A caption is built in pieces, so that who makes one claim false knows which characters became false.
+Every thing is told, and for half of the scenes how two of them stand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ SYNONYMS = {
     "moon": ("crescent",),
     "ring": ("hoop", "annulus"),
 }
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 class Relation(NamedTuple):
@@ -41,26 +40,18 @@ class Caption(NamedTuple):
 
     @property
     def text(self) -> str:
-        return "".join(self.pieces)
-
-    @property
-    def pieces(self) -> list[str]:
-        """The text in pieces: eight per thing, the space before it included, and seven for the relation."""
-        parts: list[str] = []
-        for thing in self.things:
-            parts += [" " if parts else "", *thing_pieces(thing, self.style)]
+        told = [_sentence(thing, self.style) for thing in self.things]
         if self.relation is not None:
-            first, word, second = self.relation
-            parts += [" The ", first, " is ", word, " the ", second, "."]
-        return parts
+            told.append(f"The {self.relation.first} is {self.relation.word} the {self.relation.second}.")
+        return " ".join(told)
 
 
-def thing_pieces(thing: Thing, style: int) -> list[str]:
-    """One sentence in one of the two phrasings, cut so that colour, shape and place stand alone."""
+def _sentence(thing: Thing, style: int) -> str:
+    """One thing in one of the two phrasings."""
     article = _article(thing.colour)
-    phrasings = ((f"There is {article} ", " at the "), (f"{article.capitalize()} ", " is at the "))
-    opening, middle = phrasings[style]
-    return [opening, thing.colour, " ", thing.shape, middle, thing.place, "."]
+    if style == 0:
+        return f"There is {article} {thing.colour} {thing.shape} at the {thing.place}."
+    return f"{article.capitalize()} {thing.colour} {thing.shape} is at the {thing.place}."
 
 
 def _article(word: str) -> str:

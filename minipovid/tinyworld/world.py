@@ -1,9 +1,12 @@
-"""The tiny world as files, in the formats that users have: pictures, pairs.jsonl, POPE files and a CHAIR list.
+"""The tiny world as files, in the formats that users have: pictures, good answers, annotations.
 
-    world.json                                     which world this is; the folder is complete where it stands
-    pairs.jsonl, images/train/                     preference pairs
-    eval/pope_<rule>.jsonl, eval/chair.jsonl, eval/objects.txt, images/eval/
-    dev/ ...                                       the same over other scenes, for whoever tunes
+    world.json                    which world this is; the folder is complete where it stands
+    seeds.json, images/train/     good answers about pictures (seeds.py), of which a maker makes pairs
+    everyday.txt                  captions of the world with habits, one a line: what people tend to say
+    eval/pictures.jsonl, images/eval/    held-out pictures with what is in them
+         objects.txt                     every object that there is, with its synonyms
+         corpus.jsonl                    what is in everyday pictures: which objects are frequent and go together
+    dev/ ...                      the same over other scenes, for whoever tunes
 
 Image paths in every file are relative to the world's folder.
 """
@@ -14,21 +17,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from minipovid.errors import MinipovidError
-from minipovid.tinyworld import pairs, questions, text
-from minipovid.tinyworld.scenes import Scene, render, unbiased_scene
-from minipovid.types import Pair
+from minipovid.tinyworld import seeds, text
+from minipovid.tinyworld.scenes import Scene, habit_scene, render, unbiased_scene
 
-TRAIN_SCENES = 4800  # more than a run visits; each gives a caption pair, every other one a question pair
+TRAIN_SCENES = 4800  # more than a run visits
 SEEDS = {"dev": "dev-", "eval": "eval-b"}  # eval was drawn anew (b) when the shipped recipe had been settled on dev
 HELD_OUT_SCENES = 200  # in each of eval and dev
-POPE_SCENES = 150  # of those: 600 questions under each rule
-VERSION = 1  # raise it when anything in the files changes: another version's folder is not used
+EVERYDAY_SCENES = 2000  # that are told, and counted
+VERSION = 2  # raise it when anything in the files changes: another version's folder is not used
 NAME = f"tinyworld-{VERSION}"
-CAPTION_FAMILIES = ("object", "relation", "object", "attribute")  # in turn: habit invents objects above all
 _MARK = {"world": "minipovid tinyworld", "version": VERSION}
 
 
@@ -37,14 +38,22 @@ def materialise(folder: Path) -> Path:
 
     Raises MinipovidError where `folder` holds something else.
     """
-    if _stands(folder):
+    return once(folder, _stands, _build)
+
+
+def once(folder: Path, stands: Callable[[Path], bool], build: Callable[[Path], object]) -> Path:
+    """`folder`, filled by `build` unless it `stands` already. It appears by rename alone; of two builders one wins."""
+    if stands(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _build(draft)
+        build(draft)
         draft.chmod(0o755)
-        _rename(draft, folder)
+        os.replace(draft, folder)
+    except OSError:
+        if not stands(folder):  # else another process was first
+            raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
@@ -60,19 +69,13 @@ def _stands(folder: Path) -> bool:
     return False
 
 
-def _rename(draft: Path, folder: Path) -> None:
-    try:
-        os.replace(draft, folder)
-    except OSError:  # another process was first
-        if not _stands(folder):
-            raise
-
-
 def _build(folder: Path) -> None:
     scenes = train_scenes()
     _draw(folder, scenes, "train")
-    rows = [_row(pair) for number, scene in enumerate(scenes) for pair in _pairs(scene, number)]
-    _write_lines(folder / "pairs.jsonl", rows)
+    rows = [row for number, scene in enumerate(scenes) for row in seeds.about(scene, picture(scene), number)]
+    (folder / "seeds.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    told = [text.describe(scene).text + "\n" for scene in everyday_scenes()]
+    (folder / "everyday.txt").write_text("".join(told), encoding="utf-8")
     for split in ("eval", "dev"):
         _hold_out(folder, split)
     (folder / "world.json").write_text(json.dumps(_MARK) + "\n", encoding="utf-8")
@@ -88,42 +91,23 @@ def held_out_scenes(split: str) -> list[Scene]:
     return [unbiased_scene(f"{SEEDS[split]}{number:04}") for number in range(HELD_OUT_SCENES)]
 
 
+def everyday_scenes() -> list[Scene]:
+    """Scenes of the world with habits, in which the base model grew up: here its habits can be counted."""
+    return [habit_scene(f"census {number}") for number in range(EVERYDAY_SCENES)]
+
+
 def picture(scene: Scene) -> str:
     """Where a scene's picture lies: images/eval/eval-0007.png."""
     return f"images/{scene.name.partition('-')[0]}/{scene.name}.png"
 
 
-def _pairs(scene: Scene, number: int) -> Iterable[Pair]:
-    """A caption pair of each family in turn; for every other scene a question, to be answered no and yes in turn."""
-    yield pairs.caption_pair(scene, picture(scene), CAPTION_FAMILIES[number % len(CAPTION_FAMILIES)])
-    if number % 2:
-        yield pairs.question_pair(scene, picture(scene), present=number % 4 == 1)
-
-
-def _row(pair: Pair) -> Mapping[str, object]:
-    spans = [{"start": span.start, "end": span.end, "kind": span.kind} for span in pair.spans]
-    return {
-        "id": pair.id,
-        "image": pair.image,
-        "prompt": pair.prompt,
-        "chosen": pair.chosen,
-        "rejected": pair.rejected,
-        "source": dict(pair.source),
-        "spans": spans,
-    }
-
-
 def _hold_out(folder: Path, split: str) -> None:
     scenes = held_out_scenes(split)
     _draw(folder, scenes, split)
-    for rule in questions.RULES:
-        rows = questions.pope(scenes[:POPE_SCENES], rule, picture)
-        _write_lines(folder / split / f"pope_{rule}.jsonl", rows)
-    asked = [
-        {"image": picture(scene), "prompt": text.CAPTION_PROMPTS[0], "objects": sorted(scene.shapes)}
-        for scene in scenes
-    ]
-    _write_lines(folder / split / "chair.jsonl", asked)
+    prompt = text.CAPTION_PROMPTS[0]
+    shown = [{"image": picture(scene), "prompt": prompt, "objects": scene.shapes} for scene in scenes]
+    _write_lines(folder / split / "pictures.jsonl", shown)
+    _write_lines(folder / split / "corpus.jsonl", [{"objects": scene.shapes} for scene in everyday_scenes()])
     lines = [", ".join((name, *text.SYNONYMS.get(name, ()))) for name in text.OBJECTS]
     (folder / split / "objects.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

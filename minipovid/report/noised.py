@@ -1,0 +1,117 @@
+"""A few training pairs with their picture as it is and as it is noised: computed now as training does it, by seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from markupsafe import Markup
+
+from minipovid import images, shelf
+from minipovid.errors import MinipovidError
+from minipovid.make import builtin
+from minipovid.noise import Noiser
+from minipovid.noise_cache import cache_folder
+from minipovid.pairs import jsonl
+from minipovid.recipe import BUILTIN, ModelSection, Recipe
+from minipovid.report import pictures
+from minipovid.report.texts import differing, marked
+from minipovid.types import Pair
+
+SHOWN = 4
+_READ = 2000  # pairs that are looked through
+_SIDE = 336  # at which the two pictures are kept
+
+
+@dataclass(frozen=True)
+class Example:
+    """A pair; the pictures are data URLs."""
+
+    prompt: str
+    chosen: Markup
+    rejected: Markup
+    clean: str
+    noised: str
+
+
+def examples(run: Path, recipe: Recipe, count: int = SHOWN) -> list[Example]:
+    """Of the run's pairs, some with different pictures; none where the pictures or the model's settings are gone."""
+    transform = _transform(recipe.model)
+    if transform is None or not (run / "pairs.jsonl").is_file():
+        return []
+    uncached = recipe.noise.model_copy(update={"cache_gib": 0.0})
+    noiser = Noiser.of(transform, uncached, recipe.seed)
+    return list(islice(_made(run, recipe, noiser), count))
+
+
+def _made(run: Path, recipe: Recipe, noiser: Noiser) -> Iterator[Example]:
+    roots = _roots(recipe)
+    for pair in _spread(run):
+        path = pictures.found(pair.image, *roots)
+        if path is None:
+            continue
+        try:
+            clean = noiser.transform(images.load(path))
+            noised = noiser(path, pair.id, 0)
+        except MinipovidError:
+            continue
+        both = [pictures.shown(pixels, noiser.transform) for pixels in (clean, noised)]
+        for image in both:
+            image.thumbnail((_SIDE, _SIDE))
+        wrong = (
+            marked(pair.rejected, [span[:2] for span in pair.spans])
+            if pair.spans
+            else differing(pair.rejected, pair.chosen)
+        )
+        yield Example(pair.prompt, marked(pair.chosen, ()), wrong, *(pictures.data_url(image) for image in both))
+
+
+def _spread(run: Path) -> Iterator[Pair]:
+    """Descriptions before short answers, one for each picture."""
+    rows = [row for row in islice(jsonl.read(run / "pairs.jsonl"), _READ) if isinstance(row, Pair)]
+    rows.sort(key=lambda pair: len(pair.chosen) < 40)
+    seen: set[str] = set()
+    for pair in rows:
+        if pair.image not in seen:
+            seen.add(pair.image)
+            yield pair
+
+
+def _roots(recipe: Recipe) -> list[Path]:
+    """Where the pairs' pictures are: the recipe's folder, or where those from inside data files were put."""
+    if recipe.data.path == BUILTIN:
+        return [builtin.pairs()[1]]
+    named = [Path(recipe.data.images)] if recipe.data.images is not None else []
+    return [*named, cache_folder() / "pictures"]
+
+
+def _transform(section: ModelSection) -> images.ImageTransform | None:
+    """The family's, from the model's settings as they lie on this machine; nothing is fetched for a report."""
+    folder = _folder(section)
+    if folder is None:
+        return None
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        transform: images.ImageTransform = shelf.load("families", kind).image_transform(folder)
+    except (OSError, ValueError, KeyError, MinipovidError):
+        return None
+    return transform
+
+
+def _folder(section: ModelSection) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    from minipovid.tinyworld import CHECKPOINT
+
+    if section.path == BUILTIN:
+        return CHECKPOINT
+    if Path(section.path).is_dir():
+        return Path(section.path)
+    try:
+        cached = try_to_load_from_cache(section.path, "config.json", revision=section.revision)
+    except ValueError:  # a name that no model on the Hub can have
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None

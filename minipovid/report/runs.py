@@ -1,0 +1,191 @@
+"""Which examinations there are, and what each is held against.
+
+    book = Book.of([Path("runs/demo")])
+    for exam in book.exams:                # one benchmark, everybody who sat it
+        for sitting in exam.sittings: sitting.name, sitting.result, sitting.against
+
+The first of several runs is what the others are held against. A single run is held against what it began with: the
+model in RUN/base (`minipovid demo` writes it), or the results of `eval --backend hf --weights base`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from minipovid.errors import MinipovidError
+from minipovid.evaluate import results
+from minipovid.evaluate.results import Result
+from minipovid.statistics import Change, mcnemar
+
+BASE, HF_BASE = "base", "hf-base"  # RUN/base, and the backend that asks the model before training
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder under the name that the report gives it."""
+
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The right and wrong answers of two sittings, question by question."""
+
+    part: str  # of the questions: "adversarial"; "" for all
+    both: int
+    mended: int
+    lost: int
+    neither: int
+    p: float  # McNemar's exact test
+
+
+@dataclass(frozen=True, eq=False)
+class Sitting:
+    """One result of one run, and the one that it is held against, if there is any."""
+
+    run: Run
+    result: Result
+    is_before: bool
+    against: Sitting | None = None
+    changes: Mapping[str, Change] = field(default_factory=dict)  # of every figure; empty where against nothing
+    why_not: str = ""  # one sentence, where there is something to hold it against but the two cannot be compared
+
+    @property
+    def name(self) -> str:
+        """Who answered: "demo (gguf-q4_k_m)"."""
+        return f"{self.run.name} ({self.result.backend})"
+
+    @property
+    def way(self) -> str:
+        """How it was asked: a base model through transformers is asked as the trained one is."""
+        return self.result.backend.removesuffix(f"-{BASE}")
+
+    @cached_property
+    def rows(self) -> list[dict[str, object]]:
+        """The answers; none where the file is gone."""
+        try:
+            return list(results.rows(self.run.folder, self.result))
+        except (OSError, ValueError):
+            return []
+
+    def pairings(self) -> Iterator[Pairing]:
+        """All questions that are right or wrong, and by part where the figures are: adversarial/3 is of adversarial."""
+        if self.against is None or len(self.rows) != len(self.against.rows):
+            return
+        both = [
+            (str(old["id"]), bool(old["right"]), bool(new["right"]))
+            for old, new in zip(self.against.rows, self.rows, strict=True)
+            if old["id"] == new["id"] and old.get("right") is not None and new.get("right") is not None
+        ]
+        figures = {name.rpartition("/")[0] for name in self.result.figures} - {""}
+        parts = [part for part in dict.fromkeys(id.partition("/")[0] for id, _, _ in both) if part in figures]
+        for part in parts if len(parts) > 1 else [""]:
+            own = [(old, new) for id, old, new in both if not part or id.partition("/")[0] == part]
+            if own:
+                yield _pairing(part, own)
+
+
+def _pairing(part: str, both: Sequence[tuple[bool, bool]]) -> Pairing:
+    kept, mended, lost, neither = (both.count(case) for case in _CASES)
+    return Pairing(part, kept, mended, lost, neither, mcnemar([old for old, _ in both], [new for _, new in both]))
+
+
+_CASES = ((True, True), (False, True), (True, False), (False, False))
+
+
+@dataclass(frozen=True, eq=False)
+class Exam:
+    """One benchmark: who sat it, the one before first."""
+
+    label: str
+    sittings: Sequence[Sitting]
+
+    @property
+    def figures(self) -> list[str]:
+        """Those of the overview that any sitting has, in the benchmark's order."""
+        return list(dict.fromkeys(name for sitting in self.sittings for name in sitting.result.headline()))
+
+    @property
+    def main(self) -> Sitting | None:
+        """The sitting that the headline is about: of the last run, the most alike in how it was asked."""
+        compared = [sitting for sitting in self.sittings if sitting.against]
+        alike = [each for each in compared if each.against and each.against.way == each.way]
+        last = [each for each in alike or compared if each.run == (alike or compared)[-1].run]
+        return next(iter(last), None)
+
+
+@dataclass(frozen=True)
+class Book:
+    """All runs of a report."""
+
+    runs: Sequence[Run]  # as they were named, and RUN/base before a single one that has it
+    exams: Sequence[Exam]
+
+    @classmethod
+    def of(cls, folders: Sequence[Path]) -> Book:
+        """Raises MinipovidError where a folder is no run."""
+        runs = _runs(folders)
+        held = {run: list(results.read(run.folder)) for run in runs}
+        labels = list(dict.fromkeys(result.label for found in held.values() for result in found))
+        return cls(runs, [Exam(label, _sittings(label, held)) for label in labels])
+
+    @property
+    def last(self) -> Run:
+        return self.runs[-1]
+
+    @property
+    def title(self) -> str:
+        """The run, or all of them; a run's own base goes without saying."""
+        *others, last = _names(self.runs[self.runs[0].name == BASE and len(self.runs) == 2 :])
+        return f"{', '.join(others)} and {last}" if others else last
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    return [run.name for run in runs]
+
+
+def _runs(folders: Sequence[Path]) -> list[Run]:
+    for folder in folders:
+        if not any((folder / name).exists() for name in ("recipe.yaml", "log.jsonl", "eval", "verify.json", "gguf")):
+            raise MinipovidError(
+                f"{folder} is no run folder; `minipovid train` makes one, and `minipovid eval` its scores."
+            )
+    if len(folders) == 1 and (folders[0] / BASE / "eval").is_dir():
+        return [Run(BASE, folders[0] / BASE), Run(_called(folders[0]), folders[0])]
+    names = [_called(folder) for folder in folders]
+    twice = {name for name in names if names.count(name) > 1}
+    return [
+        Run(f"{folder.resolve().parent.name}/{name}" if name in twice else name, folder)
+        for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def _called(folder: Path) -> str:
+    return folder.resolve().name
+
+
+def _sittings(label: str, held: Mapping[Run, Sequence[Result]]) -> list[Sitting]:
+    """Those of the first run, and of base models within runs, and then the others held against them."""
+    found = [(run, result) for run, own in held.items() for result in own if result.label == label]
+    first = next(iter(held)) if len(held) > 1 else None
+    before = [Sitting(*each, True) for each in found if each[0] == first or each[1].backend == HF_BASE]
+    known = {each.result.name for each in before if each.run != first}
+    after = [each for each in found if each[0] != first and each[1].name not in known]
+    return before + [_held(Sitting(*each, False), before) for each in after]
+
+
+def _held(sitting: Sitting, before: Sequence[Sitting]) -> Sitting:
+    """Held against the one that was asked in the same way, else against the first that can be compared."""
+    reasons = []
+    for other in sorted(before, key=lambda each: each.way != sitting.way):
+        try:
+            changes = other.result.changes(sitting.result)
+        except MinipovidError as error:
+            reasons.append(str(error))
+        else:
+            return replace(sitting, against=other, changes=changes)
+    return replace(sitting, why_not=reasons[0] if reasons else "")
