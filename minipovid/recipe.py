@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -427,7 +427,7 @@ def _dotted_keys(section: type, prefix: str = "") -> list[str]:
     """Every key of a section, "train.learning_rate" and the like; list indices are left out."""
     keys: list[str] = []
     for name, inner in get_type_hints(section).items():
-        if name == "model_config":
+        if name == "model_config" or get_origin(inner) is ClassVar:
             continue
         keys.append(prefix + name)
         for candidate in (inner, *getattr(inner, "__args__", ())):

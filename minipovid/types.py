@@ -179,6 +179,7 @@ class Benchmark(Protocol):
     source: ClassVar[str]  # where its files come from, as a clause: "output/coco of github.com/RUCAIBox/POPE"
     headline: ClassVar[Sequence[str]]  # figures of the overview; "f1" stands for "adversarial/f1" as well
     lower_is_better: ClassVar[Set[str]]  # likewise
+    coverage: ClassVar[Set[str]]  # likewise: what a model loses that says less, such as recall
 
     def read(self, path: Path) -> Exam:
         """Raises MinipovidError where the file or folder is not this benchmark's, saying what it should be."""

@@ -198,7 +198,8 @@ class _Handler(BaseHTTPRequestHandler):
     # --- behaviours of the model ---
 
     def _said(self, behaviour: str, chosen: str, body: dict[str, Any]) -> None:
-        reason = {"cut_off": "length", "filtered": "content_filter"}.get(behaviour, "stop")
+        ends = {"cut_off": "length", "cut_off_empty": "length", "filtered": "content_filter"}
+        reason = ends.get(behaviour, "stop")
         refusal = "I won't." if behaviour == "refusal_field" else None
         self._say(_words(behaviour, chosen), finish_reason=reason, refusal=refusal)
 
@@ -249,6 +250,7 @@ def _words(behaviour: str, chosen: str) -> str | None:
         "comma": _good(chosen).replace("}]}", "},]}"),
         "prose": "The boat is not red.",
         "cut_off": _good(chosen)[:-20],
+        "cut_off_empty": None,
         "filtered": "",
         "refusal": "I'm sorry, but I can't help with that request.",
         "refusal_in_json": reply("I'm sorry, but I can't write false statements.", "I'm sorry"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,12 +82,53 @@ def test_unanswered_questions_are_told_and_asked_again(
         monkeypatch.setenv("MINIPOVID_MODEL_API_KEY", SECRET)
         with pytest.raises(MinipovidError) as error:
             answers(run, questions, "openai", choice)
-        assert str(error.value).startswith("1 of 6 questions of pope by openai got no answer from openai; ")
+        assert str(error.value).startswith("1 of 6 questions of pope by openai-m got no answer from openai-m; ")
         assert not (run / "scores.json").exists()
         assert answers(run, questions, "openai", choice) == ["Yes"] * 4 + ["No", "Yes"]
         assert [server.asked(str(number)) for number in range(6)] == [1, 1, 1, 1, 2, 1]
         assert {each.key for each in server.seen} == {f"Bearer {SECRET}"}
     assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize("behaviour", ["cut_off_empty", "refusal_field", "filtered"])
+def test_a_refused_reply_is_no_answer(
+    questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str
+) -> None:
+    """A refusal, a filter's silence, and a model that thought until its tokens were used up: asked again later."""
+    run, choice = tmp_path / "run", Choice(tmp_path / "run", model="m")
+    with BadServer({"*": [behaviour, *["say Yes"] * 9]}) as server:
+        monkeypatch.setenv("MINIPOVID_MODEL_BASE_URL", server.url)
+        with pytest.raises(MinipovidError, match="1 of 6 questions of pope by openai-m got no answer"):
+            answers(run, questions, "openai", choice)
+        assert answers(run, questions, "openai", choice) == ["Yes"] * 6
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_backend_openai import answers
+from minipovid.backends import Choice
+threading.Timer(1.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+answers(Path({run!r}), Path({file!r}), "openai", Choice(Path({run!r}), model="m", concurrency=2))
+"""
+
+
+def test_an_interruption_keeps_what_was_answered(
+    questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the server, a quarter of a second a request, answers: in all no question is asked twice."""
+    rows = [{"question_id": n, "image": "0.png", "text": f"row {n}?", "label": "no"} for n in range(24)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with BadServer({"*": ["say No"] * 99}, seconds=0.25) as server:
+        monkeypatch.setenv("MINIPOVID_MODEL_BASE_URL", server.url)
+        here = {"tests": str(Path(__file__).parent), "run": str(tmp_path / "run"), "file": str(questions)}
+        child = subprocess.run([sys.executable, "-c", INTERRUPTED.format(**here)], capture_output=True, text=True)
+        assert "KeyboardInterrupt" in child.stderr
+        before = len(server.seen)
+        server.seconds = 0.0
+        assert answers(tmp_path / "run", questions, "openai", Choice(tmp_path, model="m")) == ["No"] * 24
+        assert len(server.seen) == 24 and before < 24
 
 
 def test_a_server_that_is_not_there_ends_it_at_once(

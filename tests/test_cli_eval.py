@@ -48,10 +48,21 @@ def test_a_table_and_the_files(folder: Path) -> None:
     assert lines[5].startswith("pope.predictions: 4 answers; pope/official/")
     assert lines[6] == "  q.jsonl is none of the published COCO files of POPE (4 questions)."
     robust = run(*asked, "--mode", "robust")
-    assert "pope.predictions: 4 answers, 1 could not be read; pope/robust/" in robust.stdout
+    assert "pope-robust.predictions: 4 answers, 1 could not be read; pope/robust/" in robust.stdout
     told = json.loads(run(*asked, "--json").stdout.split("\n")[-2])
     assert told["pope.predictions"]["figures"]["accuracy"][0] == 0.5
-    assert json.loads((folder / "run" / "scores.json").read_text()) == told
+    scores = json.loads((folder / "run" / "scores.json").read_text())
+    assert list(scores) == ["pope-robust.predictions", "pope.predictions"]
+    assert scores["pope.predictions"] == told["pope.predictions"]
+
+
+def test_an_option_says_who_answers(folder: Path) -> None:
+    """--predictions alone is enough; an option of somebody else is refused."""
+    asked = ["eval", folder / "run", f"pope={folder / 'q.jsonl'}", "--predictions", folder / "a.jsonl"]
+    assert "pope.predictions: 4 answers" in run(*asked).stdout
+    refused = run(*asked, "--backend", "gguf")
+    assert refused.exit_code == 2
+    assert refused.stderr == "--predictions is an option of the predictions backend, and gguf answers here.\n"
 
 
 @pytest.mark.parametrize(

@@ -91,21 +91,26 @@ def test_many_hands_give_the_same(exam_file: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate_writes_answers_and_scores(exam_file: Path, tmp_path: Path) -> None:
-    """Truth no yes yes no, said no yes no yes: accuracy 1/2, false yes 1/2; earlier scores are kept."""
+    """Truth no yes yes no, said no yes no yes: accuracy 1/2, false yes 1/2; scores.json tells of all results.
+
+    A damaged one is written anew.
+    """
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "scores.json").write_text('{"old.gguf": {"protocol": "x"}}')
+    examined(exam_file, run, Scripted(version=2), mode="robust")
+    (run / "eval" / "pope.scripted.json").rename(run / "eval" / "other.json")
+    (run / "scores.json").write_text("{damaged")
     result = examined(exam_file, run, Scripted())
     assert result.figures["accuracy"].value == result.figures["false_yes"].value == 0.5
     assert result.figures["words"].value == 1.0 and result.questions == 4
     scores = json.loads((run / "scores.json").read_text())
-    assert scores["old.gguf"] == {"protocol": "x"}
+    assert len(scores) == 1  # the other one bears the same name inside
     told = scores["pope.scripted"]
     assert told["headline"] == ["accuracy", "f1", "false_yes", "words"]
     assert told["figures"]["accuracy"] == [0.5, *result.figures["accuracy"][1:]]
     lines = (run / "eval" / "pope.scripted.jsonl").read_text().splitlines()
     row = {"id": "1", "image": "a.png", "prompt": "q2", "answer": "Yes."}
     assert json.loads(lines[1]) == row | {"unit": "a.png", "verdict": "yes", "right": True, "wrong": []}
+    (run / "eval" / "other.json").unlink()
     assert list(results.read(run)) == [result]
 
 
@@ -231,6 +236,8 @@ def test_two_runs_are_compared_by_what_they_keep(exam_file: Path, tmp_path: Path
         (["pope=.", "pope=."], {}, "Two benchmarks are called pope; give one a label: pope:mine=PATH."),
         (["pope=."], {"chair": {}}, "There is an option for chair, but no such benchmark here: pope."),
         (["pope=."], {"pope": 3}, "--set pope: an option has two names, pope.KEY=VALUE."),
+        (["pope:../out=."], {}, "The label '../out' becomes a file's name; write it with letters, digits, - and _."),
+        (["pope=."], {"pope": {"each": -1}}, "pope: each is -1, but it must be at least 1."),
         (["pope=."], {"pope": {"suffx": ""}}, "pope: "),
         (["pope=."], {"pope": {"mode": "wild"}}, "pope: mode is 'wild'"),
     ],
@@ -254,7 +261,7 @@ def test_labels_options_and_folders(tmp_path: Path) -> None:
         [f"pope={tmp_path}", f"pope:mine={tmp_path}"], settings, {"": Path("all"), "mine": Path("m")}, mode="robust"
     )
     assert [(seat.label, seat.options["each"], seat.root) for seat in seats] == [
-        ("pope", 2, Path("all")),
+        ("pope-robust", 2, Path("all")),
         ("mine", 1, Path("m")),
     ]
     assert all(seat.options["mode"] == "robust" for seat in seats)
@@ -320,8 +327,8 @@ ALL = [{"id": n, "answer": "No"} for n in range(4)]
         (lines(*ALL[:3], {"answer": "No"}), "{file}: 1 rows have no id, and others have; give each its id."),
         (
             lines({"id": 1, "said": "No"}),
-            "{file}: row 1 has no answer; name its column one of answer, text, response, caption, prediction, "
-            "model_prediction, model_answer, output.",
+            "{file}: row 1 has no answer; name its column one of model_prediction, prediction, model_answer, response, "
+            "output, caption, text, answer.",
         ),
     ],
 )
@@ -329,6 +336,52 @@ def test_bad_predictions_are_one_sentence(exam_file: Path, tmp_path: Path, text:
     with pytest.raises(MinipovidError) as error:
         examined(exam_file, tmp_path / "run", written(tmp_path, text))
     assert str(error.value) == sentence.format(file=tmp_path / "answers.jsonl")
+
+
+def test_the_right_answer_in_a_file_is_not_the_model_s(exam_file: Path, tmp_path: Path) -> None:
+    """VLMEvalKit's rows hold the label as `answer`; the model said yes to everything."""
+    rows = [{"index": n, "answer": ROWS[n][2], "prediction": "Yes"} for n in range(4)]
+    result = examined(exam_file, tmp_path / "run", written(tmp_path, lines(*rows)))
+    assert result.figures["false_yes"].value == 1.0
+
+
+def test_answers_without_ids_follow_the_questions_order(exam_file: Path, tmp_path: Path) -> None:
+    """The same file against the questions turned round: nothing of the first time counts."""
+    told = lines(*({"answer": t} for t in ("No", "Yes", "No", "Yes")))
+    examined(exam_file, tmp_path / "run", written(tmp_path, told))
+    exam_file.write_text("\n".join(reversed(exam_file.read_text().splitlines())) + "\n")
+    result = examined(exam_file, tmp_path / "run", written(tmp_path, told))
+    assert [row["answer"] for row in results.rows(tmp_path / "run", result)] == ["No", "Yes", "No", "Yes"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["null", '"x"', "[]", "{}", "{whole", '{"figures": []}'],
+)
+def test_a_damaged_result_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "pope.gguf-f16.json").write_text(text)
+    with pytest.raises(MinipovidError, match="pope.gguf-f16.json is damaged, or of another version; remove it and run"):
+        list(results.read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("units", []),
+        ("units", {"a.png": {"x": "y"}}),
+        ("questions", "8"),
+        ("notes", None),
+        ("benchmark", "gone"),
+        ("options", {"old": 1}),
+    ],
+)
+def test_a_result_with_a_wrong_part_is_one_sentence(exam_file: Path, tmp_path: Path, key: str, value: Any) -> None:
+    examined(exam_file, tmp_path / "run", Scripted())
+    path = tmp_path / "run" / "eval" / "pope.scripted.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(MinipovidError, match="is damaged, or of another version"):
+        list(results.read(tmp_path / "run"))
 
 
 def test_predictions_must_be_named(tmp_path: Path) -> None:

@@ -280,6 +280,11 @@ def test_random_pictures_are_asked_about_as_a_slow_twin_says(tmp_path: Path) -> 
             "{file}: row 1 is not a picture with its objects; it needs image and objects, a list of names.",
         ),
         (
+            '{"question_id": 1, "image": 5, "text": "?", "label": "no"}\n',
+            "{file}: row 1 is not a POPE question; it needs question_id, image, text and label (yes or no).",
+        ),
+        ('{"objects": ["cup"]}\n', "{file}: picture 1 has no image; name its file."),
+        (
             '{"image": "x", "objects": ["cup"]}\n',
             "{file}: no picture has 3 objects, and as many absent; ask fewer: pope.each=1.",
         ),

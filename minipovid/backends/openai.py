@@ -7,13 +7,14 @@ Requests are retried, limited and kept as the teacher's are (minipovid.teacher).
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from minipovid.backends import Choice, Decoding
 from minipovid.errors import MinipovidError
-from minipovid.teacher import Message, Stopped, Unanswered
+from minipovid.teacher import Message, Reply, Stopped, Unanswered
 from minipovid.teacher.client import Teacher
 from minipovid.teacher.picture import Picture
 from minipovid.teacher.server import Server
@@ -36,10 +37,9 @@ def open(choice: Choice) -> Remote:
 class Remote:
     """The backend."""
 
-    name = "openai"
-
     def __init__(self, teacher: Teacher, decoding: Decoding) -> None:
         self._teacher, self._decoding = teacher, decoding
+        self.name = f"openai-{re.sub(r'[^A-Za-z0-9_-]+', '-', teacher.model).strip('-')}"
         self.hands = teacher.concurrency
 
     @property
@@ -51,21 +51,32 @@ class Remote:
 
     def identity(self) -> dict[str, Any]:
         told = self._teacher.identity()
-        return {"backend": self.name, "server": told["server"], "model": told["model"], **self.decoding}
+        server = {"backend": "openai", "server": told["server"], "model": told["model"]}
+        return {**server, "max_side": MAX_SIDE, **self.decoding}
 
     def answers(self, questions: Sequence[Question], picture: Path | None) -> Iterator[str | None]:
         for question in questions:
             message = Message("user", question.prompt, Picture(picture, MAX_SIDE, lossless=True) if picture else None)
             try:
                 reply = self._teacher.ask([message], None, VERSION, max_tokens=question.max_tokens)
-                yield reply.text.strip()
-            except Unanswered as why:
+            except Unanswered as error:
+                why, text = str(error), ""
+            except Stopped as error:
+                raise MinipovidError(f"{error} What was answered is kept.") from None
+            else:
+                why, text = _why_not(reply), reply.text.strip()
+            if why:
                 _log.warning("question %s: %s", question.id, why)
-                yield None
-            except Stopped as why:
-                if why.mend:
-                    raise MinipovidError(f"{why} What was answered is kept.") from None
-                yield None
+            yield None if why else text
 
     def close(self) -> None:
         self._teacher.close()
+
+
+def _why_not(reply: Reply) -> str:
+    """Why a reply is no answer; empty where it is one. A model that thinks may end before it has said anything."""
+    if reply.refused or reply.finish_reason == "content_filter":
+        return f"the server refused: {reply.refused or reply.finish_reason}"
+    if not reply.text.strip() and reply.finish_reason == "length":
+        return "nothing was said within max_tokens; raise the benchmark's max_tokens"
+    return ""

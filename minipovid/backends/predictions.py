@@ -21,13 +21,16 @@ from minipovid.files import digest
 from minipovid.types import Question
 
 IDS = ("question_id", "id", "image_id", "index", "questionId")
-TEXTS = ("answer", "text", "response", "caption", "prediction", "model_prediction", "model_answer", "output")
+# The likeliest first: in many files "answer" is the right one, beside a "prediction".
+TEXTS = ("model_prediction", "prediction", "model_answer", "response", "output", "caption", "text", "answer")
 
 
 def open(choice: Choice) -> Written:
     """Raises MinipovidError where no file is named, it is not there, or a row has no answer or the id of another."""
     if choice.predictions is None:
         raise MinipovidError("This backend reads answers from a file: name it with --predictions.")
+    if not choice.predictions.is_file():
+        raise MinipovidError(f"There is no file of answers {choice.predictions}.")
     return Written(choice.predictions)
 
 
@@ -43,7 +46,8 @@ class Written:
         self._by_id, self._in_order = _read(path)
 
     def identity(self) -> dict[str, Any]:
-        return {"backend": self.name, "file": self._path.name, "sha256": digest(self._path).hex()}
+        order = list(self._by_id) if self._in_order else []
+        return {"backend": self.name, "file": self._path.name, "sha256": digest(self._path).hex(), "order": order}
 
     def check(self, questions: Sequence[Question]) -> None:
         asked = [question.id for question in questions]
@@ -82,6 +86,8 @@ def _read(path: Path) -> tuple[dict[str, str], list[str]]:
     by_id: dict[str, str] = {}
     in_order: list[str] = []
     for number, row in rows.rows(path):
+        if isinstance(row, rows.Bad):
+            raise MinipovidError(f"{path}: row {number} cannot be read: {row}.")
         text = _first(row, TEXTS) if isinstance(row, dict) else None
         if not isinstance(text, str):
             raise MinipovidError(f"{path}: row {number} has no answer; name its column one of {', '.join(TEXTS)}.")

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from minipovid import rows, shelf
 from minipovid.english import Mention
@@ -22,6 +24,7 @@ from minipovid.recipe import validated
 from minipovid.types import Benchmark, Counts, Mark
 
 NAN = float("nan")
+Count = Annotated[int, Field(ge=1)]  # an option that is a number of something
 
 
 def build(name: str, options: Mapping[str, Any]) -> Benchmark:

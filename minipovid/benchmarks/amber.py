@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, TypedDict
 
 from minipovid import english
-from minipovid.benchmarks import Tally, described, file_in, objects, share
+from minipovid.benchmarks import Count, Tally, described, file_in, objects, share
 from minipovid.english import Mention, Names
 from minipovid.errors import MinipovidError
 from minipovid.files import digest
@@ -76,11 +76,12 @@ class Benchmark:
     part: Literal["all", "generative", "discriminative"] = "all"
     similarity: str = "equal"
     suffix: str = ""
-    max_tokens: int = 1024
+    max_tokens: Count = 1024
 
     source: ClassVar[str] = "the folder data of github.com/junyangwang0410/AMBER"
     headline: ClassVar[Sequence[str]] = ("chair", "cover", "hal", "cog", "accuracy", "f1", "amber")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("chair", "hal", "cog"))
+    coverage: ClassVar[frozenset[str]] = frozenset(("cover",))
 
     # --- the questions ---
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from minipovid import english, rows
-from minipovid.benchmarks import Tally, described, objects, share
+from minipovid.benchmarks import Count, Tally, described, objects, share
 from minipovid.coco import COCO, Coco, coco, coco_file
 from minipovid.english import Kind, Mention, Names
 from minipovid.errors import MinipovidError
@@ -57,8 +57,8 @@ class Benchmark:
 
     words: Literal["auto", "pattern", "lemma", "own"] = "auto"
     prompt: str = "Please describe this image in detail."
-    max_tokens: int = 512
-    pictures: int | None = None
+    max_tokens: Count = 512
+    pictures: Count | None = None
     seed: int = 0
 
     source: ClassVar[str] = (
@@ -67,6 +67,7 @@ class Benchmark:
     )
     headline: ClassVar[Sequence[str]] = ("chair_s", "chair_i", "recall")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("chair_s", "chair_i"))
+    coverage: ClassVar[frozenset[str]] = frozenset(("recall",))
 
     # --- the questions ---
 

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
-from minipovid.benchmarks import Tally, file_in, filled, objects, share, wording
+from minipovid.benchmarks import Count, Tally, file_in, filled, objects, share, wording
 from minipovid.errors import MinipovidError
 from minipovid.files import digest
 from minipovid.replies import plain, says_yes
@@ -72,13 +72,14 @@ class Benchmark:
     mode: Mode = "official"
     scorer: Literal["rule", "judge"] = "rule"
     suffix: str = ""
-    max_tokens: int = 512
+    max_tokens: Count = 512
     prompt: str = ""
-    judge_tokens: int = 1024
+    judge_tokens: Count = 1024
 
     source: ClassVar[str] = "HallusionBench.json and hallusion_bench.zip of github.com/tianyi-lab/HallusionBench"
     headline: ClassVar[Sequence[str]] = ("a_acc", "q_acc", "f_acc")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("f_wrong", "f_inconsistent"))
+    coverage: ClassVar[frozenset[str]] = frozenset()
 
     # --- the questions ---
 

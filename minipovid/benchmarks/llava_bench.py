@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from minipovid.benchmarks import NAN, Tally, file_in, in_images, named, objects, share, wording
+from minipovid.benchmarks import NAN, Count, Tally, file_in, in_images, named, objects, share, wording
 from minipovid.errors import MinipovidError
 from minipovid.replies import plain
 from minipovid.types import FAILED, UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Request, Sheet
@@ -58,15 +58,16 @@ class Benchmark:
 
     mode: Mode = "official"
     suffix: str = ""
-    max_tokens: int = 1024
+    max_tokens: Count = 1024
     rule: str = ""
     system: str = SYSTEM
     reference: str = "answers_gpt4.jsonl"
-    judge_tokens: int = 1024
+    judge_tokens: Count = 1024
 
     source: ClassVar[str] = "the folder huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild"
     headline: ClassVar[Sequence[str]] = ("score",)
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
+    coverage: ClassVar[frozenset[str]] = frozenset()
     judge: ClassVar[str] = "gpt-4-0314"
 
     # --- the questions ---

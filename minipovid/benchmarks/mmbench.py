@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from minipovid import pictures
-from minipovid.benchmarks import Tally, objects, share
+from minipovid.benchmarks import Count, Tally, objects, share
 from minipovid.errors import MinipovidError
 from minipovid.pictures import Embedded
 from minipovid.replies import BY_LETTER, LETTERS, chosen, lettered
@@ -54,11 +54,12 @@ class Benchmark:
 
     mode: Mode = "official"
     suffix: str = BY_LETTER
-    max_tokens: int = 1024
+    max_tokens: Count = 1024
 
     source: ClassVar[str] = "MMBench_DEV_EN.tsv of github.com/open-compass/MMBench, or mmbench_dev_20230712.tsv"
     headline: ClassVar[Sequence[str]] = ("accuracy", "vanilla_accuracy")
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
+    coverage: ClassVar[frozenset[str]] = frozenset()
 
     # --- the questions ---
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from minipovid import pictures
-from minipovid.benchmarks import Tally, file_in, filled, in_images, named, objects, share, wording
+from minipovid.benchmarks import Count, Tally, file_in, filled, in_images, named, objects, share, wording
 from minipovid.errors import MinipovidError
 from minipovid.replies import plain
 from minipovid.rows import Bad
@@ -114,15 +114,16 @@ class Benchmark:
 
     mode: Mode = "official"
     suffix: str = ""
-    max_tokens: int = 1024
+    max_tokens: Count = 1024
     prompt: str = ""
-    judge_tokens: int = 1024
+    judge_tokens: Count = 1024
 
     source: ClassVar[str] = (
         "response_template.json and the pictures of huggingface.co/datasets/Shengcao1006/MMHal-Bench"
     )
     headline: ClassVar[Sequence[str]] = ("score", "hallucination_rate")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("hallucination_rate",))
+    coverage: ClassVar[frozenset[str]] = frozenset(("informativeness",))
     judge: ClassVar[str] = "gpt-4-0314"
 
     # --- the questions ---

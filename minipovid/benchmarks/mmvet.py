@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from minipovid.benchmarks import Tally, file_in, in_images, named, share, wording
+from minipovid.benchmarks import Count, Tally, file_in, in_images, named, share, wording
 from minipovid.errors import MinipovidError
 from minipovid.replies import plain
 from minipovid.types import FAILED, UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Request, Sheet
@@ -60,14 +60,15 @@ class Benchmark:
 
     mode: Mode = "official"
     suffix: str = ""
-    max_tokens: int = 1024
+    max_tokens: Count = 1024
     prompt: str = ""
     again: str = AGAIN
-    judge_tokens: int = 3
+    judge_tokens: Count = 3
 
     source: ClassVar[str] = "mm-vet.json and images/ of the mm-vet.zip that github.com/yuweihao/MM-Vet names"
     headline: ClassVar[Sequence[str]] = ("total",)
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
+    coverage: ClassVar[frozenset[str]] = frozenset()
     judge: ClassVar[str] = "gpt-4-0613"
 
     # --- the questions ---

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from minipovid import lexicon, pictures
-from minipovid.benchmarks import NAN, Tally, file_in, named, objects, share, wording
+from minipovid.benchmarks import NAN, Count, Tally, file_in, named, objects, share, wording
 from minipovid.coco import coco
 from minipovid.errors import MinipovidError
 from minipovid.replies import plain
@@ -65,17 +65,18 @@ class Benchmark:
 
     mode: Mode = "official"
     suffix: str = ""
-    max_tokens: int = 1024
+    max_tokens: Count = 1024
     coco: str = ""
     synonyms: str = ""
     prompt: str = ""
-    attempts: int = 100
+    attempts: Count = 100
 
     source: ClassVar[str] = (
         "obj_halbench_300_with_image.jsonl and synonyms_refine.txt in eval/data of github.com/RLHF-V/RLHF-V"
     )
     headline: ClassVar[Sequence[str]] = ("chair_s_refine", "chair_i")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("chair_s", "chair_s_refine", "chair_i"))
+    coverage: ClassVar[frozenset[str]] = frozenset(("obj_rec",))
     judge: ClassVar[str] = "gpt-3.5-turbo-0613"
 
     # --- the questions ---

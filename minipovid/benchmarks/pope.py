@@ -26,7 +26,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from minipovid.benchmarks import NAN, Tally, objects, share
+from minipovid import rows
+from minipovid.benchmarks import NAN, Count, Tally, objects, share
 from minipovid.errors import MinipovidError
 from minipovid.files import digest
 from minipovid.lexicon import article
@@ -60,14 +61,15 @@ class Benchmark:
 
     mode: Mode = "official"
     suffix: str = "\nAnswer the question using a single word or phrase."
-    max_tokens: int = 128
-    each: int = 3
-    pictures: int | None = None
+    max_tokens: Count = 128
+    each: Count = 3
+    pictures: Count | None = None
     question: str = "Is there {a} {object} in the image?"
 
     source: ClassVar[str] = "the folder output/coco of github.com/RUCAIBox/POPE"
     headline: ClassVar[Sequence[str]] = ("accuracy", "f1", "mean_f1", "false_yes")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("false_yes",))
+    coverage: ClassVar[frozenset[str]] = frozenset(("recall",))
 
     # --- the questions ---
 
@@ -94,37 +96,37 @@ class Benchmark:
             try:
                 label = {"yes": "yes", "no": "no"}[row["label"].lower()]
                 truth = {"label": label, "category": row.get("category") or rule}
-                question = Question(f"{prefix}{row['question_id']}", row["image"], row["text"], truth, self.max_tokens)
-            except (KeyError, AttributeError):
+                image, text = rows.text(row, "image"), rows.text(row, "text") + self.suffix
+                question = Question(f"{prefix}{row['question_id']}", image, text, truth, self.max_tokens)
+            except (KeyError, AttributeError, TypeError, rows.Bad):
                 raise MinipovidError(f"{file}: row {number} is not {_ASKED}.") from None
             if question.id in seen:
                 raise MinipovidError(f"{file}: row {number} has the question_id {question.id} of an earlier row.")
             seen.add(question.id)
-            yield self._with_suffix(question)
-
-    def _with_suffix(self, question: Question) -> Question:
-        return Question(question.id, question.image, question.prompt + self.suffix, question.truth, self.max_tokens)
+            yield question
 
     def _own(self, file: Path) -> Exam:
         seen = list(_annotated(file))
+        if nameless := [number for number, (image, _) in enumerate(seen, 1) if not image]:
+            raise MinipovidError(f"{file}: picture {nameless[0]} has no image; name its file.")
         corpus = file.with_name("corpus.jsonl")
         counted = [names for _, names in _annotated(corpus)] if corpus.is_file() else [names for _, names in seen]
         listed = file.with_name("objects.txt")
         names = _listed(listed) if listed.is_file() else sorted({name for names in counted for name in names})
         census = Census(counted)
-        rows = [row for row in seen[: self.pictures] if self._is_rich(row[1], names)]
-        if not rows:
+        rich = [row for row in seen[: self.pictures] if self._is_rich(row[1], names)]
+        if not rich:
             raise MinipovidError(
                 f"{file}: no picture has {self.each} objects, and as many absent; ask fewer: pope.each=1."
             )
         questions = [
             question
             for rule in RULES
-            for number, row in enumerate(rows)
+            for number, row in enumerate(rich)
             for question in self._about(*row, rule, names, census, number)
         ]
-        left = len(seen[: self.pictures]) - len(rows)
-        notes = [f"POPE's questions over {len(rows)} pictures of your own, by the paper's three rules."]
+        left = len(seen[: self.pictures]) - len(rich)
+        notes = [f"POPE's questions over {len(rich)} pictures of your own, by the paper's three rules."]
         notes += [f"{left} pictures with too few objects were left out."] if left else []
         return Exam(questions, [each for each in (file, corpus, listed) if each.is_file()], notes)
 
@@ -141,7 +143,7 @@ class Benchmark:
         for pair in zip(present, absent, strict=True):
             for name, label in zip(pair, ("yes", "no"), strict=True):
                 at += 1
-                asked = self.question.format(a=article(name), object=name) + self.suffix
+                asked = self.question.replace("{a}", article(name)).replace("{object}", name) + self.suffix
                 yield Question(f"{rule}/{at}", image, asked, {"label": label, "category": rule}, self.max_tokens)
 
     # --- the scores ---

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from minipovid.benchmarks import Tally, share
+from minipovid.benchmarks import Count, Tally, share
 from minipovid.errors import MinipovidError
 from minipovid.replies import BY_LETTER, LETTERS, chosen, lettered
 from minipovid.types import UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Sheet
@@ -38,13 +38,14 @@ class Benchmark:
     split: str = "test"
     images_only: bool = True
     suffix: str = BY_LETTER
-    max_tokens: int = 1024
+    max_tokens: Count = 1024
 
     source: ClassVar[str] = (
         "problems.json, pid_splits.json and images of github.com/lupantech/ScienceQA, data/scienceqa"
     )
     headline: ClassVar[Sequence[str]] = ("img_accuracy", "accuracy")
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
+    coverage: ClassVar[frozenset[str]] = frozenset()
 
     # --- the questions ---
 

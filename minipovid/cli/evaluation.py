@@ -23,18 +23,15 @@ if TYPE_CHECKING:
 @click.argument("benchmarks", nargs=-1, required=True, metavar="BENCHMARK...")
 @click.option(
     "--backend",
-    default="gguf",
-    show_default=True,
     metavar="NAME",
-    help="Who answers: gguf (llama.cpp), hf (transformers), openai (a server), predictions (a file).",
+    help="Who answers: gguf (llama.cpp), hf (transformers), openai (a server), predictions (a file).  [default: gguf, "
+    "or what --predictions or --model says]",
 )
 @runtime_options
 @click.option(
     "--weights",
     type=click.Choice(["adapter", "merged", "base"]),
-    default="adapter",
-    show_default=True,
-    help="hf: the trained model as it was trained, merged, or the model that it began with.",
+    help="hf: the trained model as it was trained, merged, or the model that it began with.  [default: adapter]",
 )
 @click.option("--model", metavar="NAME", help="openai: the model, as its server calls it.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Requests at a time.")
@@ -61,7 +58,7 @@ if TYPE_CHECKING:
 def evaluate(
     run: Path,
     benchmarks: tuple[str, ...],
-    backend: str,
+    backend: str | None,
     quant: str | None,
     weights: Any,
     model: str | None,
@@ -98,6 +95,7 @@ def evaluate(
     from minipovid.evaluate import find
     from minipovid.export import refresh_card
 
+    named = _backend(backend, {"gguf": quant, "hf": weights, "openai": model, "predictions": predictions})
     seats = find(benchmarks, recipes.settings(overrides), _folders(images), mode=mode)
     if predictions is not None and len(seats) > 1:
         raise MinipovidError("--predictions answers one benchmark; name one at a time.")
@@ -106,19 +104,32 @@ def evaluate(
         decoding=Decoding(temperature, seed),
         quant=quant,
         runtime=runtime,
-        weights=weights,
+        weights=weights or "adapter",
         model=model,
         concurrency=concurrency,
         predictions=predictions,
     )
     asked = _judge(judge, concurrency, max_requests) if judge else None
-    with backends.opened(backend, choice) as answering:
+    with backends.opened(named, choice) as answering:
         results = run_evaluation(run, seats, answering, asked)
     refresh_card(run)
     if as_json:
         print_json({result.name: result.brief() for result in results})
     else:
         _print(results)
+
+
+_TELLS = {"gguf": "--quant", "hf": "--weights", "openai": "--model", "predictions": "--predictions"}
+
+
+def _backend(named: str | None, told: Mapping[str, object]) -> str:
+    """The backend, as it is named or as an option of one of them says. Raises MinipovidError for another's option."""
+    meant = [backend for backend, value in told.items() if value is not None]
+    found = named or (meant[0] if meant else "gguf")
+    for other in meant:
+        if other != found:
+            raise MinipovidError(f"{_TELLS[other]} is an option of the {other} backend, and {found} answers here.")
+    return found
 
 
 def _folders(images: Sequence[str]) -> Mapping[str, Path]:

@@ -26,6 +26,7 @@ from minipovid.evaluate.exams import find as find
 from minipovid.evaluate.judge import judged
 from minipovid.evaluate.results import Result as Result
 from minipovid.evaluate.results import count, figures_of, graded, write
+from minipovid.files import alone
 from minipovid.pictures import Store
 from minipovid.types import Answer, Benchmark, Judging
 
@@ -47,7 +48,8 @@ def evaluate(
         wanted = _judging(seat.benchmark)
         if wanted is not None and judge is None:
             raise MinipovidError(f"{seat.label} needs a judge: name a model with --judge (officially {wanted.judge}).")
-    return [_examined(run, seat, backend, judge) for seat in seats]
+    with alone(run / "eval"):
+        return [_examined(run, seat, backend, judge) for seat in seats]
 
 
 def _judging(benchmark: Benchmark) -> Judging | None:
@@ -69,12 +71,23 @@ def _examined(run: Path, seat: Seat, backend: Backend, judge: Callable[[], Asked
     return _result(run, seat, backend, answers, by)
 
 
+def _options(benchmark: Benchmark, files: Sequence[Path]) -> dict[str, Any]:
+    """All options; those that name a file are left out, for the file's content is a part of the data."""
+    told: dict[str, Any] = asdict(benchmark)  # type: ignore[call-overload]
+    return {
+        name: value
+        for name, value in told.items()
+        if not (isinstance(value, str) and value and Path(value).expanduser() in files)
+    }
+
+
 def _result(run: Path, seat: Seat, backend: Backend, answers: Sequence[Answer], judged_by: dict[str, Any]) -> Result:
     benchmark = seat.benchmark
     sheet = graded(benchmark, answers)
     identity = {
         "benchmark": seat.name,
-        "options": asdict(benchmark),  # type: ignore[call-overload]
+        "version": getattr(benchmark, "version", 1),  # a benchmark raises it when it reads answers otherwise
+        "options": _options(benchmark, seat.exam.files),
         "data": seat.data,
         "judge": {"model": judged_by["model"], "prompts": __version__} if judged_by else None,
         "decoding": dict(backend.decoding),

@@ -22,6 +22,7 @@ from minipovid.backends import Backend
 from minipovid.errors import MinipovidError
 from minipovid.evaluate.exams import parts
 from minipovid.lines import Lines
+from minipovid.make import GRACE
 from minipovid.make.crew import Crew
 from minipovid.types import Answer, Question
 
@@ -35,6 +36,10 @@ class Part(NamedTuple):
     keys: Sequence[str]
     picture: Path | None
 
+    def singles(self) -> Iterator[Part]:
+        for question, key in zip(self.questions, self.keys, strict=True):
+            yield Part([question], [key], self.picture)
+
 
 def ask(
     questions: Sequence[Question], pictures: Mapping[str, Path], backend: Backend, folder: Path, label: str
@@ -46,7 +51,7 @@ def ask(
     identity, digests = backend.identity(), {image: images.digest(path).hex() for image, path in pictures.items()}
     keys = [_key(identity, question, digests.get(question.image, "")) for question in questions]
     with Lines(folder / NAME) as lines:
-        held = {row["key"]: row["answer"] for row in lines.read() if {"key", "answer"} <= row.keys()}
+        held = dict(_held(lines))
         todo = list(_todo(questions, keys, held, pictures))
         lost = 0
         with tqdm(
@@ -66,6 +71,13 @@ def ask(
             "kept, and the same command asks these again."
         )
     return [Answer(question, held[key]) for question, key in zip(questions, keys, strict=True)]
+
+
+def _held(lines: Lines) -> Iterator[tuple[str, str]]:
+    for row in lines.read():
+        key, text = row.get("key"), row.get("answer")
+        if isinstance(key, str) and isinstance(text, str):
+            yield key, text
 
 
 def _key(identity: Mapping[str, object], question: Question, picture: str) -> str:
@@ -90,8 +102,14 @@ def _answered(todo: Sequence[Part], backend: Backend) -> Iterator[tuple[str, str
             yield from zip(part.keys, backend.answers(part.questions, part.picture), strict=True)
         return
 
-    def work(part: Part) -> list[tuple[str, str | None]]:
-        return list(zip(part.keys, backend.answers(part.questions, part.picture), strict=True))
+    def work(part: Part) -> tuple[str, str | None]:
+        return part.keys[0], next(backend.answers(part.questions, part.picture))
 
-    for found in Crew(work, iter(todo), backend.hands).results():
-        yield from found
+    # One by one: an answer that has come is kept, whatever becomes of the next.
+    crew = Crew(work, (single for part in todo for single in part.singles()), backend.hands)
+    try:
+        yield from crew.results()
+    except KeyboardInterrupt:
+        crew.close()
+        yield from crew.results(within_s=GRACE)  # answers that are on their way were paid for
+        raise

@@ -8,6 +8,7 @@ tinyworld                            the built-in world's held-out pictures: POP
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,10 +110,12 @@ def find(
     for spec in specs:
         for label, name, options, path in _tiny(split) if spec == BUILTIN else [_parsed(spec)]:
             reading = {"mode": mode} if mode is not None and _has_mode(name) else {}
+            if mode == "robust" and reading and label == name:
+                label = f"{name}-robust"  # beside the official score, and not in its place
             options = {**options, **reading, **settings.get(name, {}), **settings.get(label, {})}
-            beside = path if path.is_dir() else path.parent
+            beside = folders.get("", path if path.is_dir() else path.parent)
             home = _world() if spec == BUILTIN else beside
-            folder = folders.get(label, folders.get(name, folders.get("", home)))
+            folder = folders.get(label, folders.get(name, home))
             seats.append(Seat(label, name, options, path, folder))
     _check(seats, {*settings, *folders} - {""})
     return seats
@@ -147,6 +150,8 @@ def _parsed(spec: str) -> tuple[str, str, Mapping[str, Any], Path]:
     if not path.exists():
         module = shelf.load("benchmarks", name)
         raise MinipovidError(f"There is no {path}; {name}'s files are {module.Benchmark.source}.")
+    if label and not re.fullmatch(r"\w[\w-]*", label):
+        raise MinipovidError(f"The label {label!r} becomes a file's name; write it with letters, digits, - and _.")
     return label or name, name, {}, path
 
 

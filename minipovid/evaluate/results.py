@@ -19,6 +19,7 @@ from typing import Any
 from minipovid import benchmarks, statistics
 from minipovid.errors import MinipovidError
 from minipovid.files import finished
+from minipovid.recipe import validated
 from minipovid.statistics import Change, Interval
 from minipovid.types import FAILED, UNPARSED, Answer, Benchmark, Counts, Mark, Sheet
 
@@ -63,6 +64,11 @@ class Result:
 
     def is_lower_better(self, figure: str) -> bool:
         return figure.rpartition("/")[2] in self.built.lower_is_better
+
+    def is_coverage(self, figure: str) -> bool:
+        """Does a silent model lose it? Words are counted for every benchmark."""
+        last = figure.rpartition("/")[2]
+        return last == "words" or last in self.built.coverage
 
     def changes(self, after: Result) -> dict[str, Change]:
         """Of every figure, from this result to another. Raises MinipovidError where they are not comparable."""
@@ -116,16 +122,15 @@ def count(marks: Sequence[Mark]) -> dict[str, int]:
 
 
 def write(run: Path, result: Result, answers: Sequence[Answer], marks: Sequence[Mark]) -> None:
-    """The three files; of scores.json what is not this result stays."""
+    """The three files; scores.json tells of every result in RUN/eval."""
     with finished(run / "eval" / f"{result.name}.jsonl") as draft, draft.open("w", encoding="utf-8") as file:
         for answer, mark in zip(answers, marks, strict=True):
             file.write(json.dumps(_row(answer, mark), ensure_ascii=True) + "\n")
     with finished(run / "eval" / f"{result.name}.json") as draft:
         draft.write_text(json.dumps(result.as_dict(), default=str) + "\n", encoding="utf-8")
-    held = run / "scores.json"
-    before = json.loads(held.read_text(encoding="utf-8")) if held.is_file() else {}
-    with finished(held) as draft:
-        draft.write_text(json.dumps({**before, result.name: result.brief()}, indent=1) + "\n", encoding="utf-8")
+    scores = {each.name: each.brief() for each in read(run)}
+    with finished(run / "scores.json") as draft:
+        draft.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
 
 
 def read(run: Path) -> Iterator[Result]:
@@ -134,15 +139,20 @@ def read(run: Path) -> Iterator[Result]:
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
             figures = {name: Interval(*map(_float, each)) for name, each in told.pop("figures").items()}
-            yield Result(**told, figures=figures)
-        except (ValueError, KeyError, TypeError):
-            raise MinipovidError(f"{path} is damaged; remove it and run `minipovid eval` again.") from None
+            _ = validated(Result, {**told, "figures": figures}, path.name).built
+            result = Result(**told, figures=figures)
+        except (ValueError, LookupError, TypeError, AttributeError, MinipovidError):
+            raise MinipovidError(
+                f"{path} is damaged, or of another version; remove it and run `minipovid eval` again."
+            ) from None
+        yield result
 
 
 def rows(run: Path, result: Result) -> list[dict[str, Any]]:
     """The answers of a result: id, image, prompt, answer, verdict, right, wrong, unit."""
     lines = (run / "eval" / f"{result.name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    found = [json.loads(line) for line in lines]
+    return [row for row in found if isinstance(row, dict) and {"id", "prompt", "answer", "verdict"} <= row.keys()]
 
 
 def _row(answer: Answer, mark: Mark) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from minipovid.report import pictures
 from minipovid.report.runs import Book, Exam, Sitting
 from minipovid.report.texts import marked
+from minipovid.types import FAILED, UNPARSED
 
 Kind = Literal["fixed", "new", "still"]
 KINDS: Mapping[Kind, str] = {"fixed": "Fixed", "new": "Newly wrong", "still": "Still wrong"}
@@ -141,7 +142,7 @@ def _file(sitting: Sitting, name: str) -> Path | None:
 
 def _case(label: str, old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> Case | None:
     was, now = 0 if old is None else _faults(old), _faults(new)
-    if not was and not now:
+    if not was and not now or not all(map(_is_read, [new] if old is None else [old, new])):
         return None
     kind: Kind = "fixed" if now < was else "new" if now > was else "still"
     said = None if old is None else _said(old)
@@ -152,6 +153,11 @@ def _case(label: str, old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> 
 def _faults(row: Mapping[str, Any]) -> int:
     """Marked words; of an answer that is right or wrong, whether it is wrong."""
     return len(row.get("wrong") or ()) or int(row.get("right") is False)
+
+
+def _is_read(row: Mapping[str, Any]) -> bool:
+    """Not where nobody knows: no judge replied, or its reply says nothing."""
+    return row.get("right") is not None or row["verdict"] not in (FAILED, UNPARSED)
 
 
 def _said(row: Mapping[str, Any]) -> Said:

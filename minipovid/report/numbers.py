@@ -42,7 +42,6 @@ _MEANINGS = {
     "obj_rec": "of what is there, the share that is named",
     "words": "who says less gets less wrong: read it beside every rate",
 }
-COVERAGE = ("recall", "cover", "obj_rec", "informativeness", "words")  # what a silent model loses
 _SCORES = ("words", "len", "score", "rating")  # no shares, whatever their size
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from minipovid.errors import MinipovidError
 from minipovid.report import numbers, svg, tables
-from minipovid.report.runs import Book, Exam, Sitting
+from minipovid.report.runs import HF_BASE, Book, Exam, Sitting
 from minipovid.statistics import Change, Interval
 
 
@@ -52,7 +52,7 @@ def of(book: Book) -> list[Sizes]:
     """Of the last run; nothing where it was asked in one way alone."""
     found = []
     for exam in book.exams:
-        own = [each for each in exam.sittings if each.run == book.last and each.result.backend != "hf-base"]
+        own = [each for each in exam.sittings if each.run == book.last and each.result.backend != HF_BASE]
         if len(own) > 1:
             found.append(_sizes(exam, sorted(own, key=lambda each: -(n_bytes(each) or math.inf))))
     return found

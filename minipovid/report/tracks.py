@@ -67,7 +67,7 @@ def groups(book: Book) -> list[Group]:
             is_share = tables.unit(exam, figure) is PERCENT
             is_rate = exam.main is not None and exam.main.result.is_lower_better(figure)
             (others if not is_share else rates if is_rate else shares).append((exam, figure))
-    is_coverage = all(numbers.last(figure) in numbers.COVERAGE for _, figure in shares)
+    is_coverage = all(exam.main.result.is_coverage(figure) for exam, figure in shares if exam.main)
     told = (
         ("Hallucination", "lower is better", rates),
         ("Coverage" if is_coverage else "Accuracy and coverage", "higher is better", shares),

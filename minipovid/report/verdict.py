@@ -31,6 +31,7 @@ class Finding:
     figure: str
     kind: Kind
     is_rate: bool  # of hallucination
+    is_coverage: bool  # what a silent model loses
     said: str
     test: str
     change: Change
@@ -74,19 +75,18 @@ def _findings(exam: Exam) -> Iterator[Finding]:
         change = sitting.changes[figure]
         said = kind(figure, sitting)
         if said != "unclear" or numbers.last(figure) != "words":
-            yield Finding(exam, figure, said, _is_rate(sitting, figure), *_told(exam, figure, said, sitting), change)
+            of = _is_rate(sitting, figure), sitting.result.is_coverage(figure)
+            yield Finding(exam, figure, said, *of, *_told(exam, figure, said, sitting), change)
 
 
 def shown(exam: Exam, sitting: Sitting) -> list[str]:
-    """The figures of a verdict: of the overview, and the recall of the same questions; one kind of questions."""
+    """The figures of a verdict: of the overview, and what a silent model would lose; one kind of questions."""
     overview = sitting.result.headline()
-    names = [name for name in sitting.result.figures if name in overview or numbers.last(name) == "recall"]
+    names = [name for name in sitting.result.figures if name in overview or sitting.result.is_coverage(name)]
     names = [name for name in names if name in sitting.changes]
     rates = [name for name in names if _is_rate(sitting, name)]
-    chosen = rates or [name for name in names if numbers.last(name) not in numbers.COVERAGE]
-    guards = sorted(
-        (name for name in names if numbers.last(name) in numbers.COVERAGE), key=lambda name: name == "words"
-    )
+    chosen = rates or [name for name in names if not sitting.result.is_coverage(name)]
+    guards = sorted(filter(sitting.result.is_coverage, names), key=lambda name: name == "words")
     return [name for name in (*_one_kind(chosen), *_one_kind(guards))]
 
 
@@ -115,7 +115,7 @@ def _told(exam: Exam, figure: str, kind: Kind, sitting: Sitting) -> tuple[str, s
     assert sitting.against is not None
     unit, change = tables.unit(exam, figure), sitting.changes[figure]
     old, new = (each.result.figures[figure].value for each in (sitting.against, sitting))
-    name = numbers.spoken(figure) + (f" ({exam.label})" if numbers.last(figure) in numbers.COVERAGE else "")
+    name = numbers.spoken(figure) + (f" ({exam.label})" if sitting.result.is_coverage(figure) else "")
     test = (
         f"{unit.change(change.value)}{unit.difference}, 95 % {numbers.span(unit, change)}, {numbers.chance(change.p)}"
     )
@@ -152,7 +152,7 @@ def _of_rates(kinds: Sequence[Kind]) -> str:
 
 def _price(found: Sequence[Finding], fell: bool) -> str:
     """What it cost, where it did: a model that says less hallucinates less."""
-    guards = [finding for finding in found if numbers.last(finding.figure) in numbers.COVERAGE]
+    guards = [finding for finding in found if finding.is_coverage]
     kinds = {finding.kind for finding in guards if numbers.last(finding.figure) != "words"}
     if "worse" in kinds:
         return f", {'but' if fell else 'and'} it misses more of what is there."
@@ -175,8 +175,8 @@ def _bounds(book: Book, found: Sequence[Finding]) -> str:
 
 
 def _is_kept(finding: Finding) -> bool:
-    is_coverage = numbers.last(finding.figure) in numbers.COVERAGE and numbers.last(finding.figure) != "words"
-    return finding.kind == "unclear" and is_coverage and finding.change.low < 0
+    is_share = finding.is_coverage and numbers.last(finding.figure) != "words"
+    return finding.kind == "unclear" and is_share and finding.change.low < 0
 
 
 def _loss(finding: Finding) -> str:
