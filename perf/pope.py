@@ -261,7 +261,6 @@ class Peer:
         from llama_cpp.llama_chat_format import MTMDChatHandler
 
         text, mmproj = find_pair(pair)
-        self.prompts: list[list[int]] = []
         self.llama = Llama(
             str(text),
             chat_handler=MTMDChatHandler(str(mmproj), verbose=False),
