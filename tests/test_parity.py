@@ -55,20 +55,20 @@ def merged_model(run: Path) -> nn.Module:
 
 
 @torch.inference_mode()
-def transformers_captions(run: Path, exam: evaluate.Exam) -> list[str]:
+def transformers_captions(run: Path, seat: evaluate.Seat) -> list[str]:
     model = merged_model(run)
     folder = models.resolve_model("tinyworld")
     tokenizer, family = AutoTokenizer.from_pretrained(folder), shelf.load("families", "llava")
     transform = family.image_transform(folder)
     encoder = data.Encoder(chats.of(folder, tokenizer), tokenizer, *family.image_token(model.config), 256)
-    questions = shelf.load("benchmarks", exam.benchmark).questions(exam.file)
+    questions = seat.exam.questions
     captions = []
     for start in range(0, len(questions), 50):
         part = questions[start : start + 50]
         prompt = encoder.tokenizer(encoder.chat.prompt(part[0].prompt)).input_ids
         at = prompt.index(encoder.image_token_id)
         ids = [*prompt[:at], *[encoder.image_token_id] * encoder.image_tokens, *prompt[at + 1 :]]
-        pixels = torch.stack([torch.from_numpy(transform(images.load(exam.root / q.image))) for q in part])
+        pixels = torch.stack([torch.from_numpy(transform(images.load(seat.root / q.image))) for q in part])
         out = model.generate(
             input_ids=torch.tensor([ids] * len(part)),
             attention_mask=torch.ones(len(part), len(ids), dtype=torch.long),
@@ -82,14 +82,14 @@ def transformers_captions(run: Path, exam: evaluate.Exam) -> list[str]:
 
 @pytest.mark.slow
 def test_captions_are_those_of_the_merged_transformers_model(run: Path) -> None:
-    exam = evaluate.find("tinyworld")[-1]
-    expected = transformers_captions(run, exam)
+    seat = next(seat for seat in evaluate.find(["tinyworld"]) if seat.label == "chair")
+    expected = transformers_captions(run, seat)
     assert len(expected) == 200
     assert len(set(expected)) > 100  # they are about their pictures
-    questions = shelf.load("benchmarks", exam.benchmark).questions(exam.file)
+    questions = seat.exam.questions
     for quant, needed in NEEDED.items():
         with Runtime.open(run, quant) as runtime:
-            found = [runtime.answer(exam.root / question.image, question.prompt, 96) for question in questions]
+            found = [runtime.answer(seat.root / question.image, question.prompt, 96) for question in questions]
         equal = sum(a == b for a, b in zip(found, expected, strict=True)) / len(expected)
         print(f"{quant}: {equal:.1%} of {len(expected)} captions equal")
         assert equal >= needed
