@@ -1,8 +1,9 @@
 """JSON lines that are appended one at a time: a line is kept the moment `add` returns, whoever is killed then.
 
     with Lines(run / "eval" / "answers.jsonl") as lines:
-        for row in lines.read(): ...
-        lines.add({"key": "9f3c...", "answer": "Yes."})
+        for at, row in lines.read(): ...
+        at = lines.add({"key": "9f3c...", "answer": "Yes."})
+        lines.at(at)
 
 A last line that a kill has cut short is cut off; one that is no JSON (a disk that was full, somebody's edit) is passed
 over. Read and written by one thread.
@@ -25,26 +26,38 @@ class Lines:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b", buffering=0)
 
-    def read(self) -> Iterator[dict[str, Any]]:
-        """Every whole line, from the first; to be read to its end before anything is added."""
+    def read(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Every whole line and where it begins, from the first; to be read to its end before anything is added."""
         at = self._file.seek(0)
         with os.fdopen(os.dup(self._file.fileno()), "rb") as reader:
             for line in reader:
                 if not line.endswith(b"\n"):
                     self._file.truncate(at)
                     break
-                at += len(line)
+                begin, at = at, at + len(line)
                 try:
                     row = json.loads(line)
                 except ValueError:
                     continue
                 if isinstance(row, dict):
-                    yield row
+                    yield begin, row
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any]) -> int:
+        """Where the line begins. One write, which outlives the process as soon as it returns."""
         line = json.dumps(row, ensure_ascii=True).encode() + b"\n"
+        at = self._file.seek(0, os.SEEK_END)
         while line:
             line = line[self._file.write(line) :]
+        return at
+
+    def at(self, begin: int) -> Any:
+        """The row whose line begins there."""
+        self._file.seek(begin)
+        found = bytearray()
+        while not found.endswith(b"\n") and (block := self._file.read(1 << 14)):
+            end = block.find(b"\n")
+            found += block if end < 0 else block[: end + 1]
+        return json.loads(found)
 
     def close(self) -> None:
         self._file.close()

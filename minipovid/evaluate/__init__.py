@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,14 +42,16 @@ def evaluate(
     `judge` makes the model that reads the answers, for benchmarks that want one. Raises MinipovidError, before anything
     is asked, for files that are not a benchmark's, missing pictures and a missing judge.
     """
+    store = Store(run / "eval" / "images")
+    pictures: list[Mapping[str, Path]] = []
     for seat in seats:  # all that can be wrong is wrong before hours are spent
-        seat.pictures(_store(run))
+        pictures.append(seat.pictures(store))
         backend.check(seat.exam.questions)
         wanted = _judging(seat.benchmark)
         if wanted is not None and judge is None:
             raise MinipovidError(f"{seat.label} needs a judge: name a model with --judge (officially {wanted.judge}).")
     with alone(run / "eval"):
-        return [_examined(run, seat, backend, judge) for seat in seats]
+        return [_examined(run, *each, backend, judge) for each in zip(seats, pictures, strict=True)]
 
 
 def _judging(benchmark: Benchmark) -> Judging | None:
@@ -57,12 +59,9 @@ def _judging(benchmark: Benchmark) -> Judging | None:
     return benchmark if isinstance(benchmark, Judging) and benchmark.judge else None
 
 
-def _store(run: Path) -> Store:
-    return Store(run / "eval" / "images")
-
-
-def _examined(run: Path, seat: Seat, backend: Backend, judge: Callable[[], Asked] | None) -> Result:
-    pictures = seat.pictures(_store(run))
+def _examined(
+    run: Path, seat: Seat, pictures: Mapping[str, Path], backend: Backend, judge: Callable[[], Asked] | None
+) -> Result:
     answers = ask(seat.exam.questions, pictures, backend, run / "eval", f"{seat.label} by {backend.name}")
     by: dict[str, Any] = {}
     wanted = _judging(seat.benchmark)

@@ -74,7 +74,7 @@ def ask(
 
 
 def _held(lines: Lines) -> Iterator[tuple[str, str]]:
-    for row in lines.read():
+    for _, row in lines.read():
         key, text = row.get("key"), row.get("answer")
         if isinstance(key, str) and isinstance(text, str):
             yield key, text

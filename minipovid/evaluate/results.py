@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class Result:
     def name(self) -> str:
         return f"{self.label}.{self.backend}"
 
-    @property
+    @cached_property
     def built(self) -> Benchmark:
         return benchmarks.build(self.benchmark, self.options)
 

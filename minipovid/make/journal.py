@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from minipovid.lines import Lines
 from minipovid.makers import Outcome
 from minipovid.pairs import Seed
 from minipovid.teacher import Usage
@@ -32,12 +33,13 @@ class Journal:
         self._identity = json.dumps(identity, sort_keys=True)
         self._at: dict[bytes, int] = {}  # where in the file the last line of a key begins
         self._healing: set[bytes] = set()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / NAME).open("a+b", buffering=0)
-        self._index()
+        self._lines = Lines(folder / NAME)
+        for at, row in self._lines.read():
+            with suppress(ValueError, LookupError, TypeError):  # somebody's edit: that seed is made again
+                self._note(bytes.fromhex(row["key"]), at, row["heals"])
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
     def settled(self, seed: Seed) -> bool:
         """Whether there is nothing left to ask: a pair, or a failure that another try would repeat."""
@@ -45,7 +47,7 @@ class Journal:
         return key in self._at and key not in self._healing
 
     def add(self, seed: Seed, outcome: Outcome) -> None:
-        """One write of one line, which outlives the process as soon as it returns."""
+        """It outlives the process as soon as this returns."""
         key = self._key(seed)
         row = {
             "key": key.hex(),
@@ -54,19 +56,14 @@ class Journal:
             "usage": asdict(outcome.usage),
             "heals": outcome.heals,
         }
-        line = json.dumps(row, ensure_ascii=True).encode() + b"\n"
-        at = self._file.seek(0, os.SEEK_END)
-        while line:
-            line = line[self._file.write(line) :]
-        self._note(key, at, outcome.heals)
+        self._note(key, self._lines.add(row), outcome.heals)
 
     def get(self, seed: Seed) -> Outcome | None:
         """The outcome of a seed, if it has one."""
         at = self._at.get(self._key(seed))
         if at is None:
             return None
-        self._file.seek(at)
-        row = json.loads(self._line())
+        row = self._lines.at(at)
         pair = None if row["pair"] is None else _pair(row["pair"])
         return Outcome(pair, tuple(row["reasons"]), Usage(**row["usage"]), row["heals"])
 
@@ -76,32 +73,6 @@ class Journal:
     def _note(self, key: bytes, at: int, heals: bool) -> None:
         self._at[key] = at
         (self._healing.add if heals else self._healing.discard)(key)
-
-    def _index(self) -> None:
-        """Find the lines; cut off a last one that has no end."""
-        at = self._file.seek(0)
-        with os.fdopen(os.dup(self._file.fileno()), "rb") as reader:
-            for line in reader:
-                if not line.endswith(b"\n"):
-                    self._file.truncate(at)
-                    break
-                try:
-                    row = json.loads(line)
-                    self._note(bytes.fromhex(row["key"]), at, row["heals"])
-                except (ValueError, LookupError, TypeError):
-                    pass  # a disk that was full, or somebody's edit: that seed is made again
-                at += len(line)
-
-    def _line(self) -> bytes:
-        """The line that begins here."""
-        found = bytearray()
-        while not found.endswith(b"\n"):
-            block = self._file.read(1 << 14)
-            if not block:
-                break
-            end = block.find(b"\n")
-            found += block if end < 0 else block[: end + 1]
-        return bytes(found)
 
 
 def _row(pair: Pair) -> dict[str, Any]:

@@ -155,13 +155,19 @@ def known(row: Mapping[str, Any], required: Iterable[str], optional: Iterable[st
 
 def formats(ability: Ability = "read") -> list[str]:
     """The formats on the shelf that can do this."""
-    return [name for name in shelf.names("pairs") if hasattr(shelf.load("pairs", name), ability)]
+    return [name for name in shelf.names("pairs") if _own(shelf.load("pairs", name), ability)]
+
+
+def _own(module: Any, ability: str) -> Any:
+    """The module's function of that name; one that it only imports is no ability of its format."""
+    found = getattr(module, ability, None)
+    return found if getattr(found, "__module__", None) == module.__name__ else None
 
 
 def reader(name: str) -> PairReader:
     """The reader of a format. Raises MinipovidError where nothing on the shelf bears the name or it reads no pairs."""
     module = shelf.load("pairs", name)
-    if not hasattr(module, "read"):
+    if not _own(module, "read"):
         raise MinipovidError(f"{name} makes pairs or seeds and reads none; the formats are {', '.join(formats())}.")
     return module
 
@@ -169,8 +175,8 @@ def reader(name: str) -> PairReader:
 def seeds(path: Path, name: str | None = None) -> Iterator[Seed | BadRow]:
     """The good answers of a data set in the format `name` (default: as recognised); of pairs, the chosen ones."""
     module = shelf.load("pairs", name or detect(path, "seeds"))
-    if hasattr(module, "seeds"):
-        yield from module.seeds(path)
+    if read := _own(module, "seeds"):
+        yield from read(path)
         return
     for row in reader(module.__name__.rpartition(".")[2]).read(path):
         yield row if isinstance(row, BadRow) else _chosen(row)
@@ -217,7 +223,7 @@ def _head(path: Path) -> list[dict[str, Any]]:
 
 def _good(module: Any, path: Path) -> int:
     """How many of the first rows a format can use that does not say which rows are its own."""
-    act = getattr(module, "read", None) or module.seeds
+    act = _own(module, "read") or module.seeds
     try:
         return sum(not isinstance(row, BadRow) for row in islice(act(path), HEAD))
     except MinipovidError:

@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minipovid import lexicon, pairs  # not `seeds`: that name here would make this file a format
+from minipovid import lexicon
 from minipovid.errors import MinipovidError
 from minipovid.lexicon import BEFORE_A_PROPERTY, SMALL, WORD, Thing, Things, article, swap_pattern, swaps
 from minipovid.makers import Outcome, Workshop
-from minipovid.pairs import Seed, short
+from minipovid.pairs import Seed, seeds, short
 from minipovid.teacher import Usage
 from minipovid.types import Pair, Span
 
@@ -139,7 +139,7 @@ def _told(path: Path) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise MinipovidError(f"The answers {path} cannot be read: {error}.") from None
     else:
-        told = [seed.answer for seed in pairs.seeds(path) if isinstance(seed, Seed)]
+        told = [seed.answer for seed in seeds(path) if isinstance(seed, Seed)]
     if not any(map(str.strip, told)):
         raise MinipovidError(f"{path} holds no answers to count what goes together on.")
     return told

@@ -11,6 +11,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from minipovid import images, shelf
+from minipovid.checkpoint import resolve_model
 from minipovid.errors import MinipovidError
 from minipovid.make import builtin
 from minipovid.noise import Noiser
@@ -90,28 +91,10 @@ def _roots(recipe: Recipe) -> list[Path]:
 
 def _transform(section: ModelSection) -> images.ImageTransform | None:
     """The family's, from the model's settings as they lie on this machine; nothing is fetched for a report."""
-    folder = _folder(section)
-    if folder is None:
-        return None
     try:
+        folder = resolve_model(section.path, section.revision, weights=False, download=False)
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
         transform: images.ImageTransform = shelf.load("families", kind).image_transform(folder)
     except (OSError, ValueError, KeyError, MinipovidError):
         return None
     return transform
-
-
-def _folder(section: ModelSection) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    from minipovid.tinyworld import CHECKPOINT
-
-    if section.path == BUILTIN:
-        return CHECKPOINT
-    if Path(section.path).is_dir():
-        return Path(section.path)
-    try:
-        cached = try_to_load_from_cache(section.path, "config.json", revision=section.revision)
-    except ValueError:  # a name that no model on the Hub can have
-        return None
-    return Path(cached).parent if isinstance(cached, str) else None
