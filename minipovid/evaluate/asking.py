@@ -22,7 +22,6 @@ from minipovid.backends import Backend
 from minipovid.errors import MinipovidError
 from minipovid.evaluate.exams import parts
 from minipovid.lines import Lines
-from minipovid.make import GRACE
 from minipovid.make.crew import Crew
 from minipovid.types import Answer, Question
 
@@ -106,10 +105,5 @@ def _answered(todo: Sequence[Part], backend: Backend) -> Iterator[tuple[str, str
         return part.keys[0], next(backend.answers(part.questions, part.picture))
 
     # One by one: an answer that has come is kept, whatever becomes of the next.
-    crew = Crew(work, (single for part in todo for single in part.singles()), backend.hands)
-    try:
+    with Crew(work, (single for part in todo for single in part.singles()), backend.hands) as crew:
         yield from crew.results()
-    except KeyboardInterrupt:
-        crew.close()
-        yield from crew.results(within_s=GRACE)  # answers that are on their way were paid for
-        raise

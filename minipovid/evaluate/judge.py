@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from minipovid.errors import MinipovidError
-from minipovid.make import GRACE
 from minipovid.make.crew import Crew
 from minipovid.teacher import Asked, Message, Reply, Stopped, Unanswered, Usage
 from minipovid.types import Answer, Judging, Request
@@ -72,8 +71,7 @@ def _through(
         except Stopped as stopped:
             return place, stopped
 
-    crew = Crew(work, enumerate(answers), teacher.concurrency)
-    try:
+    with Crew(work, enumerate(answers), teacher.concurrency, teacher.stop) as crew:
         for place, verdict in crew.results():
             if isinstance(verdict, Stopped):
                 crew.close()
@@ -81,12 +79,6 @@ def _through(
             else:
                 verdicts[place] = verdict
                 step()
-    except KeyboardInterrupt:
-        crew.close()
-        teacher.stop()
-        for _ in crew.results(within_s=GRACE):
-            pass  # replies that are on their way were paid for: the cache takes them
-        raise
     return verdicts, ended
 
 

@@ -36,7 +36,6 @@ from minipovid.types import BadRow, Pair
 if TYPE_CHECKING:
     from minipovid.makers import Seeds
 
-GRACE = 10.0  # seconds that requests on their way get to come home after Ctrl-C
 _SHELF = "pairs"
 _KEPT = "What was finished is kept; the same command goes on from there."
 
@@ -153,25 +152,17 @@ def _through(
             return task.seed, stopped
         return task.seed, outcome
 
-    def note(result: tuple[Seed, Outcome | Stopped]) -> Stopped | None:
-        seed, outcome = result
-        if isinstance(outcome, Stopped):
-            crew.close()
-            return outcome
-        journal.add(seed, outcome)
-        shown.row(made=True)
-        return None
-
     ended: Stopped | None = None
-    crew = Crew(work, tasks, maker.workers)
     try:
-        for result in crew.results():
-            ended = note(result) or ended  # they all say why the first one stopped
+        with Crew(work, tasks, maker.workers, maker.stop) as crew:
+            for seed, outcome in crew.results():
+                if isinstance(outcome, Stopped):
+                    crew.close()
+                    ended = outcome  # they all say why the first one stopped
+                else:
+                    journal.add(seed, outcome)
+                    shown.row(made=True)
     except KeyboardInterrupt as interrupt:
-        crew.close()
-        maker.stop()
-        for result in crew.results(within_s=GRACE):  # answers that are on their way were paid for
-            note(result)
         return interrupt
     return ended
 

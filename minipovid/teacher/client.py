@@ -139,8 +139,7 @@ class Teacher:
         with self._cache.alone(key):
             reply = self._cache.get(key)
             if reply is None:
-                reply = self._answer(self._request(messages, schema, decoding), tokens(messages))
-                self._cache.put(key, reply)
+                reply = self._answer(self._request(messages, schema, decoding), tokens(messages), key)
         return reply
 
     def _request(
@@ -151,13 +150,13 @@ class Teacher:
             request["response_format"] = response_format(SCHEMA_NAME, schema)
         return request
 
-    def _answer(self, request: dict[str, Any], prompt_tokens: int) -> Reply:
-        """Ask until there is an answer, as long as what went wrong can heal."""
+    def _answer(self, request: dict[str, Any], prompt_tokens: int, key: bytes) -> Reply:
+        """Ask until there is an answer, as long as what went wrong can heal. It is in the cache then."""
         dropped, certain, failures = self._dropped, frozenset[str](), 0
         while True:
             spelt = dialect.spelt(request, dropped)
             try:
-                reply = self._send(spelt, prompt_tokens, request["max_tokens"])
+                reply = self._send(spelt, prompt_tokens, request["max_tokens"], key)
             except Trouble as trouble:
                 self._stop_where_hopeless(trouble)
                 named = dialect.named(trouble, dropped)
@@ -171,7 +170,7 @@ class Teacher:
                 self._learn(dropped, certain, schema_sent="response_format" in spelt)
                 return reply
 
-    def _send(self, request: dict[str, Any], prompt_tokens: int, max_tokens: int) -> Reply:
+    def _send(self, request: dict[str, Any], prompt_tokens: int, max_tokens: int, key: bytes) -> Reply:
         """One request, one answer. Raises Trouble, and Stopped where it may not go."""
         with self._places:
             self._pause.gate()
@@ -188,6 +187,7 @@ class Teacher:
                 self._budget.lose(ticket)
                 raise Trouble(self._words(str(error)), code=_NOBODY if _nobody(error) else "") from None
             self._budget.settle(ticket, reply.usage)
+            self._cache.put(key, reply)  # before the place is free: a kill costs `concurrency` answers at the most
             return reply
 
     def _refusal(self, error: openai.APIStatusError) -> Trouble:
