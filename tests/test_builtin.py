@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -56,6 +57,12 @@ def test_they_are_what_the_command_makes_of_the_seeds(tmp_path: Path, pairs: lis
     assert (counts["rows"], counts["pairs"], counts["failures"]) == (7200, 7200, 0)
     assert (tmp_path / "made" / "pairs.jsonl").read_bytes() == file.read_bytes()
     assert len(pairs) == 7200 and {tuple(pair.source.values()) for pair in pairs} == {("ground truth", rule.VERSION)}
+
+
+def test_they_are_those_of_their_version() -> None:
+    """What a version's rules once made lies in users' caches: new rules without a new version would never be seen."""
+    digest = hashlib.sha256(builtin.pairs()[0].read_bytes()).hexdigest()
+    assert (rule.VERSION, digest[:16]) == ("rule v2", "36929a1a7af9ba6b"), "raise rule.VERSION, and pin its digest here"
 
 
 def test_a_claim_is_false_exactly_where_a_span_says_so(captions: list[Pair]) -> None:
