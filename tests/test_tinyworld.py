@@ -198,6 +198,15 @@ def test_the_world_on_disk(folder: Path) -> None:
     assert named == {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
 
 
+def test_its_words_are_those_of_their_version(folder: Path) -> None:
+    """A world lies in users' caches: new words without a new version would never be seen there."""
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in {".json", ".jsonl", ".txt"}]
+    files.remove(folder / "world.json")
+    assert len(files) == 8
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    assert (world.VERSION, digest[:16]) == (2, "df8053bdddd375b8"), "raise world.VERSION, and pin its digest here"
+
+
 def test_splits_share_no_picture(folder: Path) -> None:
     seen = [hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.png")]
     assert len(seen) == len(set(seen)) == 5200
