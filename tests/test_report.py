@@ -661,7 +661,8 @@ def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, tmp_path
 def test_a_damaged_result_is_one_sentence(file: Path, tmp_path: Path) -> None:
     examine(tmp_path, file, Model())
     (tmp_path / "eval" / "chair.gguf-f16.json").write_text("{")
-    with pytest.raises(MinipovidError, match=r"chair\.gguf-f16\.json is damaged, or of another version; remove it"):
+    sentence = r"chair\.gguf-f16\.json is damaged, or of another version; remove it and run `minipovid eval` again\."
+    with pytest.raises(MinipovidError, match=sentence):
         report([tmp_path])
 
 
