@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from minipovid import images
+from minipovid import images, interrupts
 from minipovid.chats import Turn
 from minipovid.errors import MinipovidError
 from minipovid.files import finished
@@ -203,8 +202,9 @@ def answer(runtime: Runtime, talk: Conversation, sampling: Sampling, out: TextIO
     Raises MinipovidError, and takes the question back, where it cannot be answered.
     """
     said = ""
+    pressed: list[bool] = []  # Ctrl-C: the model is not torn out of a computation
     try:
-        with runtime.say(talk.turns(), sampling) as reply, _ctrl_c() as pressed:
+        with runtime.say(talk.turns(), sampling) as reply, interrupts.deferred(lambda: pressed.append(True)):
             for piece in reply:
                 said += piece
                 print(plain(piece), end="", file=out, flush=True)
@@ -219,23 +219,6 @@ def answer(runtime: Runtime, talk: Conversation, sampling: Sampling, out: TextIO
     if reply.prompt_tokens + reply.answer_tokens >= runtime.n_ctx:
         return f"The context of {runtime.n_ctx} tokens is full; {ADVICE}"
     return f"(cut after {reply.answer_tokens} tokens)" if reply.finish_reason == "length" else ""
-
-
-@contextlib.contextmanager
-def _ctrl_c() -> Iterator[list[int]]:
-    """A list that Ctrl-C fills: the model is not torn out of a computation. Pressed again, it interrupts as ever."""
-    pressed: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def plain(text: str) -> str:

@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from minipovid import losses, meter, optimisers, plan, resume
+from minipovid import interrupts, losses, meter, optimisers, plan, resume
 from minipovid import recipe as recipes
 from minipovid.claim import check_inputs, claim, held
 from minipovid.data import Batch, Encoder, PairDataset, collate, held_out, load_pairs, locate, visiting_order
@@ -58,7 +58,7 @@ def train(recipe: Recipe, run: Path, progress: bool = True) -> Path:
     try:
         trainer = Trainer.open(recipe, run, progress)
         if trainer is not None:
-            with _interruptible(trainer.interrupted):
+            with interrupts.deferred(lambda: trainer.interrupted.append(True)):
                 for _ in trainer.steps():
                     pass
     except RuntimeError as error:
@@ -92,7 +92,7 @@ class Trainer:
     tracked: Trackers
     position: Position
     progress: bool = False
-    interrupted: list[int] = field(default_factory=list)  # signals received
+    interrupted: list[bool] = field(default_factory=list)  # True once Ctrl-C came; read between two steps
 
     @classmethod
     def open(cls, recipe: Recipe, run: Path, progress: bool = False) -> Trainer | None:
@@ -418,18 +418,3 @@ def _plain(name: str, step: int, steps: int, line: dict[str, Any]) -> str:
     shown = {key: line[key] for key in wanted if key in line}
     figures = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
     return f"{name}  step {step}/{steps}  {figures}  {line['pairs_per_s']:.3g} pairs/s"
-
-
-@contextmanager
-def _interruptible(received: list[int]) -> Iterator[None]:
-    """Ctrl-C sets a flag, which the loop reads between two steps; a second Ctrl-C stops at once, unsaved."""
-
-    def remember(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

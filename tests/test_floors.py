@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minipovid"
 SHELVES = {"pairs", "losses", "families", "benchmarks", "backends"}
 FLOORS = {
-    **dict.fromkeys(["__init__", "types", "errors", "shelf", "layout", "files", "lines", "chats"], 0),
+    **dict.fromkeys(["__init__", "types", "errors", "shelf", "layout", "files", "lines", "interrupts", "chats"], 0),
     **dict.fromkeys(["recipe", "images", "text_layout", "vision_layout", "statistics"], 1),
     **dict.fromkeys(
         ["rows", "pictures", "turns", "teacher", "makers", "injection", "lexicon", "english", "coco", "replies"], 1

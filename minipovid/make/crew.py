@@ -6,9 +6,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from queue import Empty, SimpleQueue
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Generic, TypeVar
+
+from minipovid import interrupts
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,21 +44,20 @@ class Crew(Generic[Item, Result]):
         self._closed = threading.Event()
         self._done: SimpleQueue[tuple[Result] | BaseException | None] = SimpleQueue()  # None: a worker went home
         self._there = workers
+        self._hearing = ExitStack()
         self._interrupted = False
 
     def __enter__(self) -> Crew[Item, Result]:
         mine = threading.current_thread() is threading.main_thread()
-        self._hears = mine and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self._hears:
-            signal.signal(signal.SIGINT, self._interrupt)
+        if mine and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._hearing.enter_context(interrupts.deferred(self._interrupt))
         for _ in range(self._there):
             threading.Thread(target=self._serve, daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self.close()
-        if self._hears:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._hearing.close()
         if self._interrupted and kind is None:
             raise KeyboardInterrupt
 
@@ -89,9 +91,8 @@ class Crew(Generic[Item, Result]):
         if first is not None:
             raise first
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+    def _interrupt(self) -> None:
         self._interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         self._done.put(KeyboardInterrupt())  # the one way to wake the reader that a signal handler may use
 
     def _serve(self) -> None:
