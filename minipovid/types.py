@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from minipovid.images import ImageTransform
+    from minipovid.images.load import ImageTransform
 
 AnswerKind = Literal["chosen", "rejected"]
 ImageKind = Literal["clean", "noised", "cropped"]

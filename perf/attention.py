@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from minipovid import attention
-from minipovid.data import Tokens
-from minipovid.forest import Forest, tree_mask
+from minipovid.models.tree_attention import attention
+from minipovid.models.tree_attention.forest import Forest, tree_mask
+from minipovid.train.data import Tokens
 
 SHAPES = {  # name -> (pairs, prefix, answer)
     "tinyworld, 16 pairs": (16, 90, 40),

@@ -1,7 +1,7 @@
 """What the benchmarks run on: a random LLaVA of a chosen geometry, JPEG pictures of a photograph's size, and pairs.
 
-Random weights cost what trained ones cost. Tokenizer and processor files are those of tests/tiny_llava.py: a small
-vocabulary of pieces below an embedding of the real one's size.
+Random weights cost what trained ones cost. Tokenizer and processor files are those of tests/helpers/tiny_llava.py: a
+small vocabulary of pieces below an embedding of the real one's size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
 import tiny_llava  # noqa: E402 - found through the line above
 

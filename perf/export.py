@@ -55,7 +55,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 def prepare(folder: Path, layers: int, dtype: str, small: bool) -> None:
     """folder/llava-1.5-7b in Hub layout, and folder/run with recipe and adapter."""
-    from minipovid import recipe as recipes
+    from minipovid.recipe import read as recipes
 
     base, run = folder / "llava-1.5-7b", folder / "run"
     shapes = _configure(base, layers, dtype, small)
@@ -109,7 +109,7 @@ def _write_adapter(folder: Path, shapes: Shapes) -> None:
     """In PEFT's layout and float32, as minipovid saves one."""
     from peft import LoraConfig
 
-    from minipovid.families.llava import LORA_TARGETS
+    from minipovid.models.families.llava import LORA_TARGETS
 
     halves = {}
     for name, shape in shapes.items():

@@ -145,7 +145,7 @@ def idle(*_: str) -> int:
 
 
 def read(path: str, name: str, *_: str) -> int:
-    from minipovid import pairs
+    from minipovid.pairs import formats as pairs
     from minipovid.types import Pair
 
     return sum(isinstance(row, Pair) for row in pairs.reader(name).read(Path(path)))
@@ -160,7 +160,7 @@ def export(path: str, name: str, target: str, images: str) -> int:
 
 
 def convert() -> Any:
-    from minipovid import convert
+    from minipovid.pairs import convert
 
     return convert
 

@@ -24,14 +24,14 @@ from typing import NamedTuple
 
 import psutil
 
-from minipovid import recipe as recipes
+from minipovid.recipe import read as recipes
 
 SETTLED = 100  # the step to compare with
 _CHILD = """
 import sys
 from pathlib import Path
-from minipovid.recipe import read
-from minipovid.train import train
+from minipovid.recipe.read import read
+from minipovid.train.run import train
 train(read(Path(sys.argv[1])), Path(sys.argv[2]), progress=False)
 """
 

@@ -18,10 +18,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from minipovid import demo, recipe, resume
+from minipovid.cli import demo
+from minipovid.common.files import finished
 from minipovid.export import export, export_base
-from minipovid.files import finished
-from minipovid.train import train
+from minipovid.recipe import read as recipe
+from minipovid.train import checkpoint as resume
+from minipovid.train.run import train
 
 DPO = {"name": "dpo"}
 # name -> the loss of each stage, and whether the recipe's anchor is added to it

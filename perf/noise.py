@@ -27,9 +27,9 @@ from typing import NamedTuple, get_args
 import numpy as np
 from PIL import Image, ImageDraw
 
-from minipovid.images import ImageTransform
-from minipovid.noise import Domain, Noiser
-from minipovid.recipe import NoiseSection
+from minipovid.images.load import ImageTransform
+from minipovid.images.views.noised import Domain, Noiser
+from minipovid.recipe.read import NoiseSection
 
 CLIP = ImageTransform(336, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 SIZE = (640, 480)

@@ -17,10 +17,10 @@ from peft import get_peft_model
 from sides import BETA, LEARNING_RATE, Setting, lora, plain_model
 from torch import Tensor
 
-from minipovid import recipe as recipes
-from minipovid.chats import VICUNA
-from minipovid.data import Encoder, PairDataset, load_pairs, locate
-from minipovid.families import llava
+from minipovid.models.chat_template import VICUNA
+from minipovid.models.families import llava
+from minipovid.recipe import read as recipes
+from minipovid.train.data import Encoder, PairDataset, load_pairs, locate
 
 
 class Official:

@@ -4,7 +4,7 @@
     python perf/pairs.py --rows 200 --seconds 0.05
 
 Every row sends a picture of 640 x 480 (scaled, encoded and hashed within the measured time) to a server of our own on
-loopback, tests/bad_server.py, which answers well and counts. Three processes are made of this file:
+loopback, tests/helpers/bad_server.py, which answers well and counts. Three processes are made of this file:
 - one that makes all pairs: `time_over_ideal` is the seconds of `make`, cache and journal included, over
   ceil(rows / concurrency) x seconds; `rss_growth_mib` is resident memory at the end above that after a tenth of them;
 - one that is killed (SIGKILL) at a random moment, and a third that ends its work. `repeated_after_kill` counts the
@@ -117,7 +117,7 @@ def answers(folder: Path) -> int:
 @contextmanager
 def teacher(seconds: float) -> Iterator[str]:
     """The URL of a server in a process of its own."""
-    command = [sys.executable, str(ROOT / "tests" / "bad_server.py"), "--seconds", str(seconds)]
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "bad_server.py"), "--seconds", str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -143,9 +143,9 @@ def start(folder: Path, name: str, url: str, options: argparse.Namespace) -> sub
 
 def make(to: Path, rows: int, concurrency: int) -> dict[str, Any]:
     """Make the pairs in this process."""
-    from minipovid import make as making
-    from minipovid.pairs import Seed, povid
-    from minipovid.teacher.client import Teacher
+    from minipovid.inference.remote.client import Teacher
+    from minipovid.pairs import make as making
+    from minipovid.pairs.formats import Seed, povid
 
     resident: list[float] = []
 

@@ -34,13 +34,14 @@ from resident import peak_above_idle
 from torch.profiler import ProfilerActivity, profile
 from torch_counts import flop, saved_bytes
 
-from minipovid import costs, losses, optimisers
-from minipovid import model as models
-from minipovid.costs import Setting
-from minipovid.data import Batch, Pictures, Tokens
-from minipovid.recipe import LoraSection, ModelSection, TrainSection
-from minipovid.scoring import score
-from minipovid.shapes import shapes
+from minipovid.models import model as models
+from minipovid.models.shapes import shapes
+from minipovid.recipe.read import LoraSection, ModelSection, TrainSection
+from minipovid.train import losses, optimisers
+from minipovid.train.data import Batch, Pictures, Tokens
+from minipovid.train.plan import costs
+from minipovid.train.plan.costs import Setting
+from minipovid.train.scoring import score
 from minipovid.types import Loss
 
 RANK = 16

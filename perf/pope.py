@@ -39,7 +39,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
 import numpy as np
 import tiny_llava
@@ -48,16 +48,16 @@ from gguf import GGUFReader
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from minipovid import backends
-from minipovid.backends import Choice
 from minipovid.evaluate import Seat, find
-from minipovid.evaluate.asking import ask
+from minipovid.evaluate.ask import ask
 from minipovid.export import export_base
-from minipovid.runtime import PICTURE, Runtime, find_pair
-from minipovid.runtime.eyes import Picture
-from minipovid.runtime.libraries import cores, version
-from minipovid.runtime.memory import Memory
-from minipovid.runtime.tower import Tower
+from minipovid.inference import backends
+from minipovid.inference.backends import Choice
+from minipovid.inference.llama_cpp import PICTURE, Runtime, find_pair
+from minipovid.inference.llama_cpp.kv_cache import Memory
+from minipovid.inference.llama_cpp.libraries import cores, version
+from minipovid.inference.llama_cpp.tower import Tower
+from minipovid.inference.llama_cpp.vision import Picture
 from minipovid.types import Answer
 
 ASKED = 6  # questions a picture, as POPE has them

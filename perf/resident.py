@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from minipovid.meter import resident_gib
+from minipovid.train.log import resident_gib
 
 
 class Resident(NamedTuple):

@@ -20,10 +20,11 @@ from bench_world import Geometry, write_pairs
 from peft import LoraConfig
 from torch import nn
 
-from minipovid import costs, losses
-from minipovid import recipe as recipes
-from minipovid.families.llava import LORA_TARGETS
-from minipovid.shapes import Shapes, shapes
+from minipovid.models.families.llava import LORA_TARGETS
+from minipovid.models.shapes import Shapes, shapes
+from minipovid.recipe import read as recipes
+from minipovid.train import losses
+from minipovid.train.plan import costs
 from minipovid.types import View
 
 LEARNING_RATE = 1e-6
@@ -73,7 +74,7 @@ class Ours:
     """minipovid.train on a recipe; every pair is seen once. `cached`: the reference was computed before the clock."""
 
     def __init__(self, setting: Setting, name: str, loss: dict[str, Any], *, checkpointing: bool, cached: bool) -> None:
-        from minipovid.train import Trainer
+        from minipovid.train.run import Trainer
 
         folder, _ = setting.pairs(name)
         recipe = recipes.validated(recipes.Recipe, self._tree(setting, folder, loss, checkpointing, cached), name)

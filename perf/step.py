@@ -42,7 +42,7 @@ from official import Official
 from resident import peak_above_idle
 from sides import CompactTrl, Ours, Setting, Side, Trl
 
-from minipovid.files import finished
+from minipovid.common.files import finished
 
 GIB = 2**30
 WARM_UP = 2  # steps before the clock: allocations, the optimiser's state, workers

@@ -10,8 +10,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from minipovid import recipe, shelf
 from minipovid.cli import main
+from minipovid.common import shelf
+from minipovid.recipe import read as recipe
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -71,6 +72,6 @@ def test_its_table_of_benchmarks_is_the_shelf() -> None:
     assert rows
     cells = [line.split(" | ") for line in rows[1].splitlines()[2:]]
     told = {name.strip("|` "): read_by for name, _, read_by, *_ in cells}
-    assert sorted(told) == shelf.names("benchmarks")
-    judged = {name for name in told if hasattr(shelf.load("benchmarks", name).Benchmark, "ask")}
+    assert sorted(told) == shelf.names("evaluate.benchmarks")
+    judged = {name for name in told if hasattr(shelf.load("evaluate.benchmarks", name).Benchmark, "ask")}
     assert judged == {name for name, read_by in told.items() if "judge" in read_by}

@@ -16,12 +16,12 @@ from typing import Any
 import click
 
 from minipovid import __version__
-from minipovid.cli.evaluation import evaluate
+from minipovid.cli.evaluate import evaluate
 from minipovid.cli.options import RUN, runtime_options
 from minipovid.cli.output import JSON, bars, print_json, print_result, print_table
 from minipovid.cli.pairs import pairs
 from minipovid.cli.report import report
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
 
 
 class _Manual(click.Group):
@@ -97,7 +97,7 @@ def demo(ctx: click.Context, out: Path, as_json: bool) -> None:
     Train, export, ask, and a table of before and after; a few minutes on a CPU. Exits 1 where the result is no
     better than the model it began with.
     """
-    from minipovid.demo import demo as run_demo
+    from minipovid.cli.demo import demo as run_demo
 
     result = run_demo(out)
     print_result(result, as_json)
@@ -120,10 +120,10 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
       minipovid train tinyworld
       minipovid train my.yaml --set train.learning_rate=1e-6 --set loss.beta=0.2 --out runs/beta02
     """
-    from minipovid import recipe as recipes
+    from minipovid.recipe import read as recipes
 
     resolved = recipes.read(recipes.find(recipe), overrides)
-    from minipovid.train import train as run_training
+    from minipovid.train.run import train as run_training
 
     click.echo(run_training(resolved, out or Path("runs") / resolved.name, progress=True))
 
@@ -251,7 +251,7 @@ def ask(run: Path, image: Path, prompt: str, max_tokens: int, **runtime: Any) ->
     \b
       minipovid ask runs/tinyworld photo.png "Describe this image."
     """
-    from minipovid.runtime import Runtime
+    from minipovid.inference.llama_cpp import Runtime
 
     with Runtime.open(run, **runtime) as model:
         click.echo(model.answer(image, prompt, max_tokens=max_tokens))
@@ -272,8 +272,8 @@ def chat(run: Path, max_tokens: int, temperature: float, seed: int, **runtime: A
     \b
       minipovid chat runs/tinyworld
     """
-    from minipovid.chat import converse
-    from minipovid.runtime import Sampling
+    from minipovid.inference.chat import converse
+    from minipovid.inference.llama_cpp import Sampling
 
     converse(run, sampling=Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed), **runtime)
 
@@ -301,8 +301,8 @@ def serve(
     \b
       minipovid serve runs/tinyworld
     """
-    from minipovid.serve import key_from
-    from minipovid.serve import serve as run_server
+    from minipovid.inference.serve import key_from
+    from minipovid.inference.serve import serve as run_server
 
     key = key_from(api_key_env)
     run_server(run, host=host, port=port, api_key=key, no_key=no_key, model_name=name, announce=click.echo, **runtime)
@@ -331,10 +331,10 @@ def plan(ctx: click.Context, recipe: str, overrides: tuple[str, ...], vram: floa
       minipovid plan llava7b_qlora --vram 24
       minipovid plan my.yaml --set lora.r=16 --vram 8
     """
-    from minipovid import recipe as recipes
+    from minipovid.recipe import read as recipes
 
     resolved = recipes.read(recipes.find(recipe), overrides)
-    from minipovid import plan as planning
+    from minipovid.train import plan as planning
 
     predicted = planning.predict(resolved, vram)
     verdict = planning.verdict(predicted, resolved, vram) if vram is not None else None
@@ -356,7 +356,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
     What is missing comes with the exact command that mends it, and exit code 1.
     """
-    from minipovid.doctor import examine
+    from minipovid.cli.doctor import examine
 
     findings = examine()
     if as_json:
@@ -382,7 +382,7 @@ def recipes(ctx: click.Context) -> None:
 @JSON
 def list_recipes(as_json: bool = False) -> None:
     """Every shipped recipe and what it is."""
-    from minipovid.recipe import shipped
+    from minipovid.recipe.read import shipped
 
     titles = {name: path.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for name, path in shipped().items()}
     if as_json:
@@ -422,6 +422,6 @@ def copy(name: str, to: Path | None) -> None:
 
 
 def _shipped(name: str) -> Path:
-    from minipovid.recipe import find
+    from minipovid.recipe.read import find
 
     return find(name)

@@ -10,7 +10,7 @@ import click
 from minipovid.cli.output import JSON, print_json, print_result, print_table
 
 if TYPE_CHECKING:
-    from minipovid.teacher.client import Teacher
+    from minipovid.inference.remote.client import Teacher
 
 _FILE = click.argument("file", type=click.Path(path_type=Path))
 _IMAGES = click.option(
@@ -89,9 +89,9 @@ def make(
       minipovid pairs make llava.json --images photos --to pairs --model gpt-4o --estimate
       minipovid pairs make llava.json --images photos --to pairs --maker rule
     """
-    from minipovid import make as making
-    from minipovid import pairs as shelf
-    from minipovid.makers import Workshop
+    from minipovid.pairs import formats as shelf
+    from minipovid.pairs import make as making
+    from minipovid.pairs.make.makers import Workshop
 
     def seeds() -> Any:
         return shelf.seeds(file, format)
@@ -115,9 +115,9 @@ def _teacher(
     price: tuple[float, float] | None,
 ) -> Teacher:
     """Raises UsageError for options that do not fit, MinipovidError where the environment names no server."""
-    from minipovid.make import answers
-    from minipovid.teacher import Limits, Prices
-    from minipovid.teacher.client import Teacher
+    from minipovid.inference.remote import Limits, Prices
+    from minipovid.inference.remote.client import Teacher
+    from minipovid.pairs.make import answers
 
     if model is None:
         raise click.UsageError("This maker asks a teacher: name it with --model, or take --maker rule.")
@@ -149,7 +149,7 @@ def import_(file: Path, to: Path, format: str | None, images: Path | None, limit
       minipovid pairs import RLAIF-V-Dataset_000.parquet --to rlaif
       minipovid train llava7b_qlora --set data.path=rlaif/pairs.jsonl --set data.format=jsonl --out runs/rlaif
     """
-    from minipovid.convert import import_pairs
+    from minipovid.pairs.convert import import_pairs
 
     print_result(import_pairs(file, to, format, images, limit)._asdict(), as_json)
 
@@ -166,7 +166,7 @@ def export_(file: Path, to: Path, images: Path | None) -> None:
     \b
       minipovid pairs export pairs/pairs.jsonl --to pairs.parquet
     """
-    from minipovid.convert import export_trl
+    from minipovid.pairs.convert import export_trl
 
     export_trl(file, to, images)
     click.echo(to)
@@ -197,7 +197,7 @@ def check(
     \b
       minipovid pairs check mine.jsonl --images photos
     """
-    from minipovid.check import check as run_check
+    from minipovid.pairs.check import check as run_check
 
     report = run_check(str(file), format=format, images=images, model=model, max_length=max_length)
     if as_json:
@@ -245,7 +245,7 @@ def show(
       minipovid pairs show mine.jsonl --images photos
       minipovid pairs show mine.jsonl --images photos --apply reviewed.jsonl
     """
-    from minipovid import review
+    from minipovid.pairs import review
 
     if to is not None:
         print_result(review.apply(file, to, format=format, images=images, decided_only=decided_only)._asdict(), as_json)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from minipovid.cli.output import JSON, print_json, print_table
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
 
 
 @click.command()

@@ -17,21 +17,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minipovid import __version__, statistics
-from minipovid.backends import Backend
-from minipovid.errors import MinipovidError
-from minipovid.evaluate.asking import ask
-from minipovid.evaluate.exams import Seat as Seat
-from minipovid.evaluate.exams import find as find
+from minipovid import __version__
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import alone
+from minipovid.evaluate import statistics
+from minipovid.evaluate.ask import ask
 from minipovid.evaluate.judge import judged
 from minipovid.evaluate.results import Result as Result
 from minipovid.evaluate.results import count, figures_of, graded, write
-from minipovid.files import alone
-from minipovid.pictures import Store
+from minipovid.evaluate.selection import Seat as Seat
+from minipovid.evaluate.selection import find as find
+from minipovid.images.embedded import Store
+from minipovid.inference.backends import Backend
 from minipovid.types import Answer, Benchmark, Judging
 
 if TYPE_CHECKING:
-    from minipovid.teacher import Asked
+    from minipovid.inference.remote import Asked
 
 
 def evaluate(

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from minipovid.errors import MinipovidError
-from minipovid.make.crew import Crew
-from minipovid.teacher import Asked, Message, Reply, Stopped, Unanswered, Usage
+from minipovid.common.errors import MinipovidError
+from minipovid.common.pool import Crew
+from minipovid.inference.remote import Asked, Message, Reply, Stopped, Unanswered, Usage
 from minipovid.types import Answer, Judging, Request
 
 _SHOWN = 5  # different reasons for no reply that are recorded

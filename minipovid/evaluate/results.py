@@ -17,11 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minipovid import benchmarks, statistics
-from minipovid.errors import MinipovidError
-from minipovid.files import finished
-from minipovid.recipe import validated
-from minipovid.statistics import Change, Interval
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import finished
+from minipovid.evaluate import benchmarks, statistics
+from minipovid.evaluate.statistics import Change, Interval
+from minipovid.recipe.read import validated
 from minipovid.types import FAILED, UNPARSED, Answer, Benchmark, Counts, Mark, Sheet
 
 ANSWERS, WORDS = "_answers", "_words"  # counts that every benchmark gets

@@ -13,25 +13,25 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from minipovid import recipe as recipes
-from minipovid.checkpoint import resolve_model
-from minipovid.data import held_out, locate
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import alone, finished
 from minipovid.export import lora_gguf, writer
 from minipovid.export import quants as table
 from minipovid.export.card import facts_of, write_card
 from minipovid.export.folder import Progress, Wanted, check_quants, remove_stale, write_pair
+from minipovid.export.gguf_pair import FORMAT, STAMP, Pair
 from minipovid.export.importance import Example
 from minipovid.export.lm_studio import lm_studio
 from minipovid.export.ollama import write_modelfile
-from minipovid.export.pair import FORMAT, STAMP, Pair
 from minipovid.export.safetensors import write_merged
 from minipovid.export.source import Source
-from minipovid.files import alone, finished
-from minipovid.images import inside
-from minipovid.pairs import jsonl
-from minipovid.recipe import Recipe
-from minipovid.runtime import find_pair
+from minipovid.images.load import inside
+from minipovid.inference.llama_cpp import find_pair
+from minipovid.models.hub import resolve_model
+from minipovid.pairs.formats import jsonl
+from minipovid.recipe import read as recipes
+from minipovid.recipe.read import Recipe
+from minipovid.train.data import held_out, locate
 from minipovid.types import Pair as Preference
 
 __all__ = ["export", "export_base", "export_lora", "export_merged", "lm_studio", "open_pair", "refresh_card"]

@@ -15,12 +15,12 @@ from typing import Any
 import gguf
 import yaml
 
-from minipovid.chats import IMAGE, Chat
+from minipovid.common.files import finished
 from minipovid.export import writer
 from minipovid.export.naming import FILE_NAME, UNKNOWN, Origin, Title
 from minipovid.export.quants import HELP
-from minipovid.files import finished
-from minipovid.recipe import Recipe
+from minipovid.models.chat_template import IMAGE, Chat
+from minipovid.recipe.read import Recipe
 
 STAMP = "minipovid.inputs"  # what a file was made of
 QUESTION = "What is on the table?"

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import finished, need_space, sweep
 from minipovid.export import importance, quants, writer
+from minipovid.export.gguf_pair import STAMP, Pair
 from minipovid.export.importance import Example
-from minipovid.export.pair import STAMP, Pair
 from minipovid.export.quants import QUANTS
 from minipovid.export.source import ADAPTER, Source
-from minipovid.files import finished, need_space, sweep
-from minipovid.runtime import Runtime
+from minipovid.inference.llama_cpp import Runtime
 
 K_SHARE = 0.55  # of a matrix in F16: more than any quantisation made by llama.cpp takes, where its blocks of 256 fit
 VOCABULARY = 16 * 2**20  # bytes that a file's metadata stay below

@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
 
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import finished
 from minipovid.export import writer
-from minipovid.files import finished
 
 if TYPE_CHECKING:
-    from minipovid.runtime import Runtime
+    from minipovid.inference.llama_cpp import Runtime
 
 Floats = npt.NDArray[np.float32]
 Example = tuple[Path, str, str]  # (picture, prompt, answer)

@@ -6,9 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import finished
 from minipovid.export.naming import FILE_NAME
-from minipovid.files import finished
 
 PUBLISHER, MMPROJ = "minipovid", "mmproj-"
 

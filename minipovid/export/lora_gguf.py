@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
 from minipovid.export import writer
-from minipovid.export.lora import Factor
 from minipovid.export.merge import interleave
 from minipovid.export.quants import QUANTS
-from minipovid.layout import GgufFamily, Place
+from minipovid.models.adapter import Factor
+from minipovid.models.parts import GgufFamily, Place
 
 Floats = npt.NDArray[np.float32]
 

@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from minipovid.checkpoint import StoredTensor
-from minipovid.errors import MinipovidError
-from minipovid.export.ahead import ahead
-from minipovid.export.lora import Factor
-from minipovid.layout import Place
+from minipovid.common.errors import MinipovidError
+from minipovid.common.threads import ahead
+from minipovid.models.adapter import Factor
+from minipovid.models.hub import StoredTensor
+from minipovid.models.parts import Place
 
 BLOCK = 2**20  # numbers in a block of rows: 4 MiB of float32
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from minipovid.recipe import Recipe
+from minipovid.recipe.read import Recipe
 
 VERSION = "v1.0"
 # The convention's parts in their order. Its published check allows no dot in the base's name, which llava-1.5, Qwen2.5
@@ -144,7 +144,7 @@ def _front_matter(card: Path) -> Mapping[str, Any]:
 
 def provenance(recipe: Recipe, run: Path) -> dict[str, Any]:
     """The `minipovid.` keys that tell how the adapter came to be: recipe, losses, rates, steps and data of a run."""
-    from minipovid import losses  # needs torch
+    from minipovid.train import losses  # needs torch
 
     made = losses.of_stages(recipe)
     betas = [float(loss.beta) for loss in made if hasattr(loss, "beta")]

@@ -17,8 +17,8 @@ from bitsandbytes.functional import (
     quantize_blockwise,
 )
 
-from minipovid.checkpoint import StoredTensor
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
+from minipovid.models.hub import StoredTensor
 
 BLOCK = 64  # numbers that share a scale
 CHUNK = 2**18  # numbers that are quantised at a time

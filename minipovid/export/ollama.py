@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from minipovid.chats import Chat
-from minipovid.errors import MinipovidError
-from minipovid.files import finished
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import finished
+from minipovid.models.chat_template import Chat
 
 
 def write_modelfile(folder: Path, chat: Chat, text: Path, mmproj: Path, first: str = "") -> Path:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
 
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
 
 Importance = Mapping[str, npt.NDArray[np.float32]]  # tensor name -> mean square of each input column
 log = logging.getLogger(__name__)

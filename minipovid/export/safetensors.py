@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 
-from minipovid.checkpoint import INDEX, StoredTensor, read_json
-from minipovid.errors import MinipovidError
-from minipovid.export.ahead import ahead, one_core_each
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import finished, need_space
+from minipovid.common.threads import ahead, one_core_each
 from minipovid.export.merge import Merged, Rows
 from minipovid.export.writer import encode
-from minipovid.files import finished, need_space
-from minipovid.layout import Place
+from minipovid.models.hub import INDEX, StoredTensor, read_json
+from minipovid.models.parts import Place
 
 if TYPE_CHECKING:
     from minipovid.export.folder import Progress
-    from minipovid.export.pair import Pair
+    from minipovid.export.gguf_pair import Pair
 
 SETTINGS = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")  # what goes along with the weights
 KINDS = {"F32": Kind.F32, "F16": Kind.F16, "BF16": Kind.BF16}

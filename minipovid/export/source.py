@@ -7,14 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from minipovid import chats, shelf
-from minipovid.chats import IMAGE, Chat
-from minipovid.checkpoint import read_json
-from minipovid.export import lora, naming, vocabulary
-from minipovid.export.lora import Factor
+from minipovid.common import shelf
+from minipovid.export import naming, vocabulary
 from minipovid.export.naming import Title
-from minipovid.layout import GgufFamily
-from minipovid.recipe import Recipe
+from minipovid.models import adapter as lora
+from minipovid.models import chat_template as chats
+from minipovid.models.adapter import Factor
+from minipovid.models.chat_template import IMAGE, Chat
+from minipovid.models.hub import read_json
+from minipovid.models.parts import GgufFamily
+from minipovid.recipe.read import Recipe
 
 ADAPTER = "minipovid.adapter_sha256"
 
@@ -39,7 +41,7 @@ class Source:
         self.model, self.adapter, self.named = model, adapter, named
         self.recipe, self.run, self.texts = recipe, run, texts
         self.family_name = str(read_json(model / "config.json").get("model_type"))
-        self.family = cast(GgufFamily, shelf.load("families", self.family_name))
+        self.family = cast(GgufFamily, shelf.load("models.families", self.family_name))
         self.config = _config(model)
         self.factors: dict[str, Factor] = lora.read(adapter, self.family.canonical) if adapter else {}
 
@@ -71,7 +73,7 @@ class Source:
     @cached_property
     def skeleton(self) -> Any:
         """The model's modules without their weights."""
-        from minipovid.shapes import skeleton
+        from minipovid.models.shapes import skeleton
 
         return skeleton(self.config)
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from gguf import GGMLQuantizationType as Kind
 
-from minipovid.errors import MinipovidError
-from minipovid.export.ahead import ahead, one_core_each
+from minipovid.common.errors import MinipovidError
+from minipovid.common.threads import ahead, one_core_each
 
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT  # each tensor's data begins at a multiple of so many bytes
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minipovid.errors import MinipovidError
-from minipovid.files import finished
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import finished
 from minipovid.report import page, tables
 from minipovid.report.runs import Book
 from minipovid.report.verdict import Verdict

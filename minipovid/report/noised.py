@@ -10,14 +10,15 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from minipovid import images, shelf
-from minipovid.checkpoint import resolve_model
-from minipovid.errors import MinipovidError
-from minipovid.make import builtin
-from minipovid.noise import Noiser
-from minipovid.noise_cache import cache_folder
-from minipovid.pairs import jsonl
-from minipovid.recipe import BUILTIN, ModelSection, Recipe
+from minipovid.common import shelf
+from minipovid.common.caches.ring import cache_folder
+from minipovid.common.errors import MinipovidError
+from minipovid.images import load as images
+from minipovid.images.views.noised import Noiser
+from minipovid.models.hub import resolve_model
+from minipovid.pairs.formats import jsonl
+from minipovid.pairs.make import builtin
+from minipovid.recipe.read import BUILTIN, ModelSection, Recipe
 from minipovid.report import pictures
 from minipovid.report.texts import differing, marked
 from minipovid.types import Pair
@@ -94,7 +95,7 @@ def _transform(section: ModelSection) -> images.ImageTransform | None:
     try:
         folder = resolve_model(section.path, section.revision, weights=False, download=False)
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        transform: images.ImageTransform = shelf.load("families", kind).image_transform(folder)
+        transform: images.ImageTransform = shelf.load("models.families", kind).image_transform(folder)
     except (OSError, ValueError, KeyError, MinipovidError):
         return None
     return transform

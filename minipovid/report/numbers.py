@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from minipovid.statistics import Change, Interval
+from minipovid.evaluate.statistics import Change, Interval
 
 # What the benchmarks call their figures, and what a reader may call them. A figure without an entry keeps its name.
 _NAMES = {

@@ -15,9 +15,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from minipovid import recipe as recipes
-from minipovid.errors import MinipovidError
-from minipovid.recipe import Recipe
+from minipovid.common.errors import MinipovidError
+from minipovid.recipe import read as recipes
+from minipovid.recipe.read import Recipe
 from minipovid.report import answers, curves, noised, numbers, sizes, surroundings, tables, texts, tracks
 from minipovid.report import verdict as verdicts
 from minipovid.report.runs import Book, Exam, Pairing, Sitting

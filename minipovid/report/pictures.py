@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from minipovid import images
-from minipovid.errors import MinipovidError
-from minipovid.pictures import placed
+from minipovid.common.errors import MinipovidError
+from minipovid.images import load as images
+from minipovid.images.embedded import placed
 
 SIDE = 224  # pixels of a thumbnail
 _EXACT = 80  # up to this side a picture is kept as it is: JPEG would smear the few pixels that it has

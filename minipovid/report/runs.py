@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import results
 from minipovid.evaluate.results import Result
-from minipovid.statistics import Change, mcnemar
+from minipovid.evaluate.statistics import Change, mcnemar
 
 BASE, HF_BASE = "base", "hf-base"  # RUN/base, and the backend that asks the model before training
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
+from minipovid.evaluate.statistics import Change, Interval
 from minipovid.report import numbers, svg, tables
 from minipovid.report.runs import HF_BASE, Book, Exam, Sitting
-from minipovid.statistics import Change, Interval
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from minipovid.evaluate.statistics import Change
 from minipovid.report import numbers
 from minipovid.report.numbers import Unit
 from minipovid.report.runs import Book, Exam, Sitting
-from minipovid.statistics import Change
 
 
 def unit(exam: Exam, figure: str) -> Unit:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from minipovid.review.marks import pieces
+from minipovid.pairs.review.marks import pieces
 
 
 def marked(text: str, spans: Iterable[tuple[int, int]]) -> Markup:

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from minipovid.evaluate.statistics import Change
 from minipovid.report import numbers, tables
 from minipovid.report.runs import Book, Exam, Sitting
-from minipovid.statistics import Change
 
 Kind = Literal["better", "worse", "unclear", "shift"]  # shift: a clear change that is neither, as of words
 _ORDER = ("better", "worse", "shift", "unclear")

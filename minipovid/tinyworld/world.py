@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
 from minipovid.tinyworld import seeds, text
 from minipovid.tinyworld.scenes import Scene, habit_scene, render, unbiased_scene
 

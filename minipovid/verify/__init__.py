@@ -14,11 +14,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from minipovid import data
-from minipovid.errors import MinipovidError
-from minipovid.files import finished
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import finished
+from minipovid.train import data
 from minipovid.verify import inputs
-from minipovid.verify.bench import Bench, Progress
+from minipovid.verify.table import Bench, Progress
 from minipovid.verify.verdict import Verdict
 
 __all__ = ["REPORT", "Progress", "Verdict", "verify"]

@@ -8,14 +8,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
 from minipovid.types import AnswerKind, Pair
 from minipovid.verify.measures import divergence, log_softmax
 from minipovid.verify.sheet import ANSWERS, Array, Row, margin
 
 
 class Speaker(Protocol):
-    """Whoever answers from a file: minipovid.runtime.Runtime is one."""
+    """Whoever answers from a file: minipovid.inference.llama_cpp.Runtime is one."""
 
     def prompt_ids(self, prompt: str) -> list[int]: ...
 

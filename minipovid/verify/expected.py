@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from minipovid.export.gguf_pair import Pair
 from minipovid.export.merge import Rows, interleave
-from minipovid.export.pair import Pair
 from minipovid.verify.spans import Floats, Span, windows
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import gguf
 
-from minipovid import vision_layout
-from minipovid.verify import looks, weights
+from minipovid.models.parts import vision as vision_layout
+from minipovid.verify import tensors as looks
+from minipovid.verify import weights
 from minipovid.verify.causes import Cause, listed
 from minipovid.verify.expected import Expected
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from minipovid import data
-from minipovid import recipe as recipes
-from minipovid.checkpoint import resolve_model
-from minipovid.errors import MinipovidError
-from minipovid.export import lora
-from minipovid.export.pair import Pair as Made
-from minipovid.pairs import jsonl
-from minipovid.recipe import Recipe
-from minipovid.runtime import find_pair
+from minipovid.common.errors import MinipovidError
+from minipovid.export.gguf_pair import Pair as Made
+from minipovid.inference.llama_cpp import find_pair
+from minipovid.models import adapter as lora
+from minipovid.models.hub import resolve_model
+from minipovid.pairs.formats import jsonl
+from minipovid.recipe import read as recipes
+from minipovid.recipe.read import Recipe
+from minipovid.train import data
 from minipovid.types import Pair
 
 

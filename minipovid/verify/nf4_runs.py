@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from minipovid.checkpoint import StoredTensor
 from minipovid.export.nf4 import BLOCK, Nf4Tensor
+from minipovid.models.hub import StoredTensor
 from minipovid.verify.spans import Floats, Span
 
 

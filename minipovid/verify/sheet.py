@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minipovid import images
-from minipovid.chats import Chat
-from minipovid.files import finished
+from minipovid.common.files import finished
+from minipovid.images import load as images
+from minipovid.models.chat_template import Chat
 from minipovid.types import AnswerKind, Pair
 
 FORMAT = 2  # raise it when the same inputs shall give another file

@@ -18,19 +18,19 @@ from peft.tuners.lora import LoraLayer
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from minipovid import model as models
-from minipovid.checkpoint import Tensors
-from minipovid.data import Batch, Encoder, PairDataset, collate
-from minipovid.errors import MinipovidError
-from minipovid.export.pair import Pair as Made
-from minipovid.images import ImageTransform
-from minipovid.model import Model
-from minipovid.recipe import Recipe
-from minipovid.scoring import score
+from minipovid.common.errors import MinipovidError
+from minipovid.export.gguf_pair import Pair as Made
+from minipovid.images.load import ImageTransform
+from minipovid.models import model as models
+from minipovid.models.hub import Tensors
+from minipovid.models.model import Model
+from minipovid.recipe.read import Recipe
+from minipovid.train.data import Batch, Encoder, PairDataset, collate
+from minipovid.train.scoring import score
 from minipovid.types import AnswerKind, Pair, View
-from minipovid.verify import eyes
+from minipovid.verify import vision as eyes
+from minipovid.verify.float32 import widen
 from minipovid.verify.sheet import ANSWERS, TOP, Array, Row, Sheet, Told
-from minipovid.verify.wide import widen
 
 AT_ONCE = 4  # pairs that pass the model together
 VIEWS = [View(kind, "clean", grad=False) for kind in ANSWERS]

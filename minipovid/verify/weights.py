@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from minipovid.export.lora import Factor
+from minipovid.models.adapter import Factor
 from minipovid.verify.causes import Cause, listed
 from minipovid.verify.expected import Expected
-from minipovid.verify.looks import Look, look
+from minipovid.verify.tensors import Look, look
 
 SURE = 0.1  # the standard error up to which a share of the adapter is judged by itself
 SLACK = 0.05  # a share this far from the due one, and four standard errors, is wrong; twice that below 8 bits

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
 from minipovid.export.vocabulary import byte_level, sentencepiece
 from minipovid.export.vocabulary.parity import PROBES, Spacing, check, spacing
 from minipovid.export.vocabulary.pieces import listed, with_added

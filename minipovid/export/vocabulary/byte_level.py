@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from minipovid.errors import MinipovidError
+from minipovid.common.errors import MinipovidError
 from minipovid.export import writer
 from minipovid.export.vocabulary.parity import PROBES, Difference, Spacing, first_difference
 from minipovid.export.vocabulary.pieces import NORMAL, Piece, Table

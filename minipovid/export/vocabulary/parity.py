@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minipovid.errors import MinipovidError
-from minipovid.runtime.libraries import libraries
+from minipovid.common.errors import MinipovidError
+from minipovid.inference.llama_cpp.libraries import libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,1 @@
+"""Stores on disk that are bounded, shared by processes and never trusted."""

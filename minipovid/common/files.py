@@ -1,0 +1,90 @@
+"""A file or folder appears under its name only when it is finished: whoever is killed leaves no half-written one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from minipovid.common.errors import MinipovidError
+
+
+@contextmanager
+def finished(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, for a file or a folder; it takes the name `path` when the block ends well.
+
+    A folder that stands there is replaced. What an earlier, killed writer left behind is removed. A system's error in
+    the block that names no file (a full disk) gets the name `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    remove(draft)
+    try:
+        yield draft
+        if draft.is_dir():
+            remove(path)
+        os.replace(draft, path)
+    except BaseException as error:
+        remove(draft)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within: no other process of this machine that asks the same writes to `folder`. Raises MinipovidError where one
+    does already."""
+    from filelock import FileLock, Timeout
+
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    try:
+        with FileLock(Path(tempfile.gettempdir()) / f"minipovid-{name}.lock", timeout=0, mode=0o666):
+            yield
+    except Timeout:
+        raise MinipovidError(f"Another process is writing to {folder}; wait until it is done.") from None
+
+
+def digest(path: Path) -> bytes:
+    """SHA-256 of a file's content, 32 bytes, in memory that does not grow with it."""
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            content.update(block)
+    return content.digest()
+
+
+def need_space(folder: Path, n_bytes: int) -> None:
+    """Raise MinipovidError where the disk that holds `folder`, or will, has not so many bytes free."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(there).free
+    if n_bytes > free:
+        raise MinipovidError(
+            f"{folder} needs {_gib(n_bytes)} of disk for this and {_gib(free)} are free; make room there, or write to "
+            "another disk."
+        )
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one. A folder first loses its name, so that no half of it bears it."""
+    if path.is_dir() and not path.is_symlink():
+        grave = path.with_name(f".{path.name.strip('.')}.gone")
+        shutil.rmtree(grave, ignore_errors=True)
+        os.replace(path, grave)
+        shutil.rmtree(grave)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers and removers left in `folder`."""
+    for leftover in (*folder.glob(".*.draft"), *folder.glob(".*.gone")):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

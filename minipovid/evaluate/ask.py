@@ -1,0 +1,109 @@
+"""Questions to a backend, picture by picture; an answer is kept the moment it comes, and never asked for twice.
+
+    RUN/eval/answers.jsonl    {"key": "9f3c...", "answer": "Yes."} per line, of every benchmark and backend
+
+The key is the digest of all that decides an answer: who answers and how, the question, the picture's content, the most
+tokens. With another file or temperature nothing there counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from minipovid.common.append_only import Lines
+from minipovid.common.errors import MinipovidError
+from minipovid.common.pool import Crew
+from minipovid.evaluate.selection import parts
+from minipovid.images import load as images
+from minipovid.inference.backends import Backend
+from minipovid.types import Answer, Question
+
+NAME = "answers.jsonl"
+
+
+class Part(NamedTuple):
+    """Questions about one picture that are still to be asked; `keys` are theirs."""
+
+    questions: Sequence[Question]
+    keys: Sequence[str]
+    picture: Path | None
+
+    def singles(self) -> Iterator[Part]:
+        for question, key in zip(self.questions, self.keys, strict=True):
+            yield Part([question], [key], self.picture)
+
+
+def ask(
+    questions: Sequence[Question], pictures: Mapping[str, Path], backend: Backend, folder: Path, label: str
+) -> list[Answer]:
+    """An answer to each question, in order; what `folder` holds already is not asked.
+
+    Raises MinipovidError where some could not be had; those that could are kept.
+    """
+    identity, digests = backend.identity(), {image: images.digest(path).hex() for image, path in pictures.items()}
+    keys = [_key(identity, question, digests.get(question.image, "")) for question in questions]
+    with Lines(folder / NAME) as lines:
+        held = dict(_held(lines))
+        todo = list(_todo(questions, keys, held, pictures))
+        lost = 0
+        with tqdm(
+            total=len(questions), desc=label, unit="question", disable=not sys.stderr.isatty(), file=sys.stderr
+        ) as bar:
+            bar.update(len(questions) - sum(len(part.keys) for part in todo))
+            for key, text in _answered(todo, backend):
+                bar.update()
+                if text is None:
+                    lost += 1
+                    continue
+                lines.add({"key": key, "answer": text})
+                held[key] = text
+    if lost:
+        raise MinipovidError(
+            f"{lost:,} of {len(questions):,} questions of {label} got no answer from {backend.name}; the others are "
+            "kept, and the same command asks these again."
+        )
+    return [Answer(question, held[key]) for question, key in zip(questions, keys, strict=True)]
+
+
+def _held(lines: Lines) -> Iterator[tuple[str, str]]:
+    for _, row in lines.read():
+        key, text = row.get("key"), row.get("answer")
+        if isinstance(key, str) and isinstance(text, str):
+            yield key, text
+
+
+def _key(identity: Mapping[str, object], question: Question, picture: str) -> str:
+    content = [identity, question.id, question.prompt, picture, question.max_tokens]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _todo(
+    questions: Sequence[Question], keys: Sequence[str], held: Mapping[str, str], pictures: Mapping[str, Path]
+) -> Iterator[Part]:
+    for places in parts(questions):
+        new = [place for place in places if keys[place] not in held]
+        if new:
+            picture = pictures.get(questions[new[0]].image)
+            yield Part([questions[place] for place in new], [keys[place] for place in new], picture)
+
+
+def _answered(todo: Sequence[Part], backend: Backend) -> Iterator[tuple[str, str | None]]:
+    """Keys and answers as they come."""
+    if backend.hands == 1:
+        for part in todo:
+            yield from zip(part.keys, backend.answers(part.questions, part.picture), strict=True)
+        return
+
+    def work(part: Part) -> tuple[str, str | None]:
+        return part.keys[0], next(backend.answers(part.questions, part.picture))
+
+    # One by one: an answer that has come is kept, whatever becomes of the next.
+    with Crew(work, (single for part in todo for single in part.singles()), backend.hands) as crew:
+        yield from crew.results()

@@ -1,0 +1,120 @@
+"""HOW IT IS EXAMINED: one file per benchmark, named as on the command line; this page holds what they share.
+
+    benchmark = build("pope", {"mode": "robust"})
+    exam = benchmark.read(Path("coco_pope_adversarial.json"))
+    sheet = benchmark.grade(answers)
+    benchmark.figures(total(sheet.units))
+
+A score is `official`, the official script's number with its quirks, or `robust`, which reads answers sensibly and says
+how many it could not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from minipovid.common import data_files as rows
+from minipovid.common import shelf
+from minipovid.common.errors import MinipovidError
+from minipovid.evaluate.reading.english import Mention
+from minipovid.recipe.read import validated
+from minipovid.types import Benchmark, Counts, Mark
+
+NAN = float("nan")
+Count = Annotated[int, Field(ge=1)]  # an option that is a number of something
+
+
+def build(name: str, options: Mapping[str, Any]) -> Benchmark:
+    """The benchmark of a file on the shelf. Raises MinipovidError for an unknown name or option, or a wrong value."""
+    module = shelf.load("evaluate.benchmarks", name)
+    return validated(module.Benchmark, options, name)  # type: ignore[no-any-return]
+
+
+def total(units: Mapping[str, Counts]) -> dict[str, float]:
+    """The sums of the units' counts."""
+    sums: dict[str, float] = {}
+    for counts in units.values():
+        for name, value in counts.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return sums
+
+
+class Tally:
+    """Counts by unit, while answers are graded."""
+
+    def __init__(self) -> None:
+        self.units: dict[str, dict[str, float]] = {}
+
+    def add(self, unit: str, **counts: float) -> None:
+        """A unit is there from its first answer on, even where that counts nothing."""
+        held = self.units.setdefault(unit, {})
+        for name, value in counts.items():
+            held[name] = held.get(name, 0.0) + value
+
+
+def share(part: float, whole: float) -> float:
+    """nan where there is nothing to divide by."""
+    return part / whole if whole else NAN
+
+
+def objects(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a JSON list, JSON lines or a table, with their numbers.
+
+    Raises MinipovidError, saying that it should be `what`, for a row that is none.
+    """
+    for number, row in rows.rows(path):
+        if not isinstance(row, dict):
+            raise MinipovidError(f"{path}: row {number} is not {what}.")
+        yield number, row
+
+
+def described(unit: str, said: Sequence[Mention], absent: Sequence[Mention]) -> Mark:
+    """The mark of a description: how many of the things that it names are not there, and where it names them."""
+    where = tuple((mention.start, mention.end) for mention in absent if mention.end > mention.start)
+    return Mark(unit, f"{len(absent)} of {len(said)} absent", None, where)
+
+
+def file_in(path: Path, source: str, *names: str) -> Path:
+    """The file itself, or the first of these names in a folder. Raises MinipovidError, saying where to get it."""
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in names if (path / name).is_file()), None)
+    if found is None:
+        raise MinipovidError(f"{path} holds no {' or '.join(names)}; take {source}.")
+    return found
+
+
+def in_images(file: Path, name: str) -> str:
+    """A picture's path beside its data file: in the folder images/, as the archives unpack, or bare."""
+    return f"images/{name}" if (file.parent / "images").is_dir() else name
+
+
+def wording(file: str, own: str, *blanks: str) -> str:
+    """A judge's prompt: the file's, or our own where none is named. Each {} in it is for one of the blanks.
+
+    Raises MinipovidError where the file cannot be read or has another number of {}.
+    """
+    if not file:
+        return own
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MinipovidError(f"The judge's prompt {file} cannot be read: {error}.") from None
+    if blanks and text.count("{}") != len(blanks):
+        raise MinipovidError(f"The judge's prompt {file} needs {{}} {len(blanks)} times, for {', '.join(blanks)}.")
+    return text
+
+
+def named(*files: str) -> list[Path]:
+    """Those of the options' files that are named."""
+    return [Path(file).expanduser() for file in files if file]
+
+
+def filled(wording: str, *texts: str) -> str:
+    """The blanks filled in order; braces within a text stay what they are."""
+    parts = wording.split("{}")
+    return "".join(part + text for part, text in zip(parts, [*texts, ""], strict=True))

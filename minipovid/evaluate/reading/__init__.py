@@ -1,0 +1,1 @@
+"""How an answer's words are read: yes and no, letters, objects."""

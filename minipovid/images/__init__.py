@@ -1,0 +1,1 @@
+"""Pictures: found, decoded and brought to the shape that a vision tower takes."""

@@ -1,0 +1,263 @@
+"""Pictures: found under their root, decoded without surprises, and brought into the one shape that the tower takes.
+
+    path = inside(root, pair.image)
+    pixels = transform(load(path))            # float32 [3, S, S]
+
+The transform is llama.cpp's, pixel for pixel (scale to fit, then pad), so that training, evaluation and the exported
+GGUF see the same picture. The noised view stands in noise.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from minipovid.common import files
+from minipovid.common.errors import MinipovidError
+
+MAX_SIDE = 20_000  # pixels
+MAX_PIXELS = 178_956_970  # where Pillow, too, takes a picture for a decompression bomb
+# A closed list: Pillow also knows formats that start other programs (EPS: Ghostscript). JPEG includes phones' MPO.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+PADDING = (122, 116, 104)  # RGB; llama.cpp pads with CLIP's mean x 255, truncated, whatever the tower
+
+# What Pillow's decoders raise on bytes that make no sense.
+_DAMAGE = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError),
+    *(OverflowError, NotImplementedError, RuntimeError, struct.error, zlib.error),
+)
+_ORIENTATION = 0x0112  # EXIF tag
+_TELLS_IT = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def inside(root: Path, relative: str) -> Path:
+    """The resolved path of `relative` under `root`. Raises MinipovidError where it, or a link on its way, leads out."""
+    place = PureWindowsPath(relative)  # knows both kinds of absolute path
+    try:
+        path, top = (root / relative).resolve(), root.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL in the name
+        raise MinipovidError(f"The picture path {relative!r} cannot be followed: {error}.") from None
+    if place.drive or place.root or not path.is_relative_to(top):
+        raise MinipovidError(
+            f"The picture {relative!r} lies outside the image folder {root}; name it relative to that folder."
+        )
+    return path
+
+
+def load(path: Path) -> Image.Image:
+    """The picture as the viewer sees it: RGB, upright by its EXIF tag, 16 bits cut to 8, transparency on white.
+
+    Animations give their first frame. Raises MinipovidError for what is missing, empty, too large, no picture, cut
+    short, or has samples that are no colours; size is judged by the header alone, before anything is decoded.
+    """
+    _check_file(path)
+    return _seen(path, path)
+
+
+def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """What `load` gives, of a picture that came without a file; `name` stands for it in the sentence of an error."""
+    if not data:
+        raise MinipovidError(f"The picture {name} is empty (0 bytes); send it again.")
+    return _seen(BytesIO(data), name, max_pixels)
+
+
+def _seen(source: Path | BytesIO, name: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    with _open(source, name) as image:
+        return _viewed(image, name, max_pixels)
+
+
+def seen(image: Image.Image) -> Image.Image:
+    """What `load` gives, of a picture that is already open. What `load`, `decode` and this gave comes back equal."""
+    return _viewed(image, getattr(image, "filename", "") or "in memory", MAX_PIXELS)
+
+
+def _viewed(image: Image.Image, name: Path | str, max_pixels: int) -> Image.Image:
+    _check_size(image, name, max_pixels)
+    try:
+        image.load()
+    except _DAMAGE as error:
+        raise _damaged(name, error) from None
+    turn = _turn(image)
+    viewed = _rgb(image, name)
+    viewed = viewed if turn is None else viewed.transpose(turn)
+    for key in _TELLS_IT:  # Pillow hands it on, and whoever looks again would turn the picture again
+        viewed.info.pop(key, None)
+    return viewed
+
+
+def digest(path: Path) -> bytes:
+    """SHA-256 of the file, 32 bytes: what caches know a picture by. Raises MinipovidError where there is no file."""
+    _check_file(path)
+    try:
+        return files.digest(path)
+    except OSError as error:
+        raise MinipovidError(f"The picture {path} cannot be read: {error.strerror}.") from None
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise MinipovidError(
+            f"There is no picture {path}; check the name and the image folder (data.images in the recipe)."
+        ) from None
+    except OSError as error:
+        raise MinipovidError(f"The picture {path} cannot be read: {error.strerror}.") from None
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
+        raise MinipovidError(f"{path} is not a file; an image path must name a picture.")
+    if not status.st_size:
+        raise MinipovidError(f"The picture {path} is empty (0 bytes); copy it again, or leave it out.")
+
+
+def _open(source: Path | BytesIO, name: Path | str) -> Image.Image:
+    """Reads the header only."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # below our limit it is a big photograph
+            return Image.open(source, formats=_formats())
+    except Image.DecompressionBombError:
+        raise _bomb(name) from None
+    except UnidentifiedImageError:
+        raise MinipovidError(
+            f"{name} is not a picture that minipovid can read ({', '.join(_formats())}); convert it to PNG or JPEG."
+        ) from None
+    except PermissionError as error:
+        raise MinipovidError(f"The picture {name} cannot be read: {error.strerror}.") from None
+    except _DAMAGE as error:
+        raise _damaged(name, error) from None
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """FORMATS that this Pillow was built with; it breaks on a name that it does not know."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _check_size(image: Image.Image, path: Path | str, max_pixels: int) -> None:
+    width, height = image.size
+    if max(width, height) > MAX_SIDE:
+        raise MinipovidError(
+            f"The picture {path} is {width} x {height} pixels, and a side may have at most {MAX_SIDE}; "
+            "scale it down, or leave it out."
+        )
+    if width * height > max_pixels:  # Pillow's own limit may have been switched off by another library
+        raise _bomb(path, max_pixels)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except _DAMAGE:  # a tag block that makes no sense: viewers show such a picture as it lies
+        return None
+
+
+def _rgb(image: Image.Image, path: Path | str) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits; the high byte is what Pillow itself keeps of 16-bit RGB
+        samples = np.asarray(image)
+        if samples.min() < 0 or samples.max() > 0xFFFF:
+            raise _no_colours(path, "32-bit")
+        return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("F", "LAB"):
+        raise _no_colours(path, {"F": "floating-point", "LAB": "CIELAB"}[image.mode])
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    seen = image.convert("RGBA")
+    white = Image.new("RGBA", seen.size, "white")
+    return Image.alpha_composite(white, seen).convert("RGB")
+
+
+def _damaged(path: Path | str, error: Exception) -> MinipovidError:
+    why = " ".join(str(error).split()) or type(error).__name__
+    return MinipovidError(f"The picture {path} is cut short or damaged ({why}); copy it again, or leave it out.")
+
+
+def _bomb(path: Path | str, max_pixels: int = MAX_PIXELS) -> MinipovidError:
+    return MinipovidError(f"The picture {path} has more than {max_pixels:,} pixels; scale it down, or leave it out.")
+
+
+def _no_colours(path: Path | str, samples: str) -> MinipovidError:
+    return MinipovidError(f"The picture {path} has {samples} samples; save it with 8 or 16 bits per channel.")
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """One family's way from a picture to pixels; S is `size`, mean and std are per channel of RGB in [0, 1]."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
+        """Normalised pixels [3, S, S] of an RGB picture of any size."""
+        return self.normalise(self.canvas(image))
+
+    def canvas(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """The picture scaled to fit and centred on a square [S, S, 3], as llama.cpp's mtmd does it for LLaVA.
+
+        The scale is float32 and the sides are rounded up, as there: one pixel more or less moves every patch. Rows are
+        resized before columns, as there; Pillow 13 by itself begins with whichever is less work.
+        """
+        side = self.size
+        if image.size == (side, side):
+            return np.array(image)
+        width, height = image.size
+        scale = min(np.float32(side) / np.float32(width), np.float32(side) / np.float32(height))
+        fit_width = min(int(np.ceil(np.float32(width) * scale)), side)
+        fit_height = min(int(np.ceil(np.float32(height) * scale)), side)
+        square = Image.new("RGB", (side, side), PADDING)
+        fitted = image.resize((fit_width, height), Image.Resampling.BICUBIC)
+        fitted = fitted.resize((fit_width, fit_height), Image.Resampling.BICUBIC)
+        square.paste(fitted, ((side - fit_width) // 2, (side - fit_height) // 2))
+        return np.array(square)
+
+    def normalise(self, canvas: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """uint8 [S, S, 3] -> float32 [3, S, S]: (x / 255 - mean) / std, every step in float32 as in llama.cpp."""
+        scaled = canvas.astype(np.float32) / np.float32(255)
+        normalised = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+
+def generator(run_seed: int, pair_id: str, epoch: int, view: str) -> np.random.Generator:
+    """The randomness of one view of one pair in one epoch: the same in every process, worker and restart."""
+    name = json.dumps([run_seed, pair_id, epoch, view])  # unlike plain joining, no two lists give one name
+    key = np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], "<u8")
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """mDPO's dispreferred picture: a piece of 1-20 % of the area, scaled back to the picture's own size.
+
+    Paper (arXiv 2406.11839): 0-20 %; the official code, followed here, draws area in 1-20 % and the log of the aspect
+    ratio in log 3/4 .. log 4/3, both uniformly. A piece that would stick out is cut to the picture.
+    """
+    width, height = image.size
+    area = rng.uniform(0.01, 0.20) * width * height
+    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    piece_width = min(max(round(np.sqrt(area * ratio)), 1), width)
+    piece_height = min(max(round(np.sqrt(area / ratio)), 1), height)
+    left = int(rng.integers(width - piece_width + 1))
+    top = int(rng.integers(height - piece_height + 1))
+    box = (left, top, left + piece_width, top + piece_height)
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)

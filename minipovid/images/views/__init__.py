@@ -1,0 +1,1 @@
+"""WHICH PICTURE A LOSS LOOKS AT: the kinds of spoiled picture."""

@@ -1,0 +1,338 @@
+"""transformers answers: the model as training has it (adapter on its base), merged, or the base alone.
+
+Prompts, pictures and precision are training's. What the questions about one picture have in common, the picture above
+all, is read once; the questions continue it side by side, in one row of the cache:
+
+    columns      [ picture + common prompt | rest 1 | rest 2 | token 1 | token 2 | token 1 | ... ]
+    positions      0 .. p-1                  p ..     p ..     as if each question stood alone
+    attention      causal: the prefix and what belongs to the same question, never another question
+
+The answers equal those to each question by itself, to float error.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import accumulate
+from os.path import commonprefix
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+from transformers import DynamicCache
+
+from minipovid.common.errors import MinipovidError
+from minipovid.common.threads import one_core_each
+from minipovid.export.safetensors import SETTINGS
+from minipovid.images import load as images
+from minipovid.inference.backends import Choice, refuse_placeholders
+from minipovid.inference.llama_cpp import SMALL
+from minipovid.models import adapter as lora
+from minipovid.models import chat_template as chats
+from minipovid.models import model as models
+from minipovid.models.chat_template import Turn
+from minipovid.models.hub import Tensors, resolve_model
+from minipovid.models.model import Model
+from minipovid.models.parts.text import context
+from minipovid.recipe import read as recipes
+from minipovid.recipe.read import Recipe
+from minipovid.types import Question
+
+COLUMNS = 4096  # behind a prefix, answers included, in the cache at a time: 2 GiB of a 7B model's keys and values
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+PREFIX = -1  # owns a column that every question sees
+
+
+def open(choice: Choice) -> Trained:
+    """Raises MinipovidError where the run, its adapter, its merged model or its base is missing, or too large here."""
+    return Trained(choice)
+
+
+class Trained:
+    """The backend."""
+
+    hands = 1  # one picture is computed at a time
+
+    def __init__(self, choice: Choice) -> None:
+        self._weights, self._decoding = choice.weights, choice.decoding
+        recipe = _recipe(choice.run)
+        with _room():
+            self._model = _load(choice, recipe)
+        self._chat = chats.of(self._model.folder, self._model.tokenizer)
+        self._transform = self._model.family.image_transform(self._model.folder)
+        # A tree forgets nothing, as a sliding window would.
+        self._context = context(self._model.base.config.get_text_config())  # type: ignore[union-attr,operator]
+        self._ends = _ends(self._model, self._chat.end)
+        self._identity = _identity(choice, self._model, self._chat)
+
+    @property
+    def name(self) -> str:
+        return "hf" if self._weights == "adapter" else f"hf-{self._weights}"
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        return self._decoding.told()
+
+    def identity(self) -> dict[str, Any]:
+        return {**self._identity, **self.decoding}
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """Raises MinipovidError for a placeholder or an end of turn in a prompt, and one that is too long."""
+        refuse_placeholders(questions)
+        for question in questions:
+            self._prompt(question, bool(question.image))
+
+    def answers(self, questions: Sequence[Question], picture: Path | None) -> Iterator[str]:
+        prompts = [self._prompt(question, picture is not None) for question in questions]
+        # Every question keeps at least one token of its own: behind it stands what is said first.
+        shared = min(len(commonprefix(prompts)), *(len(ids) - 1 for ids in prompts))
+        prefix = self._read(prompts[0][:shared], picture)
+        rests = [ids[shared:] for ids in prompts]
+        widths = [len(rest) + question.max_tokens for rest, question in zip(rests, questions, strict=True)]
+        for some in _parts(widths):
+            yield from self._continued(prefix, rests[some], questions[some])
+
+    def close(self) -> None:
+        """Give the memory back; nothing can be asked any more."""
+        del self._model
+        gc.collect()  # peft's modules know each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _prompt(self, question: Question, seen: bool) -> list[int]:
+        """The prompt's tokens as training has them, the placeholder once for each image token."""
+        turn = Turn("user", question.prompt, (Path(),) if seen else ())  # pictures are only counted here
+        ids: list[int] = self._model.tokenizer(self._chat.render([turn])).input_ids
+        if seen:
+            image = self._model.image_token_id
+            at = ids.index(image)
+            ids[at : at + 1] = [image] * self._model.image_tokens
+        if len(ids) > self._context:
+            raise MinipovidError(
+                f"Question {question.id} takes {len(ids):,} tokens with its picture, more than the {self._context:,} "
+                "that the model was trained for; shorten it."
+            )
+        return ids
+
+    @torch.inference_mode()
+    def _read(self, ids: Sequence[int], picture: Path | None) -> DynamicCache:
+        """Keys and values of what the questions share."""
+        cache, model = DynamicCache(), self._model
+        if not ids:
+            return cache
+        row = torch.tensor([ids], device=model.device)
+        with self._computing():
+            if picture is None:
+                embeddings = _embedded(model, row)
+            else:
+                pixels = torch.from_numpy(self._transform(images.load(picture)))
+                embeddings = model.embed(row, model.image_features(pixels[None]))
+            _hidden(model, embeddings, cache)
+        return cache
+
+    @torch.inference_mode()
+    def _continued(
+        self, prefix: DynamicCache, rests: Sequence[Sequence[int]], questions: Sequence[Question]
+    ) -> list[str]:
+        """The answers to questions whose prompts go on with `rests` behind the prefix."""
+        tree, said = Tree(self._model, prefix), [list[int]() for _ in questions]
+        # The last token needs no room: nothing follows it.
+        room = [self._context + 1 - prefix.get_seq_length() - len(rest) for rest in rests]
+        most = [min(question.max_tokens, left) for question, left in zip(questions, room, strict=True)]
+        draws = [_generator(self._decoding.seed, question) for question in questions]
+        new = {number: rest for number, rest in enumerate(rests) if most[number] > 0}
+        with self._computing():
+            while new:
+                chosen = self._chosen(tree.grow(new), [draws[number] for number in new])
+                going = {number: token for number, token in zip(new, chosen, strict=True) if token not in self._ends}
+                for number, token in going.items():
+                    said[number].append(token)
+                new = {number: [token] for number, token in going.items() if len(said[number]) < most[number]}
+        return [self._text(ids) for ids in said]
+
+    def _chosen(self, logits: Tensor, draws: Sequence[torch.Generator]) -> list[int]:
+        """A token for each row of logits [questions, V]."""
+        if not self._decoding.temperature:
+            return logits.argmax(-1).tolist()
+        wide = logits.double().cpu()  # the largest is 0 before the division: no temperature is too low for that
+        likely = ((wide - wide.amax(-1, keepdim=True)) / self._decoding.temperature).softmax(-1)
+        return [int(torch.multinomial(row, 1, generator=draw)) for row, draw in zip(likely, draws, strict=True)]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        """Without surrounding spaces, and without a character at the end of which some bytes are missing."""
+        told = self._decoded(ids)
+        for _ in range(3):  # bytes that may stand before a missing one; half a run of bytes is decoded as none of it
+            if told.endswith(UNKNOWN):
+                ids = ids[:-1]
+                told = self._decoded(ids)
+        return told.rstrip(UNKNOWN).strip()
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        told: str = self._model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return told
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """The weights that were chosen, in the precision of training (Model.hidden)."""
+        device, dtype = self._model.device.type, self._model.head.weight.dtype
+        # The fresh adapter of the other two adds nothing: it need not be computed.
+        off = nullcontext() if self._weights == "adapter" else self._model.as_reference()
+        is_small = sum(each.nbytes for each in self._model.base.parameters()) < SMALL
+        threads = one_core_each() if is_small else nullcontext()
+        with _room(), threads, off, torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            yield
+
+
+class Tree:
+    """Branches that continue one prefix; `prefix` is copied, so that other trees can grow from it too."""
+
+    def __init__(self, model: Model, prefix: DynamicCache) -> None:
+        self._model, self._cache = model, copy.deepcopy(prefix)
+        self._start = prefix.get_seq_length()
+        self._lengths = Counter[int]()  # of the branches
+        self._owners = torch.full((self._start,), PREFIX, device=model.device)  # [K] of every column
+
+    def grow(self, new: Mapping[int, Sequence[int]]) -> Tensor:
+        """Float32 logits [branches, V] behind the last of the tokens that each branch gets."""
+        device = self._model.device
+        ids = torch.tensor([[token for tokens in new.values() for token in tokens]], device=device)
+        owners = [branch for branch, tokens in new.items() for _ in tokens]
+        self._owners = torch.cat([self._owners, torch.tensor(owners, device=device)])
+        positions = torch.tensor([self._positions(new)], device=device)
+        last = torch.tensor([end - 1 for end in accumulate(map(len, new.values()))], device=device)
+        embeddings = _embedded(self._model, ids)
+        hidden = _hidden(
+            self._model, embeddings, self._cache, attention_mask=self._mask(len(owners)), position_ids=positions
+        )
+        head = self._model.head  # multiplied in float32, as in scoring.py
+        bias = None if head.bias is None else head.bias.float()
+        with torch.autocast(device.type, enabled=False):
+            return F.linear(hidden[0].index_select(0, last).float(), head.weight.float(), bias)
+
+    def _positions(self, new: Mapping[int, Sequence[int]]) -> list[int]:
+        positions: list[int] = []
+        for branch, tokens in new.items():
+            begin = self._start + self._lengths[branch]
+            positions += range(begin, begin + len(tokens))
+            self._lengths[branch] += len(tokens)
+        return positions
+
+    def _mask(self, n: int) -> Tensor:
+        """Which columns the last `n` see: bool [1, 1, n, K]."""
+        owners, columns = self._owners, len(self._owners)
+        kin = (owners == PREFIX) | (owners == owners[-n:, None])
+        before = torch.ones(n, columns, dtype=torch.bool, device=owners.device).tril(columns - n)
+        return (kin & before)[None, None]
+
+
+def _hidden(model: Model, embeddings: Tensor, cache: DynamicCache, **where: Tensor) -> Tensor:
+    """The language model's last hidden states [1, W, H]; the cache grows by as many columns."""
+    text = model.family.text_model(model.base)
+    return text(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, **where).last_hidden_state  # type: ignore[no-any-return]
+
+
+def _embedded(model: Model, ids: Tensor) -> Tensor:
+    """[1, W, H] of text alone."""
+    return model.base.get_input_embeddings()(ids)  # type: ignore[operator,no-any-return]
+
+
+def _parts(widths: Sequence[int]) -> Iterator[slice]:
+    """Questions that are answered together: as many in order as COLUMNS holds, one at least."""
+    start = taken = 0
+    for number, width in enumerate(widths):
+        if number > start and taken + width > COLUMNS:
+            yield slice(start, number)
+            start, taken = number, 0
+        taken += width
+    yield slice(start, len(widths))
+
+
+def _generator(seed: int, question: Question) -> torch.Generator:
+    """The randomness of one answer, whatever is asked beside it."""
+    name = json.dumps([seed, question.id, question.prompt])
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little"))
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise MinipovidError(
+            "The GPU has not enough memory for this model in transformers; use --backend gguf with a smaller --quant, "
+            "or end what else computes there."
+        ) from None
+
+
+# --- what is loaded ---
+
+
+def _recipe(run: Path) -> Recipe:
+    if (run / "recipe.yaml").is_file():
+        return recipes.read(run / "recipe.yaml")
+    if (run / "gguf").is_dir():
+        raise MinipovidError(f"{run} holds GGUF files alone, and transformers reads none; use --backend gguf.")
+    raise MinipovidError(f"{run} is no run folder: it holds no recipe.yaml.")
+
+
+def _load(choice: Choice, recipe: Recipe) -> Model:
+    """The model. Only that of "adapter" has an adapter that adds anything."""
+    run = choice.run
+    if choice.weights == "adapter" and not (run / "adapter" / lora.WEIGHTS).is_file():
+        raise MinipovidError(f"{run} holds no trained adapter; finish the training with `minipovid train` first.")
+    if choice.weights == "merged":
+        changes = {"path": str(_merged(run)), "load_in_4bit": False}
+    else:
+        # Nothing is downloaded: what was trained is examined, not what the Hub has by now.
+        base = resolve_model(recipe.model.path, recipe.model.revision, download=False)
+        changes = {"path": str(base)}
+    section = recipe.model.model_copy(update={**changes, "revision": None})
+    model = models.load(section, recipe.lora, seed=recipe.seed)
+    if choice.weights == "adapter":
+        model.load_adapter(run / "adapter")
+    return model
+
+
+def _merged(run: Path) -> Path:
+    if not (run / "merged" / "config.json").is_file():
+        raise MinipovidError(f"{run} holds no merged model; write it with `minipovid export {run} --merged`.")
+    return run / "merged"
+
+
+def _ends(model: Model, end: str) -> set[int]:
+    """Tokens that end an answer: the format's own sign, and those that the checkpoint names."""
+    named = model.base.generation_config.eos_token_id  # type: ignore[union-attr]
+    sign = model.tokenizer(end, add_special_tokens=False).input_ids[-1:]
+    found = [*sign, model.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return {token for token in found if token is not None}
+
+
+def _identity(choice: Choice, model: Model, chat: chats.Chat) -> dict[str, Any]:
+    """What decides an answer; every weight is known by its first bytes, the adapter by all of them."""
+    quantised = any(isinstance(module, bitsandbytes.nn.Linear4bit) for module in model.base.modules())
+    settings = sorted(path for pattern in SETTINGS for path in model.folder.glob(pattern))
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in settings}
+    told = {
+        "backend": "transformers",
+        "weights": choice.weights,
+        "model": Tensors(model.folder).fingerprint(),
+        "adapter": lora.sha256(choice.run / "adapter") if choice.weights == "adapter" else None,
+        "settings": hashlib.sha256(json.dumps([files, chat.dumps()]).encode()).hexdigest(),
+        "load_in_4bit": quantised,
+        "dtype": str(model.head.weight.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "bitsandbytes": bitsandbytes.__version__ if quantised else None,
+    }
+    return {name: value for name, value in told.items() if value is not None}

@@ -1,0 +1,82 @@
+"""Any model behind an OpenAI-compatible server answers, hosted or local.
+
+Address and key come from MINIPOVID_MODEL_BASE_URL and MINIPOVID_MODEL_API_KEY, or OPENAI_BASE_URL and OPENAI_API_KEY.
+Requests are retried, limited and kept as the teacher's are (minipovid.inference.remote).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from minipovid.common.errors import MinipovidError
+from minipovid.inference.backends import Choice, Decoding
+from minipovid.inference.remote import Message, Reply, Stopped, Unanswered
+from minipovid.inference.remote.client import Teacher
+from minipovid.inference.remote.picture import Picture
+from minipovid.inference.remote.server import Server
+from minipovid.types import Question
+
+VERSION = "eval v1"
+MAX_SIDE = 1024  # pixels of a picture that is sent; COCO's have 640
+_log = logging.getLogger(__name__)
+
+
+def open(choice: Choice) -> Remote:
+    """Raises MinipovidError where no model is named, or the environment names no server."""
+    if choice.model is None:
+        raise MinipovidError("This backend asks a server: name the model with --model, as the server calls it.")
+    server = Server.from_environment(own="MINIPOVID_MODEL", who="server")
+    teacher = Teacher(choice.model, server, concurrency=choice.concurrency, temperature=choice.decoding.temperature)
+    return Remote(teacher, choice.decoding)
+
+
+class Remote:
+    """The backend."""
+
+    def __init__(self, teacher: Teacher, decoding: Decoding) -> None:
+        self._teacher, self._decoding = teacher, decoding
+        self.name = f"openai-{re.sub(r'[^A-Za-z0-9_-]+', '-', teacher.model).strip('-')}"
+        self.hands = teacher.concurrency
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        return {"temperature": self._decoding.temperature} if self._decoding.temperature else {}
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """It answers anything."""
+
+    def identity(self) -> dict[str, Any]:
+        told = self._teacher.identity()
+        server = {"backend": "openai", "server": told["server"], "model": told["model"]}
+        return {**server, "max_side": MAX_SIDE, **self.decoding}
+
+    def answers(self, questions: Sequence[Question], picture: Path | None) -> Iterator[str | None]:
+        for question in questions:
+            message = Message("user", question.prompt, Picture(picture, MAX_SIDE, lossless=True) if picture else None)
+            try:
+                reply = self._teacher.ask([message], None, VERSION, max_tokens=question.max_tokens)
+            except Unanswered as error:
+                why, text = str(error), ""
+            except Stopped as error:
+                raise MinipovidError(f"{error} What was answered is kept.") from None
+            else:
+                why, text = _why_not(reply), reply.text.strip()
+            if why:
+                _log.warning("question %s: %s", question.id, why)
+            yield None if why else text
+
+    def close(self) -> None:
+        self._teacher.close()
+
+
+def _why_not(reply: Reply) -> str:
+    """Why a reply is no answer; empty where it is one. A model that thinks may end before it has said anything."""
+    if reply.refused or reply.finish_reason == "content_filter":
+        return f"the server refused: {reply.refused or reply.finish_reason}"
+    if not reply.text.strip() and reply.finish_reason == "length":
+        return "nothing was said within max_tokens; raise the benchmark's max_tokens"
+    return ""

@@ -1,0 +1,117 @@
+"""Answers that somebody else's program wrote into a file.
+
+    {"question_id": 1, "text": "Yes"}           JSON lines, a JSON list, a table
+    {"v1_0": "A dog.", "v1_1": "..."}           MM-Vet's: one object from ids to answers
+
+Rows find their questions by id, never by their place in the file; only a file without any id is taken in the order of
+the questions, and must then have as many rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minipovid.common import data_files as rows
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import digest
+from minipovid.inference.backends import Choice
+from minipovid.types import Question
+
+IDS = ("question_id", "id", "image_id", "index", "questionId")
+# The likeliest first: in many files "answer" is the right one, beside a "prediction".
+TEXTS = ("model_prediction", "prediction", "model_answer", "response", "output", "caption", "text", "answer")
+
+
+def open(choice: Choice) -> Written:
+    """Raises MinipovidError where no file is named, it is not there, or a row has no answer or the id of another."""
+    if choice.predictions is None:
+        raise MinipovidError("This backend reads answers from a file: name it with --predictions.")
+    if not choice.predictions.is_file():
+        raise MinipovidError(f"There is no file of answers {choice.predictions}.")
+    return Written(choice.predictions)
+
+
+class Written:
+    """The backend."""
+
+    hands = 1
+    name = "predictions"
+    decoding: Mapping[str, Any] = {}
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._by_id, self._in_order = _read(path)
+
+    def identity(self) -> dict[str, Any]:
+        order = list(self._by_id) if self._in_order else []
+        return {"backend": self.name, "file": self._path.name, "sha256": digest(self._path).hex(), "order": order}
+
+    def check(self, questions: Sequence[Question]) -> None:
+        asked = [question.id for question in questions]
+        if self._in_order:
+            if len(self._in_order) != len(asked):
+                raise MinipovidError(
+                    f"{self._path} has {len(self._in_order):,} answers without ids, and there are {len(asked):,} "
+                    "questions; give each its id."
+                )
+            self._by_id = dict(zip(asked, self._in_order, strict=True))
+        missing = [each for each in asked if each not in self._by_id]
+        unknown = sorted(self._by_id.keys() - set(asked))
+        if missing:
+            raise MinipovidError(
+                f"{self._path} has no answer to {len(missing):,} of {len(asked):,} questions, {missing[0]} among them; "
+                "every question needs one."
+            )
+        if unknown:
+            raise MinipovidError(
+                f"{self._path} answers {len(unknown):,} questions that are not asked here, {unknown[0]} among them; "
+                "it belongs to another file of questions."
+            )
+
+    def answers(self, questions: Sequence[Question], picture: Path | None) -> Iterator[str]:
+        for question in questions:
+            yield self._by_id[question.id]
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def _read(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Answers by id; those of a file without ids, in order."""
+    if path.is_file() and (told := _mapping(path)) is not None:
+        return told, []
+    by_id: dict[str, str] = {}
+    in_order: list[str] = []
+    for number, row in rows.rows(path):
+        if isinstance(row, rows.Bad):
+            raise MinipovidError(f"{path}: row {number} cannot be read: {row}.")
+        text = _first(row, TEXTS) if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            raise MinipovidError(f"{path}: row {number} has no answer; name its column one of {', '.join(TEXTS)}.")
+        name = _first(row, IDS)
+        if name is None:
+            in_order.append(text)
+        elif str(name) in by_id:
+            raise MinipovidError(f"{path}: row {number} answers {name} again; keep one of the two.")
+        else:
+            by_id[str(name)] = text
+    if by_id and in_order:
+        raise MinipovidError(f"{path}: {len(in_order):,} rows have no id, and others have; give each its id.")
+    return by_id, in_order
+
+
+def _mapping(path: Path) -> dict[str, str] | None:
+    """A file that is one object from ids to texts."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    is_mapping = isinstance(told, dict) and told and all(isinstance(text, str) for text in told.values())
+    return told if is_mapping and not told.keys() & {*IDS, *TEXTS} else None
+
+
+def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)

@@ -1,0 +1,1 @@
+"""A vision-language model: its family, folder, conversation format, weights and attention."""

@@ -1,0 +1,49 @@
+"""Texts that do not belong where they stand, seen by one row alone.
+
+A reader refuses a row whose two answers open with different questions (POVID, TRL). Here is what it cannot see: a
+question that names another picture, columns that were mixed up, marks of a chat, an answer that is no answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from minipovid.models.chat_template import IMAGE
+from minipovid.pairs.check.report import Finding
+from minipovid.pairs.formats import short
+from minipovid.pairs.injection import talk
+from minipovid.types import Pair
+
+_FILE = re.compile(r"[\w-]+\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif)\b", re.IGNORECASE)
+_ROLE = re.compile(r"^\s*(?:USER|ASSISTANT|Human|GPT|### ?\w+)\s*:|<\|im_(?:start|end)\|>|\[/?INST\]", re.MULTILINE)
+COPIED = 20  # characters of a question that an answer opens with; shorter ones may be said again by chance
+
+
+def odd(pair: Pair) -> Iterator[Finding]:
+    """What is odd about the texts of a pair."""
+    yield from _other_picture(pair)
+    texts = {"question": pair.prompt, "chosen answer": pair.chosen, "rejected answer": pair.rejected}
+    for name, text in texts.items():
+        if IMAGE in text:
+            yield Finding("placeholder in the text", f"{IMAGE} stands in the {name}; take it out")
+        if mark := _ROLE.search(text):
+            yield Finding("marks of a chat", f"the {name} holds {short(mark.group().strip())}, a chat's own format")
+    for side, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if _copied(pair.prompt.strip(), answer.strip()):
+            yield Finding("question in the answer", f"the {side} answer opens with the question itself")
+        if said := talk(answer):
+            yield Finding("refusal or talk", f"the {side} answer refuses or talks about its task ({short(said)})")
+
+
+def _other_picture(pair: Pair) -> Iterator[Finding]:
+    own = PurePosixPath(pair.image.replace("\\", "/")).name
+    for name in _FILE.findall(pair.prompt):
+        if name.casefold() != own.casefold() and not own.casefold().endswith(name.casefold()):
+            yield Finding("another picture", f"the question names {name}, and the row's picture is {own}")
+            return
+
+
+def _copied(question: str, answer: str) -> bool:
+    return answer == question or (len(question) >= COPIED and answer.startswith(question))

@@ -1,0 +1,173 @@
+"""What a check found: counts, defects by row, and sentences about what to mend and what to think about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from minipovid.pairs.check.leak import Leak
+    from minipovid.pairs.check.lengths import LengthGap
+    from minipovid.pairs.check.sources import Made
+    from minipovid.pairs.check.tokens import TokenCounts
+    from minipovid.pairs.check.wording import Wording
+
+KEPT = 1_000  # rows that are named per kind of defect; all are counted
+SHOWN = 10
+# What stops a training run, or teaches two contrary things; all other kinds are only worth knowing.
+GRAVE = frozenset(
+    (
+        *("unusable row", "missing or unreadable picture", "cannot be tokenised", "too long"),
+        *("placeholder in the text", "contradiction"),
+    )
+)
+
+
+class Finding(NamedTuple):
+    """What is wrong with a row: which kind of defect, and one clause."""
+
+    kind: str
+    why: str
+
+
+class Ledger:
+    """Every defect, counted; of each kind the first KEPT by row."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.kept: dict[str, list[tuple[str, str]]] = {}  # kind -> (row, why)
+
+    def add(self, kind: str, place: str, why: str) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        kept = self.kept.setdefault(kind, [])
+        if len(kept) < KEPT:
+            kept.append((place, why))
+
+    def take(self, place: str, found: Iterable[Finding]) -> None:
+        for finding in found:
+            self.add(finding.kind, place, finding.why)
+
+    def sentences(self, grave: bool) -> Iterator[str]:
+        for kind, count in self.counts.items():
+            if (kind in GRAVE) is grave:
+                place, why = self.kept[kind][0]
+                rows = "1 row" if count == 1 else f"{count:,} rows"
+                yield f"{kind}: {rows}; the first is {place}: {why.rstrip('.')}."
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found. `ok` says that nothing stands in the way of training; warnings may."""
+
+    path: Path
+    format: str
+    rows: int
+    pairs: int  # usable rows, whatever else is found about them
+    unpaired: int  # rows of which the format's own rule makes no pair
+    pictures: int  # distinct ones
+    ledger: Ledger
+    lengths: LengthGap
+    tokens: TokenCounts | None  # None: no model was named
+    wording: Wording
+    makers: Made
+    leak: Leak | None  # None: fewer than two pictures
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    @property
+    def problems(self) -> list[str]:
+        """What must be mended before these pairs can train."""
+        nothing = [] if self.pairs else [f"no usable pair among {self.rows:,} rows."]
+        return [*nothing, *self.ledger.sentences(grave=True)]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes them teach less, or something else, than they seem to."""
+        measured = [found.warning() for found in (self.lengths, self.wording, self.leak) if found is not None]
+        return [*self.ledger.sentences(grave=False), *(each for each in measured if each)]
+
+    def table(self) -> list[dict[str, str]]:
+        """Rows of the summary."""
+        return [{"what": what, "found": found} for what, found in self._lines() if found]
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        unpaired = f", {self.unpaired:,} give none by the format's rule" if self.unpaired else ""
+        yield "pairs", f"{self.pairs:,} of {self.rows:,} rows ({self.format}){unpaired}"
+        broken = self.ledger.counts.get("missing or unreadable picture", 0)
+        yield "pictures", f"{self.pictures:,}" + (f"; {broken:,} rows show none that can be read" if broken else "")
+        gap = self.lengths
+        if self.pairs:
+            lengths = f"chosen {gap.chosen:.0f}, rejected {gap.rejected:.0f} ({gap.gap:+.0%})"
+            yield "characters", f"{lengths}; rejected longer in {gap.rejected_longer:.0%}, equal in {gap.equal:.0%}"
+        yield "tokens", self._tokens()
+        yield "words changed", self._wording()
+        yield from self._kinds()
+        for names, count in self.makers.sources.items():
+            yield "made by", f"{names}: {count:,}"
+        yield "", f"and others: {self.makers.others:,}" if self.makers.others else ""
+        yield "style leak", self._leak()
+
+    def _tokens(self) -> str:
+        if self.tokens is None:
+            return ""
+        t = self.tokens
+        return (
+            f"median {t.median:,}, 95 % up to {t.most:,}, longest {t.longest:,} of {t.max_length:,} "
+            f"(picture {t.picture:,}; {t.model}); {t.too_long:,} do not fit"
+        )
+
+    def _wording(self) -> str:
+        found = self.wording
+        of = f" ({self._sampled(found.pairs)})" if found.pairs < self.pairs else ""
+        return f"{found.changed:.0%} on average, {found.low:.0%} to {found.high:.0%}{of}" if found.pairs else ""
+
+    def _kinds(self) -> Iterator[tuple[str, str]]:
+        if self.makers.kinds:
+            counts = ", ".join(f"{kind} {count:,}" for kind, count in self.makers.kinds.items())
+            yield "kinds, by spans", f"{counts} of {self.makers.marked:,} pairs"
+        if self.wording.kinds:
+            counts = ", ".join(f"{kind} {count:,}" for kind, count in self.wording.kinds.items())
+            yield "kinds, by words", f"{counts} of {self.wording.unspanned:,} pairs"
+
+    def _leak(self) -> str:
+        if self.leak is None:
+            return "not measured: it takes two pictures" if self.pairs else ""
+        found = self.leak
+        return f"{found.accuracy:.2f} +- {found.error:.2f} ({self._sampled(found.pairs)}; 0.50 is chance)"
+
+    def _sampled(self, pairs: int) -> str:
+        return f"{pairs:,} pairs" if pairs == self.pairs else f"a sample of {pairs:,} pairs"
+
+    def defects(self, shown: int = SHOWN) -> list[dict[str, str]]:
+        """The first rows of each kind of defect, and how many more there are."""
+        rows = []
+        for kind, kept in self.ledger.kept.items():
+            rows += [{"defect": kind, "row": place, "why": why} for place, why in kept[:shown]]
+            if more := self.ledger.counts[kind] - min(len(kept), shown):
+                rows.append({"defect": kind, "row": f"{more:,} more", "why": ""})
+        return rows
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON; of each kind of defect the first KEPT rows."""
+        defects = {
+            kind: {"rows": count, "grave": kind in GRAVE, "first": [list(each) for each in self.ledger.kept[kind]]}
+            for kind, count in self.ledger.counts.items()
+        }
+        leak = None if self.leak is None else self.leak._asdict()
+        if leak is not None:
+            leak["telling"] = [each._asdict() for each in leak["telling"]]
+        return {
+            "ok": self.ok,
+            **{"path": str(self.path), "format": self.format, "rows": self.rows, "pairs": self.pairs},
+            **{"unpaired": self.unpaired, "pictures": self.pictures, "defects": defects},
+            "characters": {**self.lengths._asdict(), "gap": self.lengths.gap, "told": self.lengths.told},
+            "tokens": None if self.tokens is None else self.tokens._asdict(),
+            "wording": self.wording._asdict(),
+            "makers": self.makers._asdict(),
+            "style_leak": leak,
+            **{"problems": self.problems, "warnings": self.warnings},
+        }

@@ -1,0 +1,89 @@
+"""How many tokens the rows take with a model's own tokenizer, and which do not fit."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from minipovid.common import shelf
+from minipovid.common.errors import MinipovidError
+from minipovid.pairs.check.report import Finding
+from minipovid.pairs.source import Source
+from minipovid.types import Pair
+
+if TYPE_CHECKING:
+    from minipovid.recipe.read import ModelSection
+    from minipovid.train.data import Encoder
+
+
+class TokenCounts(NamedTuple):
+    """Tokens of a row: prompt, picture and the longer of the two answers."""
+
+    model: str
+    max_length: int
+    picture: int
+    median: int
+    most: int  # what 95 % of the rows take at most
+    longest: int
+    too_long: int  # rows
+
+
+class Tokens:
+    """The running list: 4 bytes a row."""
+
+    def __init__(self, encoder: Encoder, model: str, max_length: int) -> None:
+        self.encoder, self.model, self.max_length = encoder, model, max_length
+        self.lengths = array("i")
+
+    @classmethod
+    def of(cls, source: Source) -> Tokens | None:
+        """None where no model is named. Raises MinipovidError where its tokenizer cannot be had."""
+        if source.model is None:
+            return None
+        return cls(_encoder(source.model), source.model.path, source.max_length)
+
+    def see(self, pair: Pair) -> Iterator[Finding]:
+        try:
+            example = self.encoder(pair)
+        except MinipovidError as error:
+            yield Finding("cannot be tokenised", str(error))
+            return
+        answers = {kind: len(ids) for kind, ids in example.answers.items()}
+        longer = max(answers, key=lambda kind: answers[kind])
+        total = len(example.prompt) + answers[longer]
+        self.lengths.append(total)
+        if total > self.max_length:
+            why = f"prompt and picture ({len(example.prompt)}) and the {longer} answer ({answers[longer]})"
+            yield Finding("too long", f"{why} take {total} tokens, more than the {self.max_length} of data.max_length")
+
+    def found(self) -> TokenCounts:
+        seen = np.frombuffer(self.lengths, np.int32) if self.lengths else np.zeros(1, np.int32)
+        median, most, longest = (int(value) for value in np.percentile(seen, [50, 95, 100], method="higher"))
+        too_long = int((seen > self.max_length).sum())
+        return TokenCounts(self.model, self.max_length, self.encoder.image_tokens, median, most, longest, too_long)
+
+
+def _encoder(section: ModelSection) -> Encoder:
+    """Of the configuration and the tokenizer alone: no weight is read. It refuses nothing for its length.
+
+    model.py, which reads configurations too, is left alone: what it imports takes 200 MiB.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    from minipovid.models import chat_template as chats
+    from minipovid.models.hub import resolve_model
+    from minipovid.train.data import Encoder
+
+    folder = resolve_model(section.path, section.revision, weights=False)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise MinipovidError(f"{folder} holds no model whose tokenizer can be read: {why}") from None
+    token, count = shelf.load("models.families", config.model_type).image_token(config)
+    return Encoder(chats.of(folder, tokenizer), tokenizer, token, count, sys.maxsize)

@@ -1,0 +1,108 @@
+"""Conversations in every dialect that data sets speak, brought down to what a pair holds: one question, one answer.
+
+    {"from": "human", "value": "<image>\\nWhat is this?"}                                       LLaVA, sharegpt
+    {"role": "user", "content": "<image>What is this?"}                                        OpenAI, ms-swift, TRL
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}  TRL, transformers
+
+A pair asks one question about one picture. What would be lost by that is refused by name and never cut: a system text,
+earlier exchanges, a second placeholder. The placeholder itself goes: the family's template places the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from minipovid.common.data_files import Bad, short, text
+from minipovid.models.chat_template import IMAGE
+
+ROLES = {
+    **dict.fromkeys(["human", "user"], "user"),
+    **dict.fromkeys(["gpt", "assistant", "model"], "assistant"),
+    "system": "system",
+}
+
+
+class Said(NamedTuple):
+    """One turn: who ("user", "assistant", "system") and what, each picture as a placeholder."""
+
+    role: str
+    text: str
+
+
+def said(row: Mapping[str, Any], key: str) -> list[Said]:
+    """row[key], a list of turns or one turn. Raises Bad."""
+    if row.get(key) is None:
+        raise Bad(f"{key} is missing")
+    turns = [row[key]] if isinstance(row[key], Mapping) else row[key]
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise Bad(f"{key} is {short(row[key])}, but it must be a list of turns")
+    return [_said(turn, key) for turn in turns]
+
+
+def _said(turn: Mapping[str, Any], key: str) -> Said:
+    name = turn.get("from", turn.get("role"))
+    if not isinstance(name, str) or name not in ROLES:
+        raise Bad(f"{key} has a turn from {short(name)}; known are {', '.join(ROLES)}")
+    field = "value" if "value" in turn else "content"
+    if isinstance(turn.get(field), list):
+        return Said(ROLES[name], "".join(_part(part, key) for part in turn[field]))
+    try:
+        return Said(ROLES[name], text(turn, field))
+    except Bad as bad:
+        raise Bad(f"{key}: {bad}") from None
+
+
+def _part(part: Any, key: str) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "image":
+        return IMAGE
+    if kind != "text":
+        raise Bad(f"{key} has a part {short(part)}; known are text and image")
+    return text(part, "text")
+
+
+def asked(turns: Sequence[Said], key: str) -> str:
+    """The question of turns that hold nothing else; an empty system turn is nothing. Raises Bad."""
+    meant = [turn for turn in turns if turn.role != "system" or turn.text.strip()]
+    roles = [turn.role for turn in meant]
+    if "system" in roles:
+        raise Bad(f"{key} has a system turn, which a pair cannot keep; take it out, or put its text into the question")
+    if roles.count("user") > 1:
+        raise Bad(f"{key} holds {roles.count('user')} exchanges; split it into rows of one question each")
+    if roles != ["user"]:
+        raise Bad(f"{key} must hold one question from the user; its turns are from {short(roles)}")
+    return question(meant[0].text, key)
+
+
+def answered(turns: Sequence[Said], key: str) -> str:
+    """The text of turns that are one answer. Raises Bad."""
+    roles = [turn.role for turn in turns]
+    if roles != ["assistant"]:
+        raise Bad(f"{key} must be one answer from the assistant; its turns are from {short(roles)}")
+    return answer(turns[0].text, key)
+
+
+def exchange(turns: Sequence[Said], key: str) -> tuple[str, str]:
+    """(question, answer) of a conversation of one exchange. Raises Bad."""
+    return asked(turns[:-1], key), answered(turns[-1:], key)
+
+
+def question(words: str, key: str) -> str:
+    """A question without the picture's placeholder, which may open or close it. Raises Bad."""
+    bare = words.strip()
+    opened = bare.removeprefix(IMAGE)
+    bare = (opened if opened != bare else bare.removesuffix(IMAGE)).strip()
+    if IMAGE in bare:
+        raise Bad(
+            f"{key} has {IMAGE} in the middle or twice; a pair has one picture, before or after a bare question "
+            "(no model's own chat format)"
+        )
+    return bare
+
+
+def answer(words: str, key: str) -> str:
+    """An answer, which shows no picture. Raises Bad."""
+    if IMAGE in words:
+        raise Bad(f"{key} has {IMAGE} in an answer; only the question has the picture")
+    return words.strip()

@@ -1,0 +1,51 @@
+"""A table beside a folder of pictures: what a spreadsheet saves as CSV (between cells ",", ";" or a tab).
+
+    image,prompt,chosen,rejected
+    17.png,What is this?,A cat.,"A dog, sleeping."
+
+An `id` column may stand among them, others are left alone. With `answer` instead of the two answers it holds seeds, of
+which `minipovid pairs make` makes pairs. Rows are numbered as the spreadsheet shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from minipovid.common.data_files import Cells, rows
+from minipovid.images import embedded as pictures
+from minipovid.pairs.conversations import answer, question
+from minipovid.pairs.formats import Seed, checked, checked_seeds, identity, known, text
+from minipovid.types import BadRow, Pair
+
+SOURCE = {"chosen": "table", "rejected": "table"}
+
+
+def read(path: Path) -> Iterator[Pair | BadRow]:
+    """Every row of the table, in order."""
+    yield from checked(rows(path), _pair, foreign=True)
+
+
+def seeds(path: Path) -> Iterator[Seed | BadRow]:
+    """Every row of a table with one answer, in order."""
+    yield from checked_seeds(rows(path), _seed)
+
+
+def claims(row: Mapping[str, Any]) -> int:
+    """A table is nobody else's, so one more than any other format could say of its row."""
+    told = known(row, ("image", "prompt", "chosen", "rejected")) or known(row, ("image", "prompt", "answer"))
+    return len(row) + 1 if told and isinstance(row, Cells) else 0
+
+
+def _pair(row: dict[str, Any]) -> Pair:
+    chosen, rejected = (answer(text(row, side), side) for side in ("chosen", "rejected"))
+    return Pair(identity(row), pictures.of(row, "image"), _prompt(row), chosen, rejected, SOURCE)
+
+
+def _seed(row: dict[str, Any]) -> Seed:
+    return Seed(identity(row), pictures.of(row, "image"), _prompt(row), answer(text(row, "answer"), "answer"))
+
+
+def _prompt(row: dict[str, Any]) -> str:
+    return question(text(row, "prompt"), "prompt")

@@ -1,0 +1,77 @@
+"""minipovid's own format: one Pair per line, keys named like the fields of `Pair`; `source` and `spans` may be absent.
+
+{"id": "17", "image": "17.png", "prompt": "What is this?", "chosen": "A cat.", "rejected": "A cat and a dog.",
+ "source": {"chosen": "person", "rejected": "rule"}, "spans": [{"start": 5, "end": 15, "kind": "object"}]}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from minipovid.common.data_files import looks_like, of_text
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import finished
+from minipovid.pairs.formats import Bad, checked, known, short, text
+from minipovid.types import BadRow, Pair, Span
+
+KEYS = tuple(field.name for field in fields(Pair))
+
+
+def read(path: Path) -> Iterator[Pair | BadRow]:
+    """Every line of the file that is not blank, in order; rows are numbered by line.
+
+    Raises MinipovidError where the file as a whole is not this format.
+    """
+    yield from checked(_rows(path), _pair)
+
+
+def claims(row: Mapping[str, Any]) -> int:
+    return known(row, ("id", "image", "prompt", "chosen", "rejected"), KEYS) if set(row) <= set(KEYS) else 0
+
+
+def write(path: Path, pairs: Iterable[Pair]) -> None:
+    """Write the pairs; the file appears under its name when the last one is in it."""
+    with finished(path) as draft, draft.open("w", encoding="utf-8") as file:
+        for pair in pairs:
+            row = {key: getattr(pair, key) for key in KEYS}
+            row["source"] = dict(pair.source)
+            row["spans"] = [span._asdict() for span in pair.spans]
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    if looks_like(path) == "list":
+        raise MinipovidError(f"{path} is a JSON list; data.format jsonl is one object per line (povid is a JSON list).")
+    return of_text(path, "lines")
+
+
+def _pair(row: dict[str, Any]) -> Pair:
+    """One row as a Pair. Raises Bad."""
+    for key in row:
+        if key not in KEYS:
+            raise Bad(f"{key} is not a key of a pair; known: {', '.join(KEYS)}")
+    required = {key: text(row, key) for key in ("id", "image", "prompt", "chosen", "rejected")}
+    source = row.get("source", {})
+    if not isinstance(source, dict):
+        raise Bad(f"source is {short(source)}, but it must be an object that says who made each half")
+    return Pair(**required, source={key: text(source, key) for key in source}, spans=_spans(row))
+
+
+def _spans(row: dict[str, Any]) -> tuple[Span, ...]:
+    spans = row.get("spans", [])
+    if not isinstance(spans, list):
+        raise Bad(f"spans is {short(spans)}, but it must be a list")
+    return tuple(_span(span, len(row["rejected"])) for span in spans)
+
+
+def _span(span: Any, length: int) -> Span:
+    if not isinstance(span, dict) or set(span) != set(Span._fields):
+        raise Bad(f"a span is {short(span)}, but it must be an object with start, end and kind")
+    start, end = span["start"], span["end"]
+    if type(start) is not int or type(end) is not int or not 0 <= start < end <= length:
+        raise Bad(f"a span is {short(span)}, which lies outside the {length} characters of the rejected answer")
+    return Span(start, end, text(span, "kind"))

@@ -1,0 +1,39 @@
+"""LLaMA-Factory's sharegpt preference data (`formatting: sharegpt, ranking: true`), JSON, jsonl or parquet.
+
+    {"conversations": [{"from": "human", "value": "<image>What is this?"}], "images": ["17.png"],
+     "chosen": {"from": "gpt", "value": "A cat."}, "rejected": {"from": "gpt", "value": "A dog."}}
+
+llamafactory/RLHF-V and Zhihui/VLFeedback (381,904 rows) come like this, with the pictures' bytes in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from minipovid.common.data_files import rows
+from minipovid.images import embedded as pictures
+from minipovid.pairs.conversations import answered, asked, said
+from minipovid.pairs.formats import Bad, checked, identity, known
+from minipovid.types import BadRow, Pair
+
+SOURCE = {"chosen": "LLaMA-Factory data set", "rejected": "LLaMA-Factory data set"}
+
+
+def read(path: Path) -> Iterator[Pair | BadRow]:
+    """Every row of the file or folder of shards, in order."""
+    yield from checked(rows(path), _pair, foreign=True)
+
+
+def claims(row: Mapping[str, Any]) -> int:
+    return known(row, ("conversations", "chosen", "rejected"), ("images", "image", "system", "id"))
+
+
+def _pair(row: dict[str, Any]) -> Pair:
+    if str(row.get("system") or "").strip():
+        raise Bad("system holds a text, which a pair cannot keep; take it out, or put it into the question")
+    image = pictures.of(row, "images", "image")
+    prompt = asked(said(row, "conversations"), "conversations")
+    chosen, rejected = (answered(said(row, side), side) for side in ("chosen", "rejected"))
+    return Pair(identity(row), image, prompt, chosen, rejected, SOURCE)

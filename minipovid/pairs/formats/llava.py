@@ -1,0 +1,35 @@
+"""LLaVA's instruction data (LLaVA-Instruct-150K and all that is made like it): good answers, seeds of pairs.
+
+    [{"id": "000000033471", "image": "000000033471.jpg", "conversations": [
+        {"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A bus."}, ...]}, ...]
+
+A conversation gives one seed, its first exchange: later questions lean on the answers before them ("and its colour?").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from minipovid.common.data_files import rows
+from minipovid.images import embedded as pictures
+from minipovid.pairs.conversations import exchange, said
+from minipovid.pairs.formats import Seed, checked_seeds, identity, known
+from minipovid.types import BadRow
+
+
+def seeds(path: Path) -> Iterator[Seed | BadRow]:
+    """The first exchange of every row, in order."""
+    yield from checked_seeds(rows(path), _seed)
+
+
+def claims(row: Mapping[str, Any]) -> int:
+    return known(row, ("image", "conversations"), ("id",))
+
+
+def _seed(row: dict[str, Any]) -> Seed:
+    image = pictures.of(row, "image")
+    turns = [turn for turn in said(row, "conversations") if turn.role != "system" or turn.text.strip()]
+    prompt, answer = exchange(turns[:2], "conversations")
+    return Seed(identity(row), image, prompt, answer)

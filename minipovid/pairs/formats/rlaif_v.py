@@ -1,0 +1,38 @@
+"""RLAIF-V-Dataset (openbmb, CC-BY-NC-4.0, 83,132 rows in 14 parquet files): the picture's bytes lie in the file.
+
+    {"ds_name": "RLAIF-V", "image": {"bytes": ..., "path": ...}, "question": "What is this?", "chosen": "A cat.",
+     "rejected": "A dog.", "origin_dataset": ..., "origin_split": "...", "idx": "0", "image_path": "..."}
+
+`data.path` may name the folder of all files. An open model answered and an open model judged (arXiv 2405.17220).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from minipovid.common.data_files import rows
+from minipovid.images import embedded as pictures
+from minipovid.pairs.conversations import answer, question
+from minipovid.pairs.formats import checked, identity, known, text
+from minipovid.types import BadRow, Pair
+
+COLUMNS = ("image", "question", "chosen", "rejected")
+FURTHER = ("ds_name", "origin_dataset", "origin_split", "idx", "image_path", "logps")
+SOURCE = {"chosen": "RLAIF-V", "rejected": "RLAIF-V"}
+
+
+def read(path: Path) -> Iterator[Pair | BadRow]:
+    """Every row of the file or folder of shards, in order."""
+    yield from checked(rows(path), _pair, foreign=True)
+
+
+def claims(row: Mapping[str, Any]) -> int:
+    return known(row, COLUMNS, FURTHER)
+
+
+def _pair(row: dict[str, Any]) -> Pair:
+    image = pictures.of(row, "image", "image_path")
+    chosen, rejected = (answer(text(row, side), side) for side in ("chosen", "rejected"))
+    return Pair(identity(row, "idx"), image, question(text(row, "question"), "question"), chosen, rejected, SOURCE)

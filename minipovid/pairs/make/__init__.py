@@ -1,0 +1,193 @@
+"""Pairs made of seeds: every row ends as a pair or as a recorded failure, and nobody is asked twice.
+
+    made = make(seeds, maker, Path("pairs/mine"), root=Path("photos"))
+
+    TO/pairs.jsonl       the pairs, in the order of the seeds
+       failures.jsonl    what became no pair, with every reason; rows that could not be read are among them
+       make.json         counts, what it took, who made it
+       journal.jsonl     what is finished (journal.py): the same command goes on from there
+       images/           pictures that came inside the data file; `data.images` is then this folder
+
+rows = pairs + failures + left; `left` are those that an interruption or a spent budget kept from being asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from minipovid.common import shelf
+from minipovid.common.caches.ring import cache_folder
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import finished
+from minipovid.common.pool import Crew
+from minipovid.images import embedded as pictures
+from minipovid.images import load as images
+from minipovid.images.embedded import Embedded, Store
+from minipovid.inference.remote import Stopped, Usage
+from minipovid.pairs.formats import Seed, jsonl
+from minipovid.pairs.make.journal import NAME, Journal
+from minipovid.pairs.make.ledger import Counts as Counts
+from minipovid.pairs.make.ledger import Ledger
+from minipovid.pairs.make.makers import Maker, Outcome, Workshop
+from minipovid.pairs.make.progress import Progress
+from minipovid.types import BadRow, Pair
+
+if TYPE_CHECKING:
+    from minipovid.pairs.make.makers import Seeds
+
+_SHELF = "pairs.formats"
+_KEPT = "What was finished is kept; the same command goes on from there."
+
+
+class Task(NamedTuple):
+    """A seed and its picture's file, or why it has none."""
+
+    seed: Seed
+    picture: Path
+    why: str = ""
+
+
+class Estimate(NamedTuple):
+    """Nothing of it is measured: tokens by rules of thumb, and every first answer taken as good."""
+
+    rows: int
+    finished: int  # they cost nothing any more
+    requests: int
+    prompt_tokens: int
+    answer_tokens: int
+    cost: float | None
+    cost_if_all_asked_thrice: float | None
+
+
+def makers() -> list[str]:
+    """The makers on the shelf."""
+    return [name for name in shelf.names(_SHELF) if hasattr(shelf.load(_SHELF, name), "maker")]
+
+
+def maker(name: str, shop: Workshop) -> Maker:
+    """Raises MinipovidError where the shelf has no such maker, and what the maker raises."""
+    module = shelf.load(_SHELF, name)
+    if not hasattr(module, "maker"):
+        raise MinipovidError(f"{name} reads pairs and makes none; the makers are {', '.join(makers())}.")
+    made: Maker = module.maker(shop)
+    return made
+
+
+def answers() -> Path:
+    """Where this user's teachers' answers are kept, whatever they are asked for."""
+    return cache_folder() / "teacher" / "answers.sqlite"
+
+
+def estimate(seeds: Seeds, maker: Maker, to: Path, *, root: Path) -> Estimate:
+    """What `make` would still take; nothing is sent."""
+    rows = settled = 0
+    usage = Usage()
+    journal = Journal(to, maker.identity()) if (to / NAME).is_file() else None
+    for row in seeds():
+        rows += 1
+        if isinstance(row, Seed) and journal is not None and journal.settled(row):
+            settled += 1
+        elif isinstance(row, Seed) and not (task := _task(row, root, None)).why:
+            usage += maker.estimate(row, task.picture)
+    if journal is not None:
+        journal.close()
+    cost = maker.cost(usage)
+    thrice = None if cost is None else 3 * cost
+    return Estimate(rows, settled, usage.requests, usage.prompt_tokens, usage.answer_tokens, cost, thrice)
+
+
+def make(seeds: Seeds, maker: Maker, to: Path, *, root: Path, progress: bool = True) -> Counts:
+    """Make a pair of every seed that TO has none of yet; `root` is the pictures' folder.
+
+    A budget that ended it is told in `Counts.stopped`. Ctrl-C raises KeyboardInterrupt, and a server that cannot be
+    used (key, model, address) MinipovidError, both when all that is finished has been written.
+    """
+    journal = Journal(to, maker.identity())
+    shown = Progress(maker, sum(1 for _ in seeds()) if progress else None)
+    try:
+        ended = _through(_tasks(seeds, journal, shown, root, Store(to / "images")), maker, journal, shown)
+        counts = _written(seeds, journal, maker, to, _told(ended))
+    finally:
+        shown.close()
+        journal.close()
+    if isinstance(ended, KeyboardInterrupt):
+        raise ended
+    if ended is not None and ended.mend:
+        raise MinipovidError(f"{ended} {_KEPT}")
+    return counts
+
+
+def _told(ended: Stopped | KeyboardInterrupt | None) -> str:
+    return "" if ended is None else str(ended) or "interrupted"
+
+
+def _tasks(seeds: Seeds, journal: Journal, shown: Progress, root: Path, store: Store) -> Iterator[Task]:
+    for row in seeds():
+        if isinstance(row, BadRow) or journal.settled(row):
+            shown.row(made=False)
+        else:
+            yield _task(row, root, store)
+
+
+def _task(seed: Seed, root: Path, store: Store | None) -> Task:
+    """A picture that came inside the data file gets a file in the store, if there is one."""
+    if isinstance(seed.image, Embedded):
+        return Task(seed, store.folder / store.keep(seed.image) if store else root / seed.image)
+    try:
+        return Task(seed, images.inside(root, pictures.placed(root, seed.image)))
+    except MinipovidError as error:
+        return Task(seed, root, str(error))
+
+
+def _through(
+    tasks: Iterator[Task], maker: Maker, journal: Journal, shown: Progress
+) -> Stopped | KeyboardInterrupt | None:
+    """Make them all, into the journal. Returns what ended it early."""
+
+    def work(task: Task) -> tuple[Seed, Outcome | Stopped]:
+        try:
+            outcome = Outcome(None, (task.why,), heals=True) if task.why else maker.make(task.seed, task.picture)
+        except Stopped as stopped:
+            return task.seed, stopped
+        return task.seed, outcome
+
+    ended: Stopped | None = None
+    try:
+        with Crew(work, tasks, maker.workers, maker.stop) as crew:
+            for seed, outcome in crew.results():
+                if isinstance(outcome, Stopped):
+                    crew.close()
+                    ended = outcome  # they all say why the first one stopped
+                else:
+                    journal.add(seed, outcome)
+                    shown.row(made=True)
+    except KeyboardInterrupt as interrupt:
+        return interrupt
+    return ended
+
+
+def _written(seeds: Seeds, journal: Journal, maker: Maker, to: Path, stopped: str) -> Counts:
+    """The three files, from the journal, in the order of the seeds."""
+    ledger = Ledger()
+
+    def entered() -> Iterator[Pair]:
+        for row in seeds():
+            entry = ledger.enter(row, None if isinstance(row, BadRow) else journal.get(row))
+            if isinstance(entry, Pair):
+                yield entry
+            elif entry is not None:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    with finished(to / "failures.jsonl") as draft, draft.open("w", encoding="utf-8", errors="replace") as file:
+        jsonl.write(to / "pairs.jsonl", entered())
+    counts = ledger.counts
+    counts.stopped, counts.cost = stopped, maker.cost(counts.usage)
+    counts.this_run = maker.spent()
+    counts.cost_of_this_run = maker.cost(counts.this_run)
+    with finished(to / "make.json") as draft:
+        told = {**counts.as_dict(), "maker": maker.identity()}
+        draft.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+    return counts

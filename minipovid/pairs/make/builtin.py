@@ -1,0 +1,39 @@
+"""The built-in world's pairs: made of its good answers on first use, as anybody's are.
+
+    minipovid pairs make tinyworld-2/seeds.json --maker rule --count-on tinyworld-2/everyday.txt
+
+The everyday captions are counted, and not the seeds, because the seeds' pictures show what habit does not expect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from minipovid import tinyworld
+from minipovid.common.caches.ring import cache_folder
+from minipovid.pairs import formats as formats
+from minipovid.pairs import make
+from minipovid.pairs.formats import Seed, rule
+from minipovid.pairs.make.makers import Workshop
+from minipovid.tinyworld.world import once
+from minipovid.types import BadRow
+
+
+def pairs() -> tuple[Path, Path]:
+    """(the file of pairs, the folder that its image paths are relative to), in the cache folder. Takes some seconds."""
+    world = tinyworld.materialise(cache_folder() / tinyworld.NAME)
+    folder = world / f"pairs-{rule.VERSION.replace(' ', '-')}"
+    return once(folder, _stands, lambda draft: _make(world, draft)) / "pairs.jsonl", world
+
+
+def _stands(folder: Path) -> bool:
+    return (folder / "pairs.jsonl").is_file()
+
+
+def _make(world: Path, to: Path) -> None:
+    def seeds() -> Iterator[Seed | BadRow]:
+        return formats.seeds(world / "seeds.json", "llava")
+
+    maker = make.maker("rule", Workshop(seeds, count_on=world / "everyday.txt"))
+    make.make(seeds, maker, to, root=world, progress=False)

@@ -1,0 +1,68 @@
+"""What came of the rows, counted once, while they are written."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from minipovid.inference.remote import Usage
+from minipovid.pairs.formats import Seed
+from minipovid.pairs.make.makers import Outcome
+from minipovid.types import BadRow, Pair
+
+
+@dataclass
+class Counts:
+    """rows = pairs + failures + left. `usage` is what all rows took, in this run or an earlier one."""
+
+    rows: int = 0
+    pairs: int = 0
+    failures: int = 0
+    left: int = 0  # not asked yet
+    asked_again: int = 0  # rows whose first answer could not be used
+    kinds: dict[str, int] = field(default_factory=dict)  # of the spans
+    duplicates: list[tuple[str, str]] = field(default_factory=list)  # (id, the id that had this rejected answer first)
+    usage: Usage = Usage()
+    cost: float | None = None
+    this_run: Usage = Usage()
+    cost_of_this_run: float | None = None
+    stopped: str = ""  # what ended it before the last row
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Ledger:
+    """Enter every row, in order."""
+
+    def __init__(self) -> None:
+        self.counts = Counts()
+        self._rejected: dict[bytes, str] = {}  # digest of an answer -> the first id that has it
+
+    def enter(self, row: Seed | BadRow, outcome: Outcome | None) -> Pair | dict[str, Any] | None:
+        """The row's pair; or its failure as it stands in failures.jsonl; or None, where it has not been made yet."""
+        self.counts.rows += 1
+        if isinstance(row, BadRow):
+            self.counts.failures += 1
+            return {"where": row.where, "reasons": [row.why]}
+        if outcome is None:
+            self.counts.left += 1
+            return None
+        self.counts.usage += outcome.usage
+        self.counts.asked_again += bool(outcome.reasons and outcome.usage.requests > 1)
+        if outcome.pair is None:
+            self.counts.failures += 1
+            known = {"id": row.id, "image": str(row.image), "prompt": row.prompt, "chosen": row.answer}
+            return {**known, "reasons": list(outcome.reasons)}
+        self._pair(outcome.pair)
+        return outcome.pair
+
+    def _pair(self, pair: Pair) -> None:
+        self.counts.pairs += 1
+        for span in pair.spans:
+            self.counts.kinds[span.kind] = self.counts.kinds.get(span.kind, 0) + 1
+        answer = hashlib.sha256(" ".join(pair.rejected.casefold().split()).encode()).digest()[:16]
+        first = self._rejected.setdefault(answer, pair.id)
+        if first != pair.id:
+            self.counts.duplicates.append((pair.id, first))

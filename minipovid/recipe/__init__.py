@@ -1,0 +1,1 @@
+"""The YAML: its schema, how it is read, and why it is refused."""

@@ -1,0 +1,1 @@
+"""Pairs and losses -> an adapter, stage by stage."""

@@ -1,0 +1,452 @@
+"""What a recipe will need, predicted from the model's shapes alone: nothing is downloaded, no weight is loaded.
+
+    predicted = predict(recipe)          # GiB by part, disk, and which cards do it in what time
+    verdict(predicted, recipe, 8)        # does it fit 8 GiB, and what to change where it does not
+    settle(recipe)                       # the recipe with every `auto` replaced by what fits this machine
+
+The arithmetic is in costs.py, the cards are in cards.py. Memory is predicted for the longest row that data.max_length
+admits, time for a question of 60 tokens and answers of 100. Nothing of this is measured on a GPU yet: memory may be
+25 % more or less, time 50 %.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minipovid.models.shapes import CPU_LIMIT, Shapes, shapes
+from minipovid.pairs import formats as pairs
+from minipovid.recipe.read import BUILTIN, Recipe
+from minipovid.train import losses
+from minipovid.train.plan import costs
+from minipovid.train.plan.cards import CARDS, Card
+from minipovid.train.plan.costs import GIB, Memory, Setting
+from minipovid.types import View
+
+PROMPT, ANSWER = 60, 100  # tokens of a usual question and answer, for the time alone
+RESERVE = 0.08  # of the memory that `settle` leaves alone
+WORKERS = 4  # processes that prepare pictures, at most
+
+
+@dataclass(frozen=True)
+class OnCard:
+    """What a recipe is on one card, its `auto` settled for it."""
+
+    card: Card
+    peak_gib: float
+    micro_batch: int
+    gradient_checkpointing: bool | int
+    seconds_per_step: float
+    seconds_per_pair: float
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_gib <= self.card.gib
+
+    @property
+    def word(self) -> str:
+        if not self.fits:
+            return "no"
+        return "tight" if is_tight(self.peak_gib, self.card.gib) else "yes"
+
+    def as_dict(self, visits: int | None) -> dict[str, Any]:
+        """`visits` of a pair, where they are known, take hours."""
+        return {
+            "gib": self.card.gib,
+            "fits": self.fits,
+            "peak_gib": round(self.peak_gib, 2),
+            "micro_batch": self.micro_batch,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "seconds_per_step": float(f"{self.seconds_per_step:.3g}"),
+            "hours": None if visits is None else float(f"{self.seconds_per_pair * visits / 3600:.3g}"),
+        }
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a recipe will need."""
+
+    device: str  # "GPU" or "CPU"
+    moment: str  # when most memory is taken
+    memory: dict[str, float]  # GiB by part, at that moment
+    disk: dict[str, float]  # GiB by part
+    visits: int | None  # pairs times epochs, all stages together; none where the data is not here yet
+    cards: list[OnCard] = field(default_factory=list)
+    paged_gib: float = 0.0  # moments of a paged optimiser, which may leave the card for the computer's memory
+
+    @property
+    def peak_gib(self) -> float:
+        return sum(self.memory.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "device": self.device,
+            "peak_gib": round(self.peak_gib, 2),
+            "peak_when": self.moment,
+            "memory_gib": {part: round(size, 2) for part, size in self.memory.items()},
+            "paged_gib": round(self.paged_gib, 2),
+            "disk_gib": {part: round(size, 2) for part, size in self.disk.items()},
+            "visits": self.visits,
+            "cards": {each.card.name: each.as_dict(self.visits) for each in self.cards},
+        }
+
+    def table(self) -> str:
+        lines = [f"{self.device} memory at its peak, when {self.moment}, GiB (predicted)", *_column(self.memory)]
+        if self.paged_gib:
+            lines.append(f"  and up to {self.paged_gib:.2f} in the computer's own memory (paged optimiser)")
+        lines += ["Disk, GiB", *_column(self.disk)]
+        lines += [f"Cards, and the time for {self.visits or 1000:,} visits of a pair (predicted)", _HEAD]
+        for each in self.cards:
+            lines.append(
+                f"  {each.card.name:<10}{each.card.gib:>5g}{each.peak_gib:>7.1f}  {each.word:<6}"
+                f"{_layers(each.gradient_checkpointing):<15}{each.micro_batch:<13}{each.seconds_per_step:<8.2f}"
+                f"{_duration(each.seconds_per_pair * (self.visits or 1000))}"
+            )
+        return "\n".join(lines)
+
+
+_HEAD = f"  {'':<10}{'GiB':>5}{'needs':>7}  {'fits':<6}{'checkpointing':<15}{'micro_batch':<13}{'s/step':<8}time"
+
+
+class Verdict(NamedTuple):
+    """Does it fit a card, and what to change where it does not."""
+
+    fits: bool
+    card_gib: float
+    changes: dict[str, Any]  # recipe keys and values for --set, the least harmful first
+    sentence: str
+
+
+def predict(recipe: Recipe, card_gib: float | None = None) -> Forecast:
+    """What the recipe will need on a card of `card_gib`. Without one: what it needs at least, or, where this machine
+    has no GPU and the model is small enough to do without, here. `auto` is settled accordingly.
+
+    Raises MinipovidError where the model's shapes cannot be known yet.
+    """
+    model = shapes(recipe.model.path, recipe.model.revision)
+    if card_gib is None and model.weights <= CPU_LIMIT and not _cuda():
+        return forecast(model, recipe, free_gib(), on_gpu=False)
+    return forecast(model, recipe, card_gib or 0.0)
+
+
+def forecast(model: Shapes, recipe: Recipe, memory_gib: float = 0.0, on_gpu: bool = True) -> Forecast:
+    """What the recipe will need where there are `memory_gib`; the least that it can do with where that is 0."""
+    settled = settled_for(model, recipe, memory_gib, on_gpu)
+    peak = peak_memory(model, settled, on_gpu)
+    return Forecast(
+        device="GPU" if on_gpu else "CPU",
+        moment=peak.moment,
+        memory={part: size / GIB for part, size in peak.parts.items()},
+        disk=_disk(model, recipe),
+        visits=_visits(recipe),
+        cards=[_on_card(model, recipe, card) for card in CARDS],
+        paged_gib=costs.paged(model, Setting.of(settled, on_gpu)) / GIB,
+    )
+
+
+def verdict(predicted: Forecast, recipe: Recipe, card_gib: float) -> Verdict:
+    """Whether the recipe fits a card, and if not, which changes make it fit; and which known cards it fits."""
+    model = shapes(recipe.model.path, recipe.model.revision)
+    recipe = settled_for(model, recipe, card_gib)
+    start = _gib(model, recipe)
+    known = [each.card.name for each in predicted.cards if each.fits]
+    cards = f" Of the known cards, {_listed(known)} can do it." if known else ""
+    if start <= card_gib:
+        fits = "It fits, but tightly" if is_tight(start, card_gib) else "It fits"
+        return Verdict(True, card_gib, {}, f"{fits}: {start:.1f} of {card_gib:g} GiB{_how(recipe)}.{cards}")
+    changes, peak = economise(model, recipe, card_gib)
+    if not changes:
+        return Verdict(
+            False, card_gib, {}, f"It does not fit: {start:.1f} of {card_gib:g} GiB; use a smaller model.{cards}"
+        )
+    end = f"then it takes {peak:.1f} GiB" if peak <= card_gib else f"and a smaller model: {peak:.1f} GiB is left"
+    sentence = f"It does not fit: {start:.1f} of {card_gib:g} GiB; set {_settings(changes)}, {end}.{cards}"
+    return Verdict(False, card_gib, changes, sentence)
+
+
+def advice(recipe: Recipe, memory_gib: float | None = None) -> str:
+    """One sentence for an error of memory that ran out: what was predicted and what to change.
+
+    The prediction may have said that it fits; so the changes lower it by a fifth, and below the memory that there is,
+    by default this machine's.
+    """
+    model, on_gpu = shapes(recipe.model.path, recipe.model.revision), _cuda()
+    memory_gib = total_gib() if memory_gib is None else memory_gib
+    recipe = settled_for(model, recipe, memory_gib, on_gpu)
+    start = _gib(model, recipe, on_gpu)
+    changes, peak = economise(model, recipe, min(0.8 * start, (1 - RESERVE) * memory_gib), on_gpu)
+    told = f"The memory ran out; {start:.1f} GiB were predicted, {memory_gib:.1f} GiB are there"
+    if not changes:
+        return f"{told}; close other programs that use it, or take a smaller model."
+    return f"{told}; set {_settings(changes)} (predicted: {peak:.1f} GiB), or close other programs that use it."
+
+
+def settle(recipe: Recipe, memory_gib: float | None = None) -> Recipe:
+    """The recipe with micro_batch, gradient_checkpointing and dataloader_num_workers settled where they are `auto`.
+
+    `memory_gib` is what may be used, by default what this machine has free now; 8 % of it is kept in reserve. Without
+    checkpointing a step is a third faster, so as few layers are checkpointed as let a single pair fit, and then as many
+    pairs at once as fit. Raises MinipovidError where the model's config.json is not on this machine.
+    """
+    train = recipe.train
+    if train.dataloader_num_workers == "auto":
+        workers = min(WORKERS, _cpus() // 2) if _cuda() else 0
+        recipe = changed(recipe, "train.dataloader_num_workers", workers)
+    if "auto" not in (train.micro_batch, train.gradient_checkpointing):
+        return recipe
+    memory_gib = free_gib() if memory_gib is None else memory_gib
+    return settled_for(shapes(recipe.model.path, recipe.model.revision), recipe, memory_gib, _cuda())
+
+
+def settled_for(model: Shapes, recipe: Recipe, memory_gib: float, on_gpu: bool = True) -> Recipe:
+    """`micro_batch` and `gradient_checkpointing` as they fit into `memory_gib`; the leanest where nothing does."""
+    train = recipe.train
+    total = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    sizes = range(total, 0, -1) if train.micro_batch == "auto" else [int(train.micro_batch)]
+    given = train.gradient_checkpointing
+    ways = [False, *range(1, model.layers - 1), True] if given == "auto" else [given]
+    candidate = recipe
+    for way in ways:
+        for size in sizes:
+            candidate = changed(changed(recipe, "train.gradient_checkpointing", way), "train.micro_batch", size)
+            if not is_tight(_gib(model, candidate, on_gpu), memory_gib):
+                even = -(-total // -(-total // size)) if train.micro_batch == "auto" else size
+                return changed(candidate, "train.micro_batch", even)  # 16 pairs, 10 fit: 8 and 8
+    return candidate
+
+
+def free_gib() -> float:
+    """What this machine could give a training now: the GPU's free memory, else the computer's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[0]) / GIB
+    import psutil
+
+    return float(psutil.virtual_memory().available) / GIB
+
+
+def total_gib() -> float:
+    """What the GPU holds, else the computer."""
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[1]) / GIB
+    import psutil
+
+    return float(psutil.virtual_memory().total) / GIB
+
+
+def economise(model: Shapes, recipe: Recipe, target_gib: float, on_gpu: bool = True) -> tuple[dict[str, Any], float]:
+    """The least harmful changes that bring a settled recipe down to `target_gib`, or as near as they can, and the peak
+    that is left. What saves less than 1 % is left out."""
+    peak = _gib(model, recipe, on_gpu)
+    changes: dict[str, Any] = {}
+    for key, value in _economies(recipe, on_gpu):
+        if peak <= target_gib:
+            break
+        candidate = changed(recipe, key, value)
+        lower = _gib(model, candidate, on_gpu)
+        if lower < 0.99 * peak:
+            recipe, peak, changes[key] = candidate, lower, value
+    return changes, peak
+
+
+def _economies(recipe: Recipe, on_gpu: bool) -> Iterator[tuple[str, Any]]:
+    """Keys and values that save memory, the least harmful first: what changes no number, what costs time, what costs
+    precision, what makes the adapter smaller, what leaves out rows."""
+    pairs = int(recipe.train.micro_batch)
+    while pairs > 1:
+        pairs = -(-pairs // 2)
+        yield "train.micro_batch", pairs
+    yield "train.gradient_checkpointing", True
+    if on_gpu and recipe.train.optim == "adamw_torch":
+        yield "train.optim", "adamw_8bit"
+    if on_gpu and not recipe.train.optim.startswith("paged_"):
+        yield "train.optim", "paged_adamw_8bit"
+    yield "model.load_in_4bit", True
+    rank = recipe.lora.r
+    while rank > 8:
+        rank //= 2
+        yield "lora.r", rank
+    if recipe.data.max_length > 768:
+        yield "data.max_length", 768
+
+
+def changed(recipe: Recipe, dotted: str, value: Any) -> Recipe:
+    section, _, key = dotted.partition(".")
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={key: value})})
+
+
+def peak_memory(model: Shapes, recipe: Recipe, on_gpu: bool = True) -> Memory:
+    """The hungriest stage of a settled recipe."""
+    setting = Setting.of(recipe, on_gpu)
+    prefix, answer = _lengths(model, recipe.data.max_length)
+    each = [costs.memory(model, setting, costs.trees(views, prefix, answer)) for views in _views(recipe)]
+    return max(each, key=lambda memory: memory.total)
+
+
+def _gib(model: Shapes, recipe: Recipe, on_gpu: bool = True) -> float:
+    return peak_memory(model, recipe, on_gpu).total / GIB
+
+
+def _views(recipe: Recipe) -> list[list[View]]:
+    """The views of each stage's loss."""
+    return [list(loss.views) for loss in losses.of_stages(recipe)]
+
+
+def _lengths(model: Shapes, length: int) -> tuple[int, int]:
+    """Tokens of prefix and answer in a row of `length`."""
+    prefix = min(model.image_tokens + PROMPT, length - 1)
+    return prefix, length - prefix
+
+
+def _on_card(model: Shapes, recipe: Recipe, card: Card) -> OnCard:
+    settled = settled_for(model, recipe, card.gib)
+    seconds = seconds_per_step(model, settled, card)
+    step = settled.train.per_device_train_batch_size * settled.train.gradient_accumulation_steps
+    return OnCard(
+        card=card,
+        peak_gib=_gib(model, settled),
+        micro_batch=int(settled.train.micro_batch),
+        gradient_checkpointing=Setting.of(settled, on_gpu=True).checkpointing,
+        seconds_per_step=seconds,
+        seconds_per_pair=seconds / step,
+    )
+
+
+def seconds_per_step(model: Shapes, recipe: Recipe, card: Card) -> float:
+    """A step over usual pairs, averaged over the stages by their epochs; the reference counts where it is computed."""
+    setting = Setting.of(recipe, on_gpu=True)
+    pairs = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
+    prefix, answer = _lengths(model, min(model.image_tokens + PROMPT + ANSWER, recipe.data.max_length))
+    total = 0.0
+    for number, (stage, views) in enumerate(zip(recipe.stages, _views(recipe), strict=True)):
+        policy = costs.trees(views, prefix, answer)
+        flop = sum(costs.flop(model, setting, policy).values()) * pairs
+        moved = costs.dequantised(model, setting, policy) * setting.passes + costs.optimiser_traffic(model, setting)
+        seconds = card.seconds(flop, moved) * stage.epochs
+        adapted = number > 0 or recipe.start_from is not None
+        for times, asked in _reference(recipe, views, stage.epochs):
+            quiet = costs.trees(asked, prefix, answer)
+            flop = costs.reference_flop(model, setting, quiet, adapted) * pairs
+            seconds += card.seconds(flop, costs.dequantised(model, setting, quiet) * setting.passes) * times
+        total += seconds
+    return total / sum(stage.epochs for stage in recipe.stages)
+
+
+def _reference(recipe: Recipe, views: list[View], epochs: int) -> Iterator[tuple[int, list[View]]]:
+    """How often the reference scores which views of a pair: once where the cache may keep them, and every epoch where
+    it may not or where the picture is drawn anew (crops, and noise if the recipe says so)."""
+    lasting: list[View] = []
+    anew: list[View] = []
+    for view in costs.reference(views):
+        fresh = view.image == "cropped" or (view.image == "noised" and recipe.noise.refresh == "epoch")
+        (anew if fresh or not recipe.reference.cache_gib else lasting).append(view)
+    if lasting:
+        yield 1, lasting
+    if anew:
+        yield epochs, anew
+
+
+def _disk(model: Shapes, recipe: Recipe) -> dict[str, float]:
+    adapter = model.adapter_per_rank * recipe.lora.r
+    text = model.linear + model.embeddings
+    kept = 4 + costs.MOMENTS[recipe.train.optim]  # a checkpoint's bytes per weight
+    bytes_by_part = {
+        "base model, 16-bit": 2 * (text + model.vision),
+        "checkpoints": kept * adapter * recipe.train.save_total_limit,
+        "adapter": 4 * adapter,
+        "GGUF files": sum(text * _bits(quant) / 8 for quant in recipe.export.quants) + 2 * model.vision,
+    }
+    sizes = {part: size / GIB for part, size in bytes_by_part.items()}
+    if any(view.image == "noised" for views in _views(recipe) for view in views):
+        sizes["noised pictures, at most"] = recipe.noise.cache_gib
+    if _keeps_hidden_rows(recipe):
+        sizes["reference scores, at most"] = recipe.reference.cache_gib
+    return sizes
+
+
+def _keeps_hidden_rows(recipe: Recipe) -> bool:
+    """Log-probabilities take some megabytes; hidden rows gigabytes, where a loss asks for any token more than once."""
+    again = map(recipe.asks_again, recipe.stages)
+    asked = [any(view.reference == "any" for view in views) for views in _views(recipe)]
+    return recipe.reference.cache_gib > 0 and any(map(all, zip(again, asked, strict=True)))
+
+
+def _bits(quant: str) -> float:
+    """Bits per weight of a GGUF type: f16 has 16; q8_0 8.5 and q4_k_m 4.85 hold scales beside their 8 and 4 bits."""
+    found = re.search(r"\d+", quant)
+    bits = int(found.group()) if found else 16
+    return bits + (0.7 if bits < 16 else 0)
+
+
+def _visits(recipe: Recipe) -> int | None:
+    """How often a pair is visited in all stages together."""
+    step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
+    limit = None if recipe.train.max_steps is None else recipe.train.max_steps * step
+    pairs = _pairs(recipe)
+    if pairs is None:
+        return None if limit is None else limit * len(recipe.stages)
+    return sum(min(pairs * stage.epochs, limit or pairs * stage.epochs) for stage in recipe.stages)
+
+
+def _pairs(recipe: Recipe) -> int | None:
+    path = Path(recipe.data.path)
+    if recipe.data.path == BUILTIN or not path.exists():
+        return None
+    rows = sum(1 for _ in pairs.reader(recipe.data.format).read(path))
+    return min(rows, recipe.data.limit or rows)
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _settings(changes: dict[str, Any]) -> str:
+    return " and ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
+
+
+def _how(recipe: Recipe) -> str:
+    given, pairs = Setting.of(recipe, on_gpu=True).checkpointing, int(recipe.train.micro_batch)
+    how = f"with gradient checkpointing of {_layers(given)}" if given else "without gradient checkpointing"
+    return f", {how}, {pairs} pair{'s' * (pairs > 1)} at once"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
+
+
+def _column(sizes: dict[str, float]) -> list[str]:
+    rows = [f"  {part:<30}{size:>7.2f}" for part, size in sizes.items()]
+    return [*rows, f"  {'together':<30}{sum(sizes.values()):>7.2f}"]
+
+
+def is_tight(peak_gib: float, card_gib: float) -> bool:
+    """Whether a prediction leaves less than the reserve."""
+    return peak_gib > (1 - RESERVE) * card_gib
+
+
+def _layers(checkpointing: bool | int) -> str:
+    """How many layers are checkpointed, in words."""
+    if isinstance(checkpointing, bool):
+        return "all layers" if checkpointing else "none"
+    return f"{checkpointing} layer{'s' * (checkpointing > 1)}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

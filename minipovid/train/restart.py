@@ -1,0 +1,87 @@
+"""The run folder: whose it is, and what may not change in it between two starts.
+
+    runs/my-run/recipe.yaml    the resolved recipe, nothing left on auto: what this run is
+                pairs.jsonl    the pairs as they were checked
+
+What else training writes there stands in train.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import finished, sweep
+from minipovid.pairs import formats as pairs
+from minipovid.recipe import read as recipes
+from minipovid.recipe.read import Recipe
+from minipovid.train import checkpoint as resume
+from minipovid.train.data import locate
+
+# Keys that may change between two starts of a run: none of them can change more of a weight than its last digits.
+FREE = (
+    *("export.", "train.save_", "train.logging_steps", "train.report_to", "train.dataloader_num_workers"),
+    *("train.micro_batch", "train.gradient_checkpointing", "noise.cache_gib", "reference."),
+)
+AUTO = ("micro_batch", "gradient_checkpointing", "dataloader_num_workers")
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """What can be known to be missing before gigabytes are loaded. Raises MinipovidError."""
+    pairs.reader(recipe.data.format)
+    locate(recipe.data)
+    if recipe.reference.precompute and not recipe.reference.cache_gib:
+        raise MinipovidError(
+            "reference.precompute wants room: set reference.cache_gib above 0, or precompute to false."
+        )
+    if recipe.start_from is not None:
+        _check_start(recipe, Path(recipe.start_from))
+
+
+def _check_start(recipe: Recipe, start: Path) -> None:
+    """The earlier run's adapter means the same weights only on the same base and at the same scale."""
+    if not (start / "adapter").is_dir():
+        raise MinipovidError(f"start_from: {start} holds no finished run (no folder adapter/ in it).")
+    earlier = recipes.read(start / "recipe.yaml")
+    for section in ("model", "lora"):
+        theirs, ours = (getattr(r, section).model_dump() for r in (earlier, recipe))
+        for key in theirs:
+            if key != "dtype" and theirs[key] != ours[key]:
+                raise MinipovidError(
+                    f"start_from: {start} was trained with {section}.{key} {theirs[key]!r}, and this "
+                    f"recipe has {ours[key]!r}; use the same."
+                )
+
+
+def held(recipe: Recipe, run: Path) -> Recipe:
+    """The recipe with what an earlier start of this run has settled in the place of `auto`.
+
+    Another size of micro-batch would change the last digits of a sum, and the run would not end with the same bytes.
+    """
+    if not _is_begun(run):
+        return recipe
+    before = recipes.read(run / "recipe.yaml").train
+    settled = {key: getattr(before, key) for key in AUTO if getattr(recipe.train, key) == "auto"}
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=settled)})
+
+
+def claim(run: Path, recipe: Recipe) -> None:
+    """Write the resolved recipe into the run folder. Raises MinipovidError where another recipe has trained there."""
+    run.mkdir(parents=True, exist_ok=True)
+    sweep(run)
+    if _is_begun(run):
+        before, now = (recipes.flat(r.model_dump()) for r in (recipes.read(run / "recipe.yaml"), recipe))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key) and not key.startswith(FREE):
+                raise MinipovidError(
+                    f"{run} holds a run of another recipe ({key} is {before.get(key)!r} there and {now.get(key)!r} "
+                    f"here); choose another --out, or remove that folder."
+                )
+    else:
+        (run / "pairs.jsonl").unlink(missing_ok=True)
+    with finished(run / "recipe.yaml") as draft:
+        recipes.write(recipe, draft)
+
+
+def _is_begun(run: Path) -> bool:
+    return (run / "adapter").is_dir() or resume.latest(run) is not None

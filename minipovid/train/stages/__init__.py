@@ -1,0 +1,1 @@
+"""WHAT A STEP COMPUTES: the kinds of stage."""

@@ -1,0 +1,272 @@
+"""Readers: good rows become pairs, bad rows a sentence each, and what is written reads back the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minipovid.common import shelf
+from minipovid.common.errors import MinipovidError
+from minipovid.pairs.formats import jsonl, povid
+from minipovid.types import BadRow, Pair, Span
+
+
+def turns(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def povid_row(**changes: Any) -> dict[str, Any]:
+    """A good row with some keys changed; a key that becomes `...` goes."""
+    row = {
+        "id": "393212",
+        "image": "train2014/COCO_train2014_000000393212.jpg",
+        "conversations": turns("<image>\nWhat is on the water?", "A boat."),
+        "rejected_conversations": turns("<image>\nWhat is on the water?", "A boat with fishing poles."),
+    } | changes
+    return {key: value for key, value in row.items() if value is not ...}
+
+
+def jsonl_row(**changes: Any) -> dict[str, Any]:
+    row = {"id": "17", "image": "17.png", "prompt": "What is this?", "chosen": "A cat.", "rejected": "A dog."} | changes
+    return {key: value for key, value in row.items() if value is not ...}
+
+
+def read_povid(folder: Path, rows: Any) -> list[Pair | BadRow]:
+    path = folder / "pairs.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return list(povid.read(path))
+
+
+def read_jsonl(folder: Path, *lines: Any) -> list[Pair | BadRow]:
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return list(jsonl.read(path))
+
+
+def test_everything_on_the_shelf_reads_or_makes() -> None:
+    assert {"jsonl", "povid"} < set(shelf.names("pairs.formats"))
+    for name in shelf.names("pairs.formats"):
+        module = shelf.load("pairs.formats", name)
+        assert any(callable(getattr(module, ability, None)) for ability in ("read", "seeds", "maker")), name
+
+
+def test_a_povid_row_becomes_a_pair(tmp_path: Path) -> None:
+    (pair,) = read_povid(tmp_path, [povid_row()])
+    assert pair == Pair(
+        id="393212",
+        image="train2014/COCO_train2014_000000393212.jpg",
+        prompt="What is on the water?",
+        chosen="A boat.",
+        rejected="A boat with fishing poles.",
+        source={"chosen": "ground truth", "rejected": "GPT-4V (POVID)"},
+    )
+
+
+@pytest.mark.parametrize("question", ["<image>\nWhy?", "Why?\n<image>", "<image> Why?", "Why?", "  Why?\n"])
+def test_the_placeholder_goes_from_either_end(tmp_path: Path, question: str) -> None:
+    (pair,) = read_povid(
+        tmp_path, [povid_row(conversations=turns(question, "A."), rejected_conversations=turns("<image>\nWhy?", "B."))]
+    )
+    assert isinstance(pair, Pair) and pair.prompt == "Why?"
+
+
+TWO_TURNS = turns("<image>\nOne?", "A.") + turns("Two?", "B.")
+
+
+@pytest.mark.parametrize(
+    ("row", "where", "why"),
+    [
+        (povid_row(id=...), "row 1", "id is missing"),
+        (povid_row(id=True), "row 1 (id True)", "id is True, but it must be text in quotes"),
+        (povid_row(id=[1]), "row 1", "id is [1], but it must be text in quotes"),
+        (povid_row(image=...), "row 1 (id 393212)", "image is missing; a preference about a picture needs one"),
+        (povid_row(image=None), "row 1 (id 393212)", "image is missing; a preference about a picture needs one"),
+        (povid_row(image=7), "row 1 (id 393212)", "image is 7, but it must be text in quotes"),
+        (povid_row(conversations=...), "row 1 (id 393212)", "conversations is missing"),
+        (
+            povid_row(rejected_conversations="No."),
+            "row 1 (id 393212)",
+            "rejected_conversations is 'No.', but it must be a list of turns",
+        ),
+        (
+            povid_row(conversations=TWO_TURNS),
+            "row 1 (id 393212)",
+            "conversations holds 2 exchanges; split it into rows of one question each",
+        ),
+        (
+            povid_row(conversations=turns("Q?", "A.")[::-1]),
+            "row 1 (id 393212)",
+            "conversations must be one turn from 'human' and one from 'gpt'; its turns are from ['gpt', 'human']",
+        ),
+        (
+            povid_row(conversations=[]),
+            "row 1 (id 393212)",
+            "conversations must be one turn from 'human' and one from 'gpt'; its turns are from []",
+        ),
+        (
+            povid_row(conversations=[{"from": "human", "value": "Q?"}, {"from": "gpt"}]),
+            "row 1 (id 393212)",
+            "value is missing",
+        ),
+        (
+            povid_row(conversations=turns("Look at <image> now.", "A.")),
+            "row 1 (id 393212)",
+            "conversations has <image> in the middle of a text; it may only open or close the question",
+        ),
+        (
+            povid_row(rejected_conversations=turns("<image>\nWhat flies?", "B.")),
+            "row 1 (id 393212)",
+            "the two conversations ask different questions: 'What is on the water?' and 'What flies?'",
+        ),
+        (
+            povid_row(conversations=turns("<image>\nWhat is on the water?", " ")),
+            "row 1 (id 393212)",
+            "the chosen answer is empty",
+        ),
+        (
+            povid_row(rejected_conversations=turns("<image>\nWhat is on the water?", "A boat. ")),
+            "row 1 (id 393212)",
+            "the chosen and the rejected answer are equal, so there is nothing to prefer",
+        ),
+        (
+            povid_row(conversations=turns("<image>", "A."), rejected_conversations=turns("<image>", "B.")),
+            "row 1 (id 393212)",
+            "the question is empty",
+        ),
+        ("a row", "row 1", "the row is 'a row', not an object in braces"),
+        (
+            povid_row(image="\ud800.jpg"),
+            "row 1 (id 393212)",
+            "image holds half of a surrogate pair, which is no character; write the character itself",
+        ),
+    ],
+)
+def test_a_bad_povid_row_gets_its_sentence(tmp_path: Path, row: Any, where: str, why: str) -> None:
+    assert read_povid(tmp_path, [row]) == [BadRow(where, why)]
+
+
+def test_a_bad_row_does_not_stop_the_next(tmp_path: Path) -> None:
+    rows = read_povid(tmp_path, [povid_row(), povid_row(), povid_row(id=5), "x", povid_row(id="6")])
+    assert [type(row) for row in rows] == [Pair, BadRow, Pair, BadRow, Pair]
+    assert rows[1] == BadRow(
+        "row 2 (id 393212)", "the id '393212' stands in an earlier row; give every row an id of its own"
+    )
+    assert isinstance(rows[2], Pair) and rows[2].id == "5"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"id": 1}', "holds {'id': 1}, but data.format povid is one JSON list of rows."),
+        (
+            '{"id": 1}\n{"id": 2}',
+            "is not JSON (Extra data: line 2 column 1 (char 10)); data.format povid is one JSON list",
+        ),
+        ("[" * 100_000, "is not a JSON list: "),
+    ],
+)
+def test_a_file_that_is_no_povid_list_is_refused(tmp_path: Path, content: str, sentence: str) -> None:
+    path = tmp_path / "pairs.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(MinipovidError) as caught:
+        list(povid.read(path))
+    assert str(caught.value).startswith(f"{path} {sentence}")
+
+
+@pytest.mark.parametrize(("reader", "content"), [(povid, b'[{"id": "caf\xe9"}]'), (jsonl, b'{"id": "caf\xe9"}')])
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, reader: Any, content: bytes) -> None:
+    with pytest.raises(MinipovidError, match="There is no file .*; data.path must name the pairs"):
+        list(reader.read(tmp_path / "absent"))
+    (tmp_path / "latin").write_bytes(content)
+    with pytest.raises(MinipovidError, match="cannot be read: 'utf-8' codec"):
+        list(reader.read(tmp_path / "latin"))
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("\ufeff" + json.dumps([povid_row()]), encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text("\ufeff" + json.dumps(jsonl_row()), encoding="utf-8")
+    assert isinstance(next(povid.read(tmp_path / "a.json")), Pair)
+    assert isinstance(next(jsonl.read(tmp_path / "a.jsonl")), Pair)
+
+
+def test_what_jsonl_writes_it_reads_back(tmp_path: Path) -> None:
+    """Line separators that only some readers know, quotes and other alphabets included."""
+    pairs = [
+        Pair(
+            "1",
+            "a/b.png",
+            "Q?",
+            "A.\u2028B\x85\r\n\n",
+            'The "red" one.',
+            {"rejected": "rule"},
+            (Span(4, 9, "attribute"),),
+        ),
+        Pair("2", "ü.png", "何?", "猫", "犬"),
+    ]
+    jsonl.write(tmp_path / "p.jsonl", pairs)
+    assert list(jsonl.read(tmp_path / "p.jsonl")) == pairs
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    jsonl.write(tmp_path / "p.jsonl", [Pair("1", "a.png", "Q?", "A.", "B.")])
+    before = (tmp_path / "p.jsonl").read_bytes()
+
+    def failing() -> Any:
+        yield Pair("2", "a.png", "Q?", "A.", "B.")
+        raise RuntimeError("the teacher went home")
+
+    with pytest.raises(RuntimeError):
+        jsonl.write(tmp_path / "p.jsonl", failing())
+    assert (tmp_path / "p.jsonl").read_bytes() == before
+
+
+def test_jsonl_rows_are_numbered_by_line(tmp_path: Path) -> None:
+    rows = read_jsonl(tmp_path, jsonl_row(), "", "{no", jsonl_row(id="17"))
+    assert isinstance(rows[0], Pair)
+    assert rows[1] == BadRow(
+        "row 3", "the line is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
+    )
+    assert rows[2] == BadRow("row 4 (id 17)", "the id '17' stands in an earlier row; give every row an id of its own")
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        (jsonl_row(chosen=...), "chosen is missing"),
+        (jsonl_row(prompt=3), "prompt is 3, but it must be text in quotes"),
+        (jsonl_row(rejected="\n"), "the rejected answer is empty"),
+        (jsonl_row(rejected="A cat."), "the chosen and the rejected answer are equal, so there is nothing to prefer"),
+        (
+            jsonl_row(images=["17.png"]),
+            "images is not a key of a pair; known: id, image, prompt, chosen, rejected, source, spans",
+        ),
+        (jsonl_row(source="rule"), "source is 'rule', but it must be an object that says who made each half"),
+        (jsonl_row(source={"chosen": 1}), "chosen is 1, but it must be text in quotes"),
+        (jsonl_row(spans={}), "spans is {}, but it must be a list"),
+        (
+            jsonl_row(spans=[[0, 2, "object"]]),
+            "a span is [0, 2, 'object'], but it must be an object with start, end and kind",
+        ),
+        (
+            jsonl_row(spans=[{"start": 2, "end": 7, "kind": "object"}]),
+            "a span is {'start': 2, 'end': 7, 'kind': 'object'}, "
+            "which lies outside the 6 characters of the rejected answer",
+        ),
+        (
+            jsonl_row(spans=[{"start": 2, "end": 2, "kind": "object"}]),
+            "a span is {'start': 2, 'end': 2, 'kind': 'object'}, "
+            "which lies outside the 6 characters of the rejected answer",
+        ),
+    ],
+)
+def test_a_bad_jsonl_row_gets_its_sentence(tmp_path: Path, row: Any, why: str) -> None:
+    assert read_jsonl(tmp_path, row) == [BadRow("row 1 (id 17)", why)]
+
+
+def test_the_other_format_is_recognised(tmp_path: Path) -> None:
+    with pytest.raises(MinipovidError, match="is a JSON list; data.format jsonl is one object per line"):
+        read_jsonl(tmp_path, "", '[{"id": 1}]')

@@ -1,0 +1,234 @@
+"""Rows that cannot be trained on, each with its exact sentence; and that nothing is ever cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_llava
+import torch
+from PIL import Image
+from transformers import AutoTokenizer
+
+from minipovid.common.errors import MinipovidError
+from minipovid.images.load import ImageTransform
+from minipovid.models.chat_template import VICUNA
+from minipovid.recipe.read import DataSection, ModelSection, Recipe, StageSection
+from minipovid.train import data
+from minipovid.train.data import Encoder, PairDataset, collate, load_pairs, visiting_order
+from minipovid.types import Pair
+
+GOOD = {"id": "1", "image": "cat.png", "prompt": "What is this?", "chosen": "A cat.", "rejected": "A dog."}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    folder = tiny_llava.build(tmp_path_factory.mktemp("model"))
+    return Encoder(VICUNA, AutoTokenizer.from_pretrained(folder), tiny_llava.IMAGE, 16, max_length=64)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An image folder with one good picture."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    Image.radial_gradient("L").resize((40, 30)).convert("RGB").save(root / "cat.png")  # a crop looks otherwise
+    return root
+
+
+def section(folder: Path, rows: list[Any], **changes: Any) -> DataSection:
+    path = folder.parent / "pairs.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return DataSection(path=str(path), images=str(folder), max_length=64, **changes)
+
+
+def truncated(root: Path) -> None:
+    whole = (root / "cat.png").read_bytes()
+    (root / "half.png").write_bytes(whole[: len(whole) - 40])
+
+
+def wide(root: Path) -> None:
+    Image.new("1", (100_000, 1)).save(root / "wide.png")
+
+
+def not_an_image(root: Path) -> None:
+    (root / "notes.png").write_text("buy milk")
+
+
+def nothing(root: Path) -> None:
+    pass
+
+
+BAD_ROWS: list[tuple[dict[str, Any], Callable[[Path], None], str]] = [
+    ({"image": "dog.png"}, nothing, "There is no picture {root}/dog.png; check the name and the image folder"),
+    ({"image": "half.png"}, truncated, "The picture {root}/half.png is cut short or damaged"),
+    ({"image": "notes.png"}, not_an_image, "{root}/notes.png is not a picture that minipovid can read"),
+    ({"image": "../secret.png"}, nothing, "The picture '../secret.png' lies outside the image folder {root}"),
+    ({"image": "/etc/passwd"}, nothing, "The picture '/etc/passwd' lies outside the image folder {root}"),
+    (
+        {"image": "wide.png"},
+        wide,
+        "The picture {root}/wide.png is 100000 x 1 pixels, and a side may have at most 20000",
+    ),
+    ({"chosen": " "}, nothing, "the chosen answer is empty."),
+    ({"rejected": "A cat."}, nothing, "the chosen and the rejected answer are equal, so there is nothing to prefer."),
+    (
+        {"rejected": "no " * 60},
+        nothing,
+        "prompt (29), picture (16) and rejected answer (182) take 227 tokens, more than data.max_length 64; "
+        "shorten the row or raise data.max_length.",
+    ),
+    (
+        {"chosen": "A <image> of a cat."},
+        nothing,
+        "the image placeholder stands in the prompt or chosen answer as text; take it out.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "prepare", "sentence"), BAD_ROWS, ids=[str(row[0])[:40] for row in BAD_ROWS])
+def test_a_bad_row_stops_with_its_sentence(
+    folder: Path, encoder: Encoder, change: dict[str, Any], prepare: Callable[[Path], None], sentence: str
+) -> None:
+    prepare(folder)
+    with pytest.raises(MinipovidError) as error:
+        load_pairs(section(folder, [GOOD, {**GOOD, "id": "2", **change}]), encoder)
+    first, last = str(error.value).split("\n")
+    assert first.startswith(f"pairs.jsonl: row 2 (id 2): {sentence.format(root=folder)}")
+    assert last == "Mend or remove these rows, or set data.on_bad_row: skip."
+
+
+def test_skip_keeps_the_good_and_names_each_bad(folder: Path, encoder: Encoder) -> None:
+    for _, prepare, _ in BAD_ROWS:
+        prepare(folder)
+    rows = [GOOD, *({**GOOD, "id": f"bad{i}", **change} for i, (change, _, _) in enumerate(BAD_ROWS)), "{half"]
+    pairs, bad = load_pairs(section(folder, rows, on_bad_row="skip"), encoder)
+    assert [pair.id for pair in pairs] == ["1"]
+    assert len(bad) == len(BAD_ROWS) + 1
+    assert [row.where for row in bad[:2]] == ["row 2 (id bad0)", "row 3 (id bad1)"]
+
+
+def test_a_file_with_no_usable_row_is_refused(folder: Path, encoder: Encoder) -> None:
+    with pytest.raises(MinipovidError, match="holds no usable pair among 1 rows"):
+        load_pairs(section(folder, [{**GOOD, "chosen": ""}], on_bad_row="skip"), encoder)
+
+
+@pytest.mark.parametrize("name", ["cat.png", "photos/cat.png"])
+def test_pictures_may_be_named_with_their_folder(folder: Path, encoder: Encoder, name: str) -> None:
+    pairs, _ = load_pairs(section(folder, [{**GOOD, "image": name}]), encoder)
+    assert pairs[0].image == "cat.png"
+
+
+def test_example_is_what_the_tokenizer_says_of_the_whole_text(encoder: Encoder) -> None:
+    """One placeholder becomes 16 image tokens; the rest is the tokenisation of prompt and answer as one text."""
+    pair = Pair(**GOOD)
+    example = encoder(pair)
+    for kind in data.ANSWERS:
+        text = f"USER: <image>\nWhat is this? ASSISTANT: {getattr(pair, kind)}</s>"
+        whole = encoder.tokenizer(text).input_ids
+        at = whole.index(tiny_llava.IMAGE)
+        assert example.prompt + example.answers[kind] == whole[:at] + [tiny_llava.IMAGE] * 16 + whole[at + 1 :]
+        assert example.answers[kind][-1] == 2  # </s>
+    assert example.prompt[0] == 1  # <s>
+
+
+def test_max_length_is_exact(encoder: Encoder) -> None:
+    """A row of exactly max_length tokens passes; with one token less allowed it is refused, never cut."""
+    pair = Pair(**GOOD)
+    example = encoder(pair)
+    longest = len(example.prompt) + max(len(ids) for ids in example.answers.values())
+    exact = Encoder(VICUNA, encoder.tokenizer, encoder.image_token_id, 16, longest)
+    assert exact(pair) == example
+    with pytest.raises(MinipovidError, match="shorten the row"):
+        Encoder(VICUNA, encoder.tokenizer, encoder.image_token_id, 16, longest - 1)(pair)
+
+
+def a_dataset(folder: Path, encoder: Encoder, refresh: str = "never") -> PairDataset:
+    recipe = Recipe(
+        name="x",
+        model=ModelSection(path="x"),
+        data=DataSection(path="x"),
+        stages=[StageSection(loss={"name": "dpo"})],
+        noise={"refresh": refresh},  # type: ignore[arg-type]
+    )
+    transform = ImageTransform(28, tiny_llava.MEAN, tiny_llava.STD)
+    pairs = [Pair(**GOOD), replace(Pair(**GOOD), id="2", chosen="A cat that sleeps.")]
+    dataset = PairDataset(pairs, folder, encoder, transform, recipe)
+    dataset.kinds = ("clean", "noised", "cropped")
+    return dataset
+
+
+def test_batch_pads_and_cuts_nothing(folder: Path, encoder: Encoder) -> None:
+    dataset = a_dataset(folder, encoder)
+    batch = collate([dataset[0, 0], dataset[0, 1]])
+    for kind in data.ANSWERS:
+        for row in range(2):
+            ids = batch.answers[kind].ids[row][batch.answers[kind].mask[row]].tolist()
+            assert ids == dataset[0, row][0].answers[kind]
+    shapes = {kind: tuple(pictures.pixels.shape) for kind, pictures in batch.images.items()}
+    both_show_it = {"clean": (1, 3, 28, 28)}  # noise and crops are each pair's own
+    assert shapes == both_show_it | dict.fromkeys(("noised", "cropped"), (2, 3, 28, 28))
+    for kind, (pixels, which) in batch.images.items():
+        for row in range(2):
+            assert np.array_equal(pixels[which[row]], dataset[0, row][1][kind])
+
+
+def test_a_key_changes_with_what_a_view_shows_and_says(folder: Path, encoder: Encoder) -> None:
+    """One letter of the rejected answer: the chosen one's keys stay. Another epoch, fresh noise: the clean one's."""
+    dataset, fresh = a_dataset(folder, encoder), a_dataset(folder, encoder, "epoch")
+    before = collate([dataset[0, 0]]).keys
+    assert len({key for (key,) in before.values()}) == 6
+    dataset.pairs[0] = replace(dataset.pairs[0], rejected=dataset.pairs[0].rejected + "!")
+    after = collate([dataset[0, 0]]).keys
+    assert {view for view in before if before[view] != after[view]} == {
+        ("rejected", kind) for kind in ("clean", "noised", "cropped")
+    }
+    later = collate([fresh[1, 0]]).keys
+    assert {image for answer, image in before if before[answer, image] != later[answer, image]} == {"noised", "cropped"}
+
+
+def test_a_subset_is_what_a_smaller_batch_would_be(folder: Path, encoder: Encoder) -> None:
+    dataset = a_dataset(folder, encoder)
+    some, alone = collate([dataset[0, 0], dataset[0, 1]]).subset([1]), collate([dataset[0, 1]])
+    assert some.keys == alone.keys and some.prompt.lengths == alone.prompt.lengths
+    for ours, theirs in zip(some.answers.values(), alone.answers.values(), strict=True):
+        assert torch.equal(ours.ids.flatten()[ours.real], theirs.ids.flatten()[theirs.real])
+    for kind, (pixels, which) in some.images.items():
+        assert torch.equal(pixels[which], alone.images[kind].pixels)
+
+
+def test_an_error_is_handed_over_as_a_value(folder: Path, encoder: Encoder) -> None:
+    """A data loader's worker would wrap a raised one in its traceback."""
+    dataset = a_dataset(folder, encoder)
+    dataset.pairs[1] = replace(dataset.pairs[1], image="gone.png")
+    found = collate([dataset[0, 0], dataset[0, 1]])
+    assert isinstance(found, MinipovidError)
+    assert str(found).startswith("There is no picture")
+
+
+def test_views_depend_on_pair_and_epoch_alone(folder: Path, encoder: Encoder) -> None:
+    never, epoch = a_dataset(folder, encoder), a_dataset(folder, encoder, "epoch")
+
+    def views(dataset: PairDataset, at: int, row: int) -> dict[str, np.ndarray]:
+        return dataset[at, row][1]  # type: ignore[return-value]
+
+    for kind in ("clean", "noised", "cropped"):
+        assert np.array_equal(views(never, 0, 0)[kind], views(never, 0, 0)[kind])
+    assert np.array_equal(views(never, 0, 0)["noised"], views(never, 1, 0)["noised"])
+    assert not np.array_equal(views(epoch, 0, 0)["noised"], views(epoch, 1, 0)["noised"])
+    assert not np.array_equal(views(never, 0, 0)["noised"], views(never, 0, 1)["noised"])
+
+
+def test_visiting_order() -> None:
+    order = list(visiting_order(5, range(2, 5), seed=1))
+    assert [epoch for epoch, _ in order] == [2] * 5 + [3] * 5 + [4] * 5
+    epochs = [[row for at, row in order if at == epoch] for epoch in range(2, 5)]
+    assert all(sorted(rows) == list(range(5)) for rows in epochs)
+    assert epochs[0] != epochs[1]
+    assert order == list(visiting_order(5, range(2, 5), seed=1))
+    assert order != list(visiting_order(5, range(2, 5), seed=2))
