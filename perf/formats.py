@@ -146,7 +146,7 @@ def idle(*_: str) -> int:
 
 def read(path: str, name: str, *_: str) -> int:
     from minipovid.pairs import formats as pairs
-    from minipovid.types import Pair
+    from minipovid.pairs.pair import Pair
 
     return sum(isinstance(row, Pair) for row in pairs.reader(name).read(Path(path)))
 

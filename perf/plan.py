@@ -39,10 +39,10 @@ from minipovid.models.shapes import shapes
 from minipovid.recipe.read import LoraSection, ModelSection, TrainSection
 from minipovid.train import losses, optimisers
 from minipovid.train.data import Batch, Pictures, Tokens
+from minipovid.train.losses import Loss
 from minipovid.train.plan import costs
 from minipovid.train.plan.costs import Setting
 from minipovid.train.scoring import score
-from minipovid.types import Loss
 
 RANK = 16
 THRESHOLD = 1 << 20  # bytes from which glibc gives freed memory back at once

@@ -50,6 +50,7 @@ from safetensors.torch import load_file, save_file
 
 from minipovid.evaluate import Seat, find
 from minipovid.evaluate.ask import ask
+from minipovid.evaluate.benchmarks import Answer
 from minipovid.export import export_base
 from minipovid.inference import backends
 from minipovid.inference.backends import Choice
@@ -58,7 +59,6 @@ from minipovid.inference.llama_cpp.kv_cache import Memory
 from minipovid.inference.llama_cpp.libraries import cores, version
 from minipovid.inference.llama_cpp.tower import Tower
 from minipovid.inference.llama_cpp.vision import Picture
-from minipovid.types import Answer
 
 ASKED = 6  # questions a picture, as POPE has them
 SUFFIX = " Yes or no."  # with it a question has LLaVA 1.5's 28 tokens behind the picture, in tiny_llava's pieces

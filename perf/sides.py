@@ -24,8 +24,8 @@ from minipovid.models.families.llava import LORA_TARGETS
 from minipovid.models.shapes import Shapes, shapes
 from minipovid.recipe import read as recipes
 from minipovid.train import losses
+from minipovid.train.losses import View
 from minipovid.train.plan import costs
-from minipovid.types import View
 
 LEARNING_RATE = 1e-6
 BETA = 0.1

@@ -22,6 +22,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.common.files import alone
 from minipovid.evaluate import statistics
 from minipovid.evaluate.ask import ask
+from minipovid.evaluate.benchmarks import Answer, Benchmark, Judging
 from minipovid.evaluate.judge import judged
 from minipovid.evaluate.results import Result as Result
 from minipovid.evaluate.results import count, figures_of, graded, write
@@ -29,7 +30,6 @@ from minipovid.evaluate.selection import Seat as Seat
 from minipovid.evaluate.selection import find as find
 from minipovid.images.embedded import Store
 from minipovid.inference.backends import Backend
-from minipovid.types import Answer, Benchmark, Judging
 
 if TYPE_CHECKING:
     from minipovid.inference.remote import Asked

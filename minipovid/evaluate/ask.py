@@ -20,10 +20,10 @@ from tqdm import tqdm
 from minipovid.common.append_only import Lines
 from minipovid.common.errors import MinipovidError
 from minipovid.common.pool import Crew
+from minipovid.evaluate.benchmarks import Answer
 from minipovid.evaluate.selection import parts
 from minipovid.images import load as images
-from minipovid.inference.backends import Backend
-from minipovid.types import Answer, Question
+from minipovid.inference.backends import Backend, Question
 
 NAME = "answers.jsonl"
 

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.pool import Crew
+from minipovid.evaluate.benchmarks import Answer, Judging, Request
 from minipovid.inference.remote import Asked, Message, Reply, Stopped, Unanswered, Usage
-from minipovid.types import Answer, Judging, Request
 
 _SHOWN = 5  # different reasons for no reply that are recorded
 

@@ -20,9 +20,9 @@ from typing import Any
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
 from minipovid.evaluate import benchmarks, statistics
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Benchmark, Counts, Mark, Sheet
 from minipovid.evaluate.statistics import Change, Interval
 from minipovid.recipe.read import validated
-from minipovid.types import FAILED, UNPARSED, Answer, Benchmark, Counts, Mark, Sheet
 
 ANSWERS, WORDS = "_answers", "_words"  # counts that every benchmark gets
 

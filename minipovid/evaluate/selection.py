@@ -21,10 +21,11 @@ from minipovid.common.caches.ring import cache_folder
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
 from minipovid.evaluate import benchmarks
+from minipovid.evaluate.benchmarks import Benchmark, Exam
 from minipovid.images import load as images
 from minipovid.images.embedded import Embedded, Store, placed
+from minipovid.inference.backends import Question
 from minipovid.recipe.read import BUILTIN
-from minipovid.types import Benchmark, Exam, Question
 
 # The tiny world's model answers short questions in its own words, and its pictures hold two to four things.
 _TINY: Mapping[str, Mapping[str, Any]] = {

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minipovid.types import Counts
+from minipovid.evaluate.benchmarks import Counts
 
 ROUNDS = 2000
 CONFIDENCE = 0.95

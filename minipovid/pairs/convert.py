@@ -22,7 +22,7 @@ from minipovid.images.embedded import Embedded, Store, placed
 from minipovid.images.load import inside, load
 from minipovid.pairs import formats as shelf
 from minipovid.pairs.formats import Unpaired, jsonl, where
-from minipovid.types import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair
 
 PICTURES = "images"  # the folder of pictures below an import, or beside an export
 GROUP_ROWS, GROUP_BYTES = 100, 32 << 20  # of parquet written at once, whichever comes first

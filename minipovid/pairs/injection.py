@@ -21,7 +21,7 @@ from difflib import SequenceMatcher
 from itertools import islice
 from typing import Any, NamedTuple
 
-from minipovid.types import Span
+from minipovid.pairs.pair import Span
 
 KINDS = ("object", "relation", "attribute", "reasoning")
 LENGTH = (0.6, 1.6)

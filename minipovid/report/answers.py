@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED
 from minipovid.report import pictures
 from minipovid.report.runs import Book, Exam, Sitting
 from minipovid.report.texts import marked
-from minipovid.types import FAILED, UNPARSED
 
 Kind = Literal["fixed", "new", "still"]
 KINDS: Mapping[Kind, str] = {"fixed": "Fixed", "new": "Newly wrong", "still": "Still wrong"}

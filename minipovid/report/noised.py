@@ -18,10 +18,10 @@ from minipovid.images.views.noised import Noiser
 from minipovid.models.hub import resolve_model
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.make import builtin
+from minipovid.pairs.pair import Pair
 from minipovid.recipe.read import BUILTIN, ModelSection, Recipe
 from minipovid.report import pictures
 from minipovid.report.texts import differing, marked
-from minipovid.types import Pair
 
 SHOWN = 4
 _READ = 2000  # pairs that are looked through

@@ -29,13 +29,14 @@ from minipovid.models.chat_template import Chat
 from minipovid.pairs import formats as formats
 from minipovid.pairs.formats import Unpaired, where
 from minipovid.pairs.make import builtin
+from minipovid.pairs.pair import BadRow, Pair
 from minipovid.recipe.read import BUILTIN, DataSection, Recipe
-from minipovid.types import AnswerKind, BadRow, ImageKind, Pair, ViewKey
+from minipovid.train.losses import ViewKey
 
 if TYPE_CHECKING:
     from minipovid.models.model import Model
 
-ANSWERS: tuple[AnswerKind, ...] = ("chosen", "rejected")
+ANSWERS: tuple[str, ...] = ("chosen", "rejected")
 
 
 class Tokens(NamedTuple):
@@ -85,10 +86,10 @@ class Batch:
     """B pairs, ready to be scored. `features` fills as pictures pass the tower (see scoring)."""
 
     prompt: Tokens  # the placeholder stands once per image token
-    answers: dict[AnswerKind, Tokens]
-    images: dict[ImageKind, Pictures]
+    answers: dict[str, Tokens]
+    images: dict[str, Pictures]
     keys: dict[ViewKey, list[bytes]]  # 32 bytes per pair that name all which a view's scores depend on but the model
-    features: dict[ImageKind, Tensor] = field(default_factory=dict)  # [U, N, H]
+    features: dict[str, Tensor] = field(default_factory=dict)  # [U, N, H]
 
     def __len__(self) -> int:
         return len(self.prompt.lengths)
@@ -126,7 +127,7 @@ class Example(NamedTuple):
     """One pair as token ids; the prompt holds every image token."""
 
     prompt: list[int]
-    answers: dict[AnswerKind, list[int]]
+    answers: dict[str, list[int]]
 
 
 class Encoder:
@@ -145,7 +146,7 @@ class Encoder:
         """Raises MinipovidError where the row does not fit `max_length` or holds the placeholder as text."""
         prompt = self.chat.prompt(pair.prompt)
         prompt_ids = self.tokenizer(prompt).input_ids
-        answers: dict[AnswerKind, list[int]] = {}
+        answers: dict[str, list[int]] = {}
         for kind in ANSWERS:
             answers[kind] = self._continuation(prompt, prompt_ids, getattr(pair, kind), kind)
         where = prompt_ids.index(self.image_token_id)
@@ -154,7 +155,7 @@ class Encoder:
             self._fits(kind, len(expanded) - self.image_tokens, len(ids))
         return Example(expanded, answers)
 
-    def _continuation(self, prompt: str, prompt_ids: list[int], text: str, kind: AnswerKind) -> list[int]:
+    def _continuation(self, prompt: str, prompt_ids: list[int], text: str, kind: str) -> list[int]:
         """The answer's tokens as they follow the prompt; tokenising both together must not change the prompt's own."""
         ids: list[int] = self.tokenizer(prompt + self.chat.answer(text)).input_ids
         if ids.count(self.image_token_id) != 1:
@@ -163,7 +164,7 @@ class Encoder:
             raise MinipovidError(f"the {kind} answer's first characters melt into the prompt's last token; rephrase it")
         return ids[len(prompt_ids) :]
 
-    def _fits(self, kind: AnswerKind, prompt: int, answer: int) -> None:
+    def _fits(self, kind: str, prompt: int, answer: int) -> None:
         total = prompt + self.image_tokens + answer
         if total > self.max_length:
             raise MinipovidError(
@@ -274,7 +275,7 @@ def _judge(row: Pair | BadRow, number: int, bad_pictures: dict[str, str], encode
     return row
 
 
-Item = tuple[Example, dict[ImageKind, np.ndarray]]
+Item = tuple[Example, dict[str, np.ndarray]]
 
 
 class PairDataset(Dataset["Item | MinipovidError"]):
@@ -285,7 +286,7 @@ class PairDataset(Dataset["Item | MinipovidError"]):
     ) -> None:
         self.pairs, self.root, self.encoder, self.transform, self.seed = pairs, root, encoder, transform, recipe.seed
         self.noiser = Noiser.of(transform, recipe.noise, recipe.seed)
-        self.kinds: tuple[ImageKind, ...] = ("clean",)  # the stage sets what its loss looks at
+        self.kinds: tuple[str, ...] = ("clean",)  # the stage sets what its loss looks at
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -299,10 +300,10 @@ class PairDataset(Dataset["Item | MinipovidError"]):
         except MinipovidError as error:
             return error
 
-    def _pixels(self, kind: ImageKind, pair: Pair, epoch: int) -> np.ndarray:
+    def _pixels(self, kind: str, pair: Pair, epoch: int) -> np.ndarray:
         """Normalised pixels [3, S, S] of one view of the pair's picture."""
         path = images.inside(self.root, pair.image)
-        makers: dict[ImageKind, Callable[[], np.ndarray]] = {
+        makers: dict[str, Callable[[], np.ndarray]] = {
             "clean": lambda: self.transform(images.load(path)),
             "noised": lambda: self.noiser(path, pair.id, epoch),
             "cropped": lambda: self.transform(self._crop(path, pair, epoch)),
@@ -319,7 +320,7 @@ def collate(found: Sequence[Item | MinipovidError]) -> Batch | MinipovidError:
     if len(items) < len(found):
         return next(item for item in found if isinstance(item, MinipovidError))
     examples = [example for example, _ in items]
-    images: dict[ImageKind, Pictures] = {}
+    images: dict[str, Pictures] = {}
     keys: dict[ViewKey, list[bytes]] = {}
     for kind in items[0][1]:
         arrays = [views[kind] for _, views in items]
@@ -334,7 +335,7 @@ def collate(found: Sequence[Item | MinipovidError]) -> Batch | MinipovidError:
     return Batch(prompt, answers, images, keys)
 
 
-def _key(picture: bytes, example: Example, answer: AnswerKind) -> bytes:
+def _key(picture: bytes, example: Example, answer: str) -> bytes:
     """Of the pixels and tokens themselves: whatever changes them (template, transform, seed, data) changes the key."""
     return hashlib.sha256(picture + repr((example.prompt, example.answers[answer])).encode()).digest()
 

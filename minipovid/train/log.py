@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from minipovid.common.files import finished
-from minipovid.types import BadRow
+from minipovid.pairs.pair import BadRow
 
 SINKING = -0.1  # nats per token that the chosen answer may lose against the reference before we warn
 MACHINE = ("pairs_per_s", "tokens_per_s", "data_wait", "peak_gib")

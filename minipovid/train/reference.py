@@ -29,8 +29,8 @@ from torch import Tensor
 from minipovid import __version__
 from minipovid.common.caches.ring import cache_folder
 from minipovid.common.caches.store import ReferenceCache
+from minipovid.train.losses import Scores, ScoreTable, View
 from minipovid.train.scoring import HiddenScores, Rows, score
-from minipovid.types import Scores, ScoreTable, View
 
 # per pair what is kept of a view: log-probabilities [A] or hidden rows [A, H]; None where they are yet to be computed
 Kept = list[Tensor | None]

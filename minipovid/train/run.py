@@ -34,6 +34,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
 from minipovid.models.model import Model, config_of, load, settled
 from minipovid.pairs.formats import jsonl
+from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipes
 from minipovid.recipe.read import Recipe
 from minipovid.train import checkpoint as resume
@@ -46,7 +47,6 @@ from minipovid.train.restart import check_inputs, claim, held
 from minipovid.train.scoring import count_tokens
 from minipovid.train.stages.preference import Objective
 from minipovid.train.trackers import Trackers
-from minipovid.types import Pair
 
 # Those that leave every process a whole adapter to save.
 ENGINES = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}

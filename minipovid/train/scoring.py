@@ -7,7 +7,7 @@ On LLaVA-1.5, 636 of a pair's 736 tokens are picture and prompt. They are comput
     attention     causal             prefix and itself, never another answer
 
 Trees stand close together, several in one row where they fit beside the longest (see forest.py). The result equals
-separate forward passes to float error, forward and gradient. Letters of the shapes: see minipovid.types; N counts the
+separate forward passes to float error, forward and gradient. Letters of the shapes: see minipovid.train.losses; N counts the
 answer positions of all pairs, padding left out.
 """
 
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipovid.models.tree_attention.forest import Forest
-from minipovid.types import ImageKind, ScoreTable, View
+from minipovid.train.losses import ScoreTable, View
 
 if TYPE_CHECKING:
     from minipovid.models.model import Model
@@ -53,7 +53,7 @@ def count_tokens(batch: Batch, views: Sequence[View]) -> int:
     return prompt + sum(sum(batch.answers[answer].lengths) for *_, answer in answers)
 
 
-def _hidden(model: Model, batch: Batch, image: ImageKind, forest: Forest) -> Tensor:
+def _hidden(model: Model, batch: Batch, image: str, forest: Forest) -> Tensor:
     """Last hidden states [rows * columns, H] of the forest under one picture each."""
     pixels, which = batch.images[image]
     if image not in batch.features:  # the tower runs once per picture of a batch, whoever asks, policy or reference

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from minipovid.common.errors import MinipovidError
-from minipovid.types import AnswerKind, Pair
+from minipovid.pairs.pair import Pair
 from minipovid.verify.measures import divergence, log_softmax
 from minipovid.verify.sheet import ANSWERS, Array, Row, margin
 
@@ -36,7 +36,7 @@ class Said(NamedTuple):
     )
 
 
-def judge(row: Row, logits: Mapping[AnswerKind, Array], ids: Mapping[AnswerKind, Sequence[int]], prompt: bool) -> Said:
+def judge(row: Row, logits: Mapping[str, Array], ids: Mapping[str, Sequence[int]], prompt: bool) -> Said:
     """From the logits [A, V] of both answers and their tokens [A]; `prompt`: has it the tokens of training?"""
     kl, same, sums, moved = [np.empty(0)], [np.empty(0, bool)], {}, np.zeros(3)
     equal = [prompt]
@@ -65,7 +65,7 @@ def judge(row: Row, logits: Mapping[AnswerKind, Array], ids: Mapping[AnswerKind,
 
 def ask(speaker: Speaker, row: Row, pair: Pair, picture: Path) -> Said:
     """Both answers of a pair, by a file."""
-    ids: dict[AnswerKind, list[int]] = {}
+    ids: dict[str, list[int]] = {}
     for kind in ANSWERS:
         try:
             ids[kind] = speaker.answer_tokens(pair.prompt, getattr(pair, kind))

@@ -11,10 +11,10 @@ from minipovid.inference.llama_cpp import find_pair
 from minipovid.models import adapter as lora
 from minipovid.models.hub import resolve_model
 from minipovid.pairs.formats import jsonl
+from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipes
 from minipovid.recipe.read import Recipe
 from minipovid.train import data
-from minipovid.types import Pair
 
 
 def settings(run: Path) -> Recipe:

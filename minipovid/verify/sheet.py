@@ -21,11 +21,11 @@ import numpy.typing as npt
 from minipovid.common.files import finished
 from minipovid.images import load as images
 from minipovid.models.chat_template import Chat
-from minipovid.types import AnswerKind, Pair
+from minipovid.pairs.pair import Pair
 
 FORMAT = 2  # raise it when the same inputs shall give another file
 TOP = 256  # tokens that are kept of each position
-ANSWERS: tuple[AnswerKind, ...] = ("chosen", "rejected")
+ANSWERS: tuple[str, ...] = ("chosen", "rejected")
 Array = npt.NDArray[Any]
 
 
@@ -48,7 +48,7 @@ class Row:
 
     digest: str  # of what training saw of it
     prompt_ids: Array  # int32 [P], -1 where the picture stands
-    answers: Mapping[AnswerKind, Told]
+    answers: Mapping[str, Told]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Sheet:
         return [margin(row, {kind: float(row.answers[kind].logps.sum()) for kind in ANSWERS}) for row in self.rows]
 
 
-def margin(row: Row, logps: Mapping[AnswerKind, float]) -> float:
+def margin(row: Row, logps: Mapping[str, float]) -> float:
     """Log-probs of both answers -> chosen minus rejected, against the base's, in nats."""
     gain = {kind: logps[kind] - float(row.answers[kind].base_logps.sum()) for kind in ANSWERS}
     return gain["chosen"] - gain["rejected"]
@@ -127,7 +127,7 @@ def load(path: Path, key: str) -> Sheet | None:
 
 def _rows(digests: Sequence[str], tensors: Mapping[str, Array]) -> Iterator[Row]:
     for number, digest in enumerate(digests):
-        answers: dict[AnswerKind, Told] = {
+        answers: dict[str, Told] = {
             kind: Told(**{each.name: tensors[f"{number}.{kind}.{each.name}"] for each in fields(Told)})
             for kind in ANSWERS
         }

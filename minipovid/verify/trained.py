@@ -24,10 +24,11 @@ from minipovid.images.load import ImageTransform
 from minipovid.models import model as models
 from minipovid.models.hub import Tensors
 from minipovid.models.model import Model
+from minipovid.pairs.pair import Pair
 from minipovid.recipe.read import Recipe
 from minipovid.train.data import Batch, Encoder, PairDataset, collate
+from minipovid.train.losses import View
 from minipovid.train.scoring import score
-from minipovid.types import AnswerKind, Pair, View
 from minipovid.verify import vision as eyes
 from minipovid.verify.float32 import widen
 from minipovid.verify.sheet import ANSWERS, TOP, Array, Row, Sheet, Told
@@ -65,9 +66,7 @@ def _scales(model: Model) -> dict[str, float]:
     return {model.family.canonical(f"{name}.weight"): value for name, value in scale.items()}
 
 
-def logits_of_merged(
-    recipe: Recipe, folder: Path, pairs: Sequence[Pair], root: Path
-) -> Iterator[Mapping[AnswerKind, Array]]:
+def logits_of_merged(recipe: Recipe, folder: Path, pairs: Sequence[Pair], root: Path) -> Iterator[Mapping[str, Array]]:
     """Float32 logits [A, V] of both answers of each pair, by a merged model as it is stored, not in 4 bits again, and
     under an adapter that adds nothing. Raises MinipovidError where the GPU has no room for it."""
     section = models.settled(recipe.model)
@@ -88,7 +87,7 @@ def _need_room(folder: Path) -> None:
         raise MinipovidError(f"the GPU has {free / 2**30:.1f} GiB free, and they take {wanted * 1.2 / 2**30:.1f} GiB.")
 
 
-def _answers(model: Model, recipe: Recipe, pairs: Sequence[Pair], root: Path) -> Iterator[Mapping[AnswerKind, Array]]:
+def _answers(model: Model, recipe: Recipe, pairs: Sequence[Pair], root: Path) -> Iterator[Mapping[str, Array]]:
     encoder = Encoder.of(model, recipe.data.max_length)
     transform = model.family.image_transform(model.folder)
     for batch in batches(recipe, pairs, root, encoder, transform):
@@ -111,7 +110,7 @@ def batches(
 
 
 @torch.inference_mode()
-def _logits(model: Model, batch: Batch, kind: AnswerKind) -> Iterator[Tensor]:
+def _logits(model: Model, batch: Batch, kind: str) -> Iterator[Tensor]:
     """[A, V] of each pair, padding left out."""
     logits = score(model, batch, [view for view in VIEWS if view.answer == kind])[kind, "clean"].logits()
     for each, length in zip(logits, batch.answers[kind].lengths, strict=True):
@@ -121,7 +120,7 @@ def _logits(model: Model, batch: Batch, kind: AnswerKind) -> Iterator[Tensor]:
 @torch.inference_mode()
 def _rows(model: Model, batch: Batch, encoder: Encoder, digests: Sequence[str]) -> Iterator[Row]:
     batch = batch.to(model.device)
-    told: dict[AnswerKind, list[Told]] = {}
+    told: dict[str, list[Told]] = {}
     for kind in ANSWERS:
         trained = list(_logits(model, batch, kind))
         with model.as_reference():

@@ -14,10 +14,9 @@ import pytest
 
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
-from minipovid.evaluate.benchmarks import amber, total
+from minipovid.evaluate.benchmarks import UNPARSED, Answer, Sheet, amber, total
 from minipovid.evaluate.reading import english
 from minipovid.evaluate.reading.english import Grammar
-from minipovid.types import UNPARSED, Answer, Sheet
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "amber"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real AMBER files (shared/data) are not here")

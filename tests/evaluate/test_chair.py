@@ -15,11 +15,11 @@ import small_nltk
 
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
-from minipovid.evaluate.benchmarks import chair, total
+from minipovid.evaluate.benchmarks import Answer, chair, total
 from minipovid.evaluate.reading import english
 from minipovid.evaluate.reading.english import Grammar
+from minipovid.inference.backends import Question
 from minipovid.tinyworld import text as tiny
-from minipovid.types import Answer, Question
 
 SYNONYMS = Path(__file__).parents[3] / "shared" / "data" / "chair" / "synonyms.txt"
 needs_list = pytest.mark.skipif(not SYNONYMS.is_file(), reason="the real synonym list (shared/data) is not here")

@@ -19,9 +19,9 @@ from minipovid.cli import demo
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import Result, evaluate, find, results
 from minipovid.evaluate.ask import ask
+from minipovid.evaluate.benchmarks import Answer
 from minipovid.inference import backends
-from minipovid.inference.backends import Choice, predictions
-from minipovid.types import Answer, Question
+from minipovid.inference.backends import Choice, Question, predictions
 
 
 class Scripted:

@@ -13,8 +13,8 @@ import pytest
 
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
-from minipovid.evaluate.benchmarks import hallusionbench, total
-from minipovid.types import FAILED, UNPARSED, Answer, Question, Sheet
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Sheet, hallusionbench, total
+from minipovid.inference.backends import Question
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "hallusionbench"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real HallusionBench.json (shared/data) is not here")

@@ -21,13 +21,14 @@ from bad_server import BadServer
 
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer
 from minipovid.evaluate.benchmarks.object_halbench import Names
 from minipovid.evaluate.judge import judged
+from minipovid.inference.backends import Question
 from minipovid.inference.remote import Limits, Prices, Usage
 from minipovid.inference.remote.client import Teacher
 from minipovid.inference.remote.retry import Pause
 from minipovid.inference.remote.server import Server
-from minipovid.types import FAILED, UNPARSED, Answer, Question
 
 KEY = "sk-very-secret-0123456789"
 TESTS = Path(__file__).parent

@@ -13,8 +13,8 @@ import pytest
 
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
-from minipovid.evaluate.benchmarks import llava_bench
-from minipovid.types import FAILED, UNPARSED, Answer, Question
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, llava_bench
+from minipovid.inference.backends import Question
 
 QUESTION = {"question_id": 0, "image": "001.jpg", "text": "What is this?", "category": "conv"}
 CONTEXT = {"id": "001", "image": "001.jpg", "caption": "Sea."}

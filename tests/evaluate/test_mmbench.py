@@ -17,10 +17,10 @@ from PIL import Image
 
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
-from minipovid.evaluate.benchmarks import mmbench, total
+from minipovid.evaluate.benchmarks import UNPARSED, Answer, Exam, mmbench, total
 from minipovid.evaluate.reading.replies import chosen
 from minipovid.images.embedded import Embedded
-from minipovid.types import UNPARSED, Answer, Exam, Question
+from minipovid.inference.backends import Question
 
 FOUR = {"A": "cat", "B": "dog", "C": "a red car", "D": "tree"}
 COLUMNS = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "l2-category", "split", "image")

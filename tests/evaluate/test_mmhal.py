@@ -16,9 +16,9 @@ from PIL import Image
 
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
-from minipovid.evaluate.benchmarks import mmhal
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, mmhal
 from minipovid.images.embedded import Embedded
-from minipovid.types import FAILED, UNPARSED, Answer, Question
+from minipovid.inference.backends import Question
 
 
 def row(**other: Any) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import pytest
 
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
-from minipovid.evaluate.benchmarks import mmvet
-from minipovid.types import FAILED, UNPARSED, Answer, Question
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, mmvet
+from minipovid.inference.backends import Question
 
 ITEM = {"imagename": "v1_0.png", "question": "What is x?", "answer": "-1<AND>-5", "capability": ["ocr", "math"]}
 NAN = float("nan")

@@ -15,10 +15,10 @@ from PIL import Image
 
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
-from minipovid.evaluate.benchmarks import object_halbench
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, object_halbench
 from minipovid.evaluate.benchmarks.object_halbench import Benchmark, Names
 from minipovid.images.embedded import Embedded
-from minipovid.types import FAILED, UNPARSED, Answer, Question
+from minipovid.inference.backends import Question
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "chair" / "synonyms.txt"
 SYNONYMS = """person, man, woman, people, policeman

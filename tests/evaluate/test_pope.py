@@ -12,9 +12,9 @@ import pytest
 
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
-from minipovid.evaluate.benchmarks import pope, total
+from minipovid.evaluate.benchmarks import UNPARSED, Answer, pope, total
 from minipovid.evaluate.reading.replies import says_yes
-from minipovid.types import UNPARSED, Answer, Question
+from minipovid.inference.backends import Question
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "pope"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real POPE files (shared/data) are not here")

@@ -13,9 +13,9 @@ import pytest
 
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
-from minipovid.evaluate.benchmarks import scienceqa, total
+from minipovid.evaluate.benchmarks import UNPARSED, Answer, scienceqa, total
 from minipovid.evaluate.reading.replies import chosen
-from minipovid.types import UNPARSED, Answer, Question
+from minipovid.inference.backends import Question
 
 FOUR = {"A": "cat", "B": "dog", "C": "a red car", "D": "tree"}
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."

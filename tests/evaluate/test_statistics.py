@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from minipovid.evaluate import statistics
+from minipovid.evaluate.benchmarks import Counts
 from minipovid.evaluate.statistics import intervals, mcnemar, paired
-from minipovid.types import Counts
 
 
 def share(totals: Counts) -> dict[str, float]:

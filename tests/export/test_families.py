@@ -28,10 +28,10 @@ from minipovid.models import model as models
 from minipovid.models.families import llava
 from minipovid.models.parts import Place
 from minipovid.models.parts import vision as vision_layout
+from minipovid.pairs.pair import Pair as PreferencePair
 from minipovid.recipe.read import LoraSection, ModelSection
 from minipovid.train import data, scoring
-from minipovid.types import Pair as PreferencePair
-from minipovid.types import View
+from minipovid.train.losses import View
 
 PAIRINGS = {"clip-llama": ("clip", "llama"), "siglip-qwen2": ("siglip", "qwen2"), "clip-mistral": ("clip", "mistral")}
 SIZES: dict[str, dict[str, int]] = {

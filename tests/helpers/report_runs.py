@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from minipovid.evaluate import Result, evaluate, find
+from minipovid.inference.backends import Question
 from minipovid.recipe import read as recipes
-from minipovid.types import Question
 
 THINGS = ("dog", "cat", "boat", "tree", "car", "lamp")
 SIDE = 48

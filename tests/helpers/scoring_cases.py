@@ -9,7 +9,7 @@ import torch
 from minipovid.models import model as models
 from minipovid.recipe.read import LoraSection, ModelSection
 from minipovid.train.data import Batch, Pictures, Tokens
-from minipovid.types import View
+from minipovid.train.losses import View
 
 VIEWS = [View("chosen", "clean"), View("rejected", "clean"), View("chosen", "noised", grad=False)]
 

@@ -25,14 +25,15 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from minipovid.common.errors import MinipovidError
 from minipovid.export import export_merged
 from minipovid.inference import backends
-from minipovid.inference.backends import Choice, Decoding, hf
+from minipovid.inference.backends import Choice, Decoding, Question, hf
 from minipovid.inference.llama_cpp.stream import whole
 from minipovid.models import model as models
+from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipes
 from minipovid.tinyworld import CHECKPOINT, scenes, text
 from minipovid.train.data import Encoder, PairDataset, collate
+from minipovid.train.losses import View
 from minipovid.train.scoring import score
-from minipovid.types import Pair, Question, View
 
 RECIPE = """
 name: tiny

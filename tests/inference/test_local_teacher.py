@@ -25,7 +25,7 @@ from minipovid.inference.remote.structured import parsed
 from minipovid.pairs import make as making
 from minipovid.pairs.formats import Seed, jsonl, povid
 from minipovid.pairs.injection import KINDS, schema
-from minipovid.types import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair
 
 QUESTIONS = [
     ("Is there a ring in the picture?", "Yes."),

@@ -21,11 +21,11 @@ from minipovid.common.caches import ring as noise_cache
 from minipovid.pairs.check import check
 from minipovid.pairs.formats import jsonl, rule
 from minipovid.pairs.make import builtin
+from minipovid.pairs.pair import Pair
 from minipovid.recipe.read import DataSection
 from minipovid.tinyworld import text, world
 from minipovid.tinyworld.scenes import COLOURS, COMPANION, PLACES, SHAPES, Scene
 from minipovid.train import data
-from minipovid.types import Pair
 
 SCENES = {world.picture(scene): scene for scene in world.train_scenes()}
 SMALL = {"TRAIN_SCENES": 40, "HELD_OUT_SCENES": 3, "EVERYDAY_SCENES": 60}  # a world of a second

@@ -20,9 +20,9 @@ from minipovid.pairs.check.leak import Rows, fitted, leak
 from minipovid.pairs.check.lengths import Lengths
 from minipovid.pairs.check.report import KEPT, Report
 from minipovid.pairs.check.wording import wording
+from minipovid.pairs.pair import Pair, Span
 from minipovid.recipe import read as recipes
 from minipovid.tinyworld import CHECKPOINT
-from minipovid.types import Pair, Span
 
 WORDS = (
     *("boat", "pier", "gull", "sail", "rope", "crate", "dog", "man", "cup", "lamp"),

@@ -37,9 +37,9 @@ from minipovid.images import embedded as pictures
 from minipovid.pairs import convert
 from minipovid.pairs import formats as pairs
 from minipovid.pairs.formats import Seed, Unpaired, jsonl
+from minipovid.pairs.pair import BadRow, Pair
 from minipovid.recipe.read import DataSection
 from minipovid.train.data import Encoder, load_pairs, locate
-from minipovid.types import BadRow, Pair
 
 
 class Row(NamedTuple):
@@ -839,7 +839,7 @@ def test_a_maker_is_no_format() -> None:
 def test_a_new_format_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file on the shelf, with nothing but `read`, is found by name and recognised."""
     body = (
-        "from minipovid.pairs import checked\nfrom minipovid.rows import rows\nfrom minipovid.types import Pair\n"
+        "from minipovid.common.data_files import rows\nfrom minipovid.pairs.formats import checked\nfrom minipovid.pairs.pair import Pair\n"
         "def _pair(row):\n    return Pair('', row['pic'], row['q'], row['w'], row['l'])\n"
         "def read(path):\n    yield from checked(rows(path), _pair, foreign=True)\n"
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from minipovid.pairs.injection import NotInjected, changed, injected, schema, script, talk, words
-from minipovid.types import Span
+from minipovid.pairs.pair import Span
 
 BOAT = "A red boat lies on the sand beside two people."
 

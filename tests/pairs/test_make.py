@@ -27,7 +27,7 @@ from minipovid.inference.remote.server import Server
 from minipovid.pairs import make as making
 from minipovid.pairs.formats import Seed, jsonl, povid
 from minipovid.pairs.make.makers import Outcome, Workshop
-from minipovid.types import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair
 
 KEY = "sk-very-secret-0123456789"
 ANSWER = "A red boat number {n} lies on the sand beside two people."

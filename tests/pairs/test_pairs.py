@@ -11,7 +11,7 @@ import pytest
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs.formats import jsonl, povid
-from minipovid.types import BadRow, Pair, Span
+from minipovid.pairs.pair import BadRow, Pair, Span
 
 
 def turns(question: str, answer: str) -> list[dict[str, str]]:

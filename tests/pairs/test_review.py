@@ -21,12 +21,12 @@ from review_site import Site, served
 
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs.formats import jsonl
+from minipovid.pairs.pair import BadRow, Pair, Span
 from minipovid.pairs.review import apply, decisions_file, review
 from minipovid.pairs.review.book import PAGE, Book, Filter
 from minipovid.pairs.review.decisions import UNDECIDED, Decisions, History, Row, State
 from minipovid.pairs.review.marks import pieces
 from minipovid.pairs.source import find
-from minipovid.types import BadRow, Pair, Span
 
 GOOD, BAD = "A cat lies on the mat.", "A dog lies on the mat."
 

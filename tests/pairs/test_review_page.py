@@ -22,9 +22,9 @@ from PIL import Image
 from review_site import Site, served
 
 from minipovid.pairs.formats import jsonl
+from minipovid.pairs.pair import Pair, Span
 from minipovid.pairs.review import decisions_file
 from minipovid.pairs.review.decisions import History
-from minipovid.types import Pair, Span
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")

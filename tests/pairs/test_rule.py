@@ -15,7 +15,7 @@ from minipovid.pairs import lexicon
 from minipovid.pairs import make as making
 from minipovid.pairs.formats import Seed, jsonl, rule
 from minipovid.pairs.make.makers import Workshop
-from minipovid.types import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair
 
 KITCHEN = "A brown table stands in front of a white oven. Two cups are on the left side of the table."
 ANSWERS = [

@@ -18,10 +18,10 @@ from transformers import AutoTokenizer
 from minipovid.common.errors import MinipovidError
 from minipovid.images.load import ImageTransform
 from minipovid.models.chat_template import VICUNA
+from minipovid.pairs.pair import Pair
 from minipovid.recipe.read import DataSection, ModelSection, Recipe, StageSection
 from minipovid.train import data
 from minipovid.train.data import Encoder, PairDataset, collate, load_pairs, visiting_order
-from minipovid.types import Pair
 
 GOOD = {"id": "1", "image": "cat.png", "prompt": "What is this?", "chosen": "A cat.", "rejected": "A dog."}
 

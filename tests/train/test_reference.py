@@ -17,14 +17,15 @@ from safetensors.torch import load_file, save_file
 from minipovid.common.errors import MinipovidError
 from minipovid.models import chat_template as chats
 from minipovid.models import model as models
+from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipes
 from minipovid.recipe.read import DataSection, LoraSection, ModelSection, Recipe, StageSection
 from minipovid.train import losses
 from minipovid.train.data import Encoder, PairDataset, collate
+from minipovid.train.losses import View
 from minipovid.train.reference import Reference, digest
 from minipovid.train.run import train
 from minipovid.train.scoring import score
-from minipovid.types import Pair, View
 
 PAIRS = [
     Pair("1", "a.png", "What is this?", "A red circle.", "A red circle and a dog."),

@@ -14,7 +14,7 @@ from minipovid.models import model as models
 from minipovid.models.tree_attention import attention
 from minipovid.train import scoring
 from minipovid.train.data import Batch, Tokens
-from minipovid.types import View
+from minipovid.train.losses import View
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,9 @@ from minipovid.train import checkpoint as resume
 from minipovid.train import log as meter
 from minipovid.train import losses
 from minipovid.train.data import held_out
+from minipovid.train.losses import Judged, View
 from minipovid.train.run import Trainer, train
 from minipovid.train.stages.preference import Objective
-from minipovid.types import Judged, View
 
 
 @pytest.fixture(scope="module")

@@ -34,8 +34,8 @@ from minipovid.inference.llama_cpp import vision as runtime_eyes
 from minipovid.models import adapter as lora
 from minipovid.models import shapes
 from minipovid.pairs.formats import jsonl
+from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipe
-from minipovid.types import Pair
 from minipovid.verify import Verdict, inputs, trained
 from minipovid.verify import float32 as wide
 

@@ -30,11 +30,25 @@ from typing import ClassVar, Literal, NamedTuple, TypedDict
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
-from minipovid.evaluate.benchmarks import Count, Tally, described, file_in, objects, share
+from minipovid.evaluate.benchmarks import (
+    UNPARSED,
+    Answer,
+    Count,
+    Counts,
+    Exam,
+    Mark,
+    Mode,
+    Sheet,
+    Tally,
+    described,
+    file_in,
+    objects,
+    share,
+)
 from minipovid.evaluate.reading import english
 from minipovid.evaluate.reading.english import Mention, Names
 from minipovid.evaluate.reading.replies import says_yes
-from minipovid.types import UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Sheet
+from minipovid.inference.backends import Question
 
 Similar = Callable[[str, str], bool]
 Part = Literal["generative", "discriminative"]

@@ -27,11 +27,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 from minipovid.common import data_files as rows
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
-from minipovid.evaluate.benchmarks import Count, Tally, described, objects, share
+from minipovid.evaluate.benchmarks import Answer, Count, Counts, Exam, Sheet, Tally, described, objects, share
 from minipovid.evaluate.reading import english
 from minipovid.evaluate.reading.coco import COCO, Coco, coco, coco_file
 from minipovid.evaluate.reading.english import Kind, Mention, Names
-from minipovid.types import Answer, Counts, Exam, Question, Sheet
+from minipovid.inference.backends import Question
 
 Words = Literal["pattern", "lemma", "own"]
 DRAWN = 500

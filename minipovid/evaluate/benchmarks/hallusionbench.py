@@ -23,9 +23,26 @@ from typing import Any, ClassVar, Literal
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
-from minipovid.evaluate.benchmarks import Count, Tally, file_in, filled, objects, share, wording
+from minipovid.evaluate.benchmarks import (
+    FAILED,
+    UNPARSED,
+    Answer,
+    Count,
+    Counts,
+    Exam,
+    Mark,
+    Mode,
+    Request,
+    Sheet,
+    Tally,
+    file_in,
+    filled,
+    objects,
+    share,
+    wording,
+)
 from minipovid.evaluate.reading.replies import plain, says_yes
-from minipovid.types import FAILED, UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Request, Sheet
+from minipovid.inference.backends import Question
 
 NAME = "HallusionBench.json"
 PUBLISHED = "ca6e0fb677dd56e5"  # the beginning of its SHA-256

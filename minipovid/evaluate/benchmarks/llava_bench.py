@@ -20,9 +20,28 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from minipovid.common.errors import MinipovidError
-from minipovid.evaluate.benchmarks import NAN, Count, Tally, file_in, in_images, named, objects, share, wording
+from minipovid.evaluate.benchmarks import (
+    FAILED,
+    NAN,
+    UNPARSED,
+    Answer,
+    Count,
+    Counts,
+    Exam,
+    Mark,
+    Mode,
+    Request,
+    Sheet,
+    Tally,
+    file_in,
+    in_images,
+    named,
+    objects,
+    share,
+    wording,
+)
 from minipovid.evaluate.reading.replies import plain
-from minipovid.types import FAILED, UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Request, Sheet
+from minipovid.inference.backends import Question
 
 ITEMS = 60
 CATEGORIES = ("conv", "detail", "complex")

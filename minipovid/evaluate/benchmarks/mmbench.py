@@ -23,11 +23,23 @@ from typing import Any, ClassVar
 
 from minipovid.common.data_files import Bad, short
 from minipovid.common.errors import MinipovidError
-from minipovid.evaluate.benchmarks import Count, Tally, objects, share
+from minipovid.evaluate.benchmarks import (
+    UNPARSED,
+    Answer,
+    Count,
+    Counts,
+    Exam,
+    Mark,
+    Mode,
+    Sheet,
+    Tally,
+    objects,
+    share,
+)
 from minipovid.evaluate.reading.replies import BY_LETTER, LETTERS, chosen, lettered
 from minipovid.images import embedded as pictures
 from minipovid.images.embedded import Embedded
-from minipovid.types import UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Sheet
+from minipovid.inference.backends import Question
 
 TURN = 10**6  # how far apart the indices of a question's rotations are
 # VLMEvalKit's files by their MD5.

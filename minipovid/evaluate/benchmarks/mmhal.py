@@ -22,10 +22,29 @@ from urllib.parse import urlsplit
 
 from minipovid.common.data_files import Bad
 from minipovid.common.errors import MinipovidError
-from minipovid.evaluate.benchmarks import Count, Tally, file_in, filled, in_images, named, objects, share, wording
+from minipovid.evaluate.benchmarks import (
+    FAILED,
+    UNPARSED,
+    Answer,
+    Count,
+    Counts,
+    Exam,
+    Mark,
+    Mode,
+    Request,
+    Sheet,
+    Tally,
+    file_in,
+    filled,
+    in_images,
+    named,
+    objects,
+    share,
+    wording,
+)
 from minipovid.evaluate.reading.replies import plain
 from minipovid.images import embedded as pictures
-from minipovid.types import FAILED, UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Request, Sheet
+from minipovid.inference.backends import Question
 
 TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
 ITEMS = 96

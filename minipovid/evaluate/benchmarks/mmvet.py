@@ -18,9 +18,26 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from minipovid.common.errors import MinipovidError
-from minipovid.evaluate.benchmarks import Count, Tally, file_in, in_images, named, share, wording
+from minipovid.evaluate.benchmarks import (
+    FAILED,
+    UNPARSED,
+    Answer,
+    Count,
+    Counts,
+    Exam,
+    Mark,
+    Mode,
+    Request,
+    Sheet,
+    Tally,
+    file_in,
+    in_images,
+    named,
+    share,
+    wording,
+)
 from minipovid.evaluate.reading.replies import plain
-from minipovid.types import FAILED, UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Request, Sheet
+from minipovid.inference.backends import Question
 
 ITEMS = 218
 TEMPERATURES = (0.0, 0.0, 0.5, 1.0, 1.5)  # of the attempts; a sixth is made officially, and its reply never read

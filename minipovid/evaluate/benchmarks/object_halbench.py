@@ -24,12 +24,30 @@ from typing import Any, ClassVar, NamedTuple
 
 from minipovid.common.data_files import Bad
 from minipovid.common.errors import MinipovidError
-from minipovid.evaluate.benchmarks import NAN, Count, Tally, file_in, named, objects, share, wording
+from minipovid.evaluate.benchmarks import (
+    FAILED,
+    NAN,
+    UNPARSED,
+    Answer,
+    Count,
+    Counts,
+    Exam,
+    Mark,
+    Mode,
+    Request,
+    Sheet,
+    Tally,
+    file_in,
+    named,
+    objects,
+    share,
+    wording,
+)
 from minipovid.evaluate.reading.coco import coco
 from minipovid.evaluate.reading.replies import plain
 from minipovid.images import embedded as pictures
+from minipovid.inference.backends import Question
 from minipovid.pairs import lexicon
-from minipovid.types import FAILED, UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Request, Sheet
 
 ITEMS = 300
 SHORT = 3  # words; of an answer no longer than that the judge is not asked: it names nothing

@@ -29,10 +29,23 @@ from typing import Any, ClassVar
 from minipovid.common import data_files as rows
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
-from minipovid.evaluate.benchmarks import NAN, Count, Tally, objects, share
+from minipovid.evaluate.benchmarks import (
+    NAN,
+    UNPARSED,
+    Answer,
+    Count,
+    Counts,
+    Exam,
+    Mark,
+    Mode,
+    Sheet,
+    Tally,
+    objects,
+    share,
+)
 from minipovid.evaluate.reading.replies import says_yes
+from minipovid.inference.backends import Question
 from minipovid.pairs.lexicon import article
-from minipovid.types import UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Sheet
 
 RULES = ("random", "popular", "adversarial")
 # The COCO files by the beginning of their SHA-256: (published as, rule).

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from minipovid.common.errors import MinipovidError
-from minipovid.evaluate.benchmarks import Count, Tally, share
+from minipovid.evaluate.benchmarks import UNPARSED, Answer, Count, Counts, Exam, Mark, Mode, Sheet, Tally, share
 from minipovid.evaluate.reading.replies import BY_LETTER, LETTERS, chosen, lettered
-from minipovid.types import UNPARSED, Answer, Counts, Exam, Mark, Mode, Question, Sheet
+from minipovid.inference.backends import Question
 
 FILES = ("problems.json", "pid_splits.json")
 _ASKED = (

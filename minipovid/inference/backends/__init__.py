@@ -17,7 +17,6 @@ from typing import Any, Literal, Protocol
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.models.chat_template import IMAGE
-from minipovid.types import Question
 
 
 @dataclass(frozen=True)
@@ -88,3 +87,17 @@ def refuse_placeholders(questions: Sequence[Question]) -> None:
     for question in questions:
         if IMAGE in question.prompt:
             raise MinipovidError(f"Question {question.id} holds the placeholder {IMAGE}; leave it out.")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One benchmark question; `truth` holds what the benchmark needs to score the answer.
+
+    `image` is relative to the pictures' folder, or a pictures.Embedded, or "" where the question is about text alone.
+    """
+
+    id: str
+    image: str
+    prompt: str
+    truth: Mapping[str, Any]
+    max_tokens: int

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from minipovid.inference.backends import Choice, Decoding, refuse_placeholders
+from minipovid.inference.backends import Choice, Decoding, Question, refuse_placeholders
 from minipovid.inference.llama_cpp import Runtime, Sampling, find_pair
 from minipovid.models.chat_template import Turn
-from minipovid.types import Question
 
 
 def open(choice: Choice) -> Files:

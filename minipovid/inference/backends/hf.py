@@ -35,7 +35,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.common.threads import one_core_each
 from minipovid.export.safetensors import SETTINGS
 from minipovid.images import load as images
-from minipovid.inference.backends import Choice, refuse_placeholders
+from minipovid.inference.backends import Choice, Question, refuse_placeholders
 from minipovid.inference.llama_cpp import SMALL
 from minipovid.models import adapter as lora
 from minipovid.models import chat_template as chats
@@ -46,7 +46,6 @@ from minipovid.models.model import Model
 from minipovid.models.parts.text import context
 from minipovid.recipe import read as recipes
 from minipovid.recipe.read import Recipe
-from minipovid.types import Question
 
 COLUMNS = 4096  # behind a prefix, answers included, in the cache at a time: 2 GiB of a 7B model's keys and values
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"

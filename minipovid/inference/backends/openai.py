@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.common.errors import MinipovidError
-from minipovid.inference.backends import Choice, Decoding
+from minipovid.inference.backends import Choice, Decoding, Question
 from minipovid.inference.remote import Message, Reply, Stopped, Unanswered
 from minipovid.inference.remote.client import Teacher
 from minipovid.inference.remote.picture import Picture
 from minipovid.inference.remote.server import Server
-from minipovid.types import Question
 
 VERSION = "eval v1"
 MAX_SIDE = 1024  # pixels of a picture that is sent; COCO's have 640

@@ -17,8 +17,7 @@ from typing import Any
 from minipovid.common import data_files as rows
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
-from minipovid.inference.backends import Choice
-from minipovid.types import Question
+from minipovid.inference.backends import Choice, Question
 
 IDS = ("question_id", "id", "image_id", "index", "questionId")
 # The likeliest first: in many files "answer" is the right one, beside a "prediction".

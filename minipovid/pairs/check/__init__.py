@@ -26,8 +26,8 @@ from minipovid.pairs.check.sources import Makers
 from minipovid.pairs.check.tokens import Tokens
 from minipovid.pairs.check.wording import wording
 from minipovid.pairs.formats import Unpaired, where
+from minipovid.pairs.pair import BadRow, Pair
 from minipovid.pairs.source import Source, find
-from minipovid.types import BadRow, Pair
 
 __all__ = ["SAMPLE", "Report", "check"]
 SAMPLE = 5_000  # pairs; the error of a share is then 0.7 % at most

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minipovid.pairs.check.lengths import ENOUGH, TELL
-from minipovid.types import Pair
+from minipovid.pairs.pair import Pair
 
 FOLDS = 5
 STEPS = 60  # of AdaGrad over all pairs; more change no third digit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from minipovid.types import Pair
+from minipovid.pairs.pair import Pair
 
 TELL = 0.75  # of the pairs; from here on a rule that looks at no picture orders too many of them rightly
 GAP = 0.25  # of the shorter side's mean

@@ -14,7 +14,7 @@ from minipovid.models.chat_template import IMAGE
 from minipovid.pairs.check.report import Finding
 from minipovid.pairs.formats import short
 from minipovid.pairs.injection import talk
-from minipovid.types import Pair
+from minipovid.pairs.pair import Pair
 
 _FILE = re.compile(r"[\w-]+\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif)\b", re.IGNORECASE)
 _ROLE = re.compile(r"^\s*(?:USER|ASSISTANT|Human|GPT|### ?\w+)\s*:|<\|im_(?:start|end)\|>|\[/?INST\]", re.MULTILINE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from minipovid.types import Pair
+from minipovid.pairs.pair import Pair
 
 SHOWN = 20  # makers; a data set that names one per row has no fewer
 

@@ -12,8 +12,8 @@ import numpy as np
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs.check.report import Finding
+from minipovid.pairs.pair import Pair
 from minipovid.pairs.source import Source
-from minipovid.types import Pair
 
 if TYPE_CHECKING:
     from minipovid.recipe.read import ModelSection

@@ -14,7 +14,7 @@ import numpy as np
 
 from minipovid.pairs import lexicon
 from minipovid.pairs.injection import words
-from minipovid.types import Pair
+from minipovid.pairs.pair import Pair
 
 LITTLE = 0.6  # of the words changed on average: such answers are two texts, not one with errors in it
 LONGEST = 400  # words of an answer that are compared; difflib needs time by the square of what differs

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from minipovid.common import shelf
 from minipovid.common.data_files import Bad as Bad
@@ -24,7 +24,7 @@ from minipovid.common.data_files import first
 from minipovid.common.data_files import short as short
 from minipovid.common.data_files import text as text
 from minipovid.common.errors import MinipovidError
-from minipovid.types import BadRow, Pair, PairReader
+from minipovid.pairs.pair import BadRow, Pair
 
 Ability = Literal["read", "seeds"]
 HEAD = 20  # rows that a format is recognised by
@@ -228,3 +228,10 @@ def _good(module: Any, path: Path) -> int:
         return sum(not isinstance(row, BadRow) for row in islice(act(path), HEAD))
     except MinipovidError:
         return 0
+
+
+class PairReader(Protocol):
+    """A module on the `pairs` shelf, named by the format: `data.format: povid` is `pairs/povid.py`."""
+
+    def read(self, path: Path) -> Iterator[Pair | BadRow]:
+        """Every row of the file, in order. Raises MinipovidError where the file as a whole is not this format."""

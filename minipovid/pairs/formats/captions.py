@@ -12,7 +12,7 @@ from typing import Any
 from minipovid.common.errors import MinipovidError
 from minipovid.images.embedded import extension
 from minipovid.pairs.formats import Bad, Seed, checked_seeds
-from minipovid.types import BadRow
+from minipovid.pairs.pair import BadRow
 
 PROMPT = "Describe this image in detail."  # what a caption answers
 

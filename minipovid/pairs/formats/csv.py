@@ -17,7 +17,7 @@ from minipovid.common.data_files import Cells, rows
 from minipovid.images import embedded as pictures
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.formats import Seed, checked, checked_seeds, identity, known, text
-from minipovid.types import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair
 
 SOURCE = {"chosen": "table", "rejected": "table"}
 

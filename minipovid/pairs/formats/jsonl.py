@@ -16,7 +16,7 @@ from minipovid.common.data_files import looks_like, of_text
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
 from minipovid.pairs.formats import Bad, checked, known, short, text
-from minipovid.types import BadRow, Pair, Span
+from minipovid.pairs.pair import BadRow, Pair, Span
 
 KEYS = tuple(field.name for field in fields(Pair))
 

@@ -16,7 +16,7 @@ from minipovid.common.data_files import rows
 from minipovid.images import embedded as pictures
 from minipovid.pairs.conversations import answered, asked, said
 from minipovid.pairs.formats import Bad, checked, identity, known
-from minipovid.types import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair
 
 SOURCE = {"chosen": "LLaMA-Factory data set", "rejected": "LLaMA-Factory data set"}
 

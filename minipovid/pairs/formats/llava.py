@@ -16,7 +16,7 @@ from minipovid.common.data_files import rows
 from minipovid.images import embedded as pictures
 from minipovid.pairs.conversations import exchange, said
 from minipovid.pairs.formats import Seed, checked_seeds, identity, known
-from minipovid.types import BadRow
+from minipovid.pairs.pair import BadRow
 
 
 def seeds(path: Path) -> Iterator[Seed | BadRow]:

@@ -36,7 +36,7 @@ from minipovid.inference.remote.structured import parsed
 from minipovid.pairs.formats import Bad, Seed, checked, known, short, text
 from minipovid.pairs.injection import NotInjected, injected, schema
 from minipovid.pairs.make.makers import Outcome, Workshop
-from minipovid.types import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair
 
 PLACEHOLDER = "<image>"
 SOURCE = {"chosen": "ground truth", "rejected": "GPT-4V (POVID)"}

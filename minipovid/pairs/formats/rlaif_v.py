@@ -16,7 +16,7 @@ from minipovid.common.data_files import rows
 from minipovid.images import embedded as pictures
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.formats import checked, identity, known, text
-from minipovid.types import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair
 
 COLUMNS = ("image", "question", "chosen", "rejected")
 FURTHER = ("ds_name", "origin_dataset", "origin_split", "idx", "image_path", "logps")

@@ -17,7 +17,7 @@ from minipovid.common.data_files import rows
 from minipovid.images import embedded as pictures
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.formats import Bad, checked, identity, known, short, text
-from minipovid.types import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair
 
 FURTHER = ("ds_name", "origin_dataset", "origin_split", "idx", "image_path")
 SOURCE = {"chosen": "person (RLHF-V)", "rejected": "model (RLHF-V)"}

@@ -33,7 +33,7 @@ from minipovid.pairs import lexicon
 from minipovid.pairs.formats import Seed, seeds, short
 from minipovid.pairs.lexicon import BEFORE_A_PROPERTY, SMALL, WORD, Thing, Things, article, swap_pattern, swaps
 from minipovid.pairs.make.makers import Outcome, Workshop
-from minipovid.types import Pair, Span
+from minipovid.pairs.pair import Pair, Span
 
 VERSION = "rule v2"  # raise it when the rules or the words change: pairs are made anew
 RECUR = 3  # answers

@@ -17,7 +17,7 @@ from minipovid.common.data_files import rows
 from minipovid.images import embedded as pictures
 from minipovid.pairs.conversations import answer, answered, asked, exchange, question, said
 from minipovid.pairs.formats import Bad, checked, identity, known, short, text
-from minipovid.types import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair
 
 IMAGES = ("images", "image")
 SOURCE = {"chosen": "TRL data set", "rejected": "TRL data set"}

@@ -21,7 +21,7 @@ from minipovid.common.data_files import rows
 from minipovid.images import embedded as pictures
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.formats import Bad, NoPair, checked, identity, known, short, text
-from minipovid.types import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair
 
 
 class Rated(NamedTuple):

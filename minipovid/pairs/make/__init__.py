@@ -33,7 +33,7 @@ from minipovid.pairs.make.ledger import Counts as Counts
 from minipovid.pairs.make.ledger import Ledger
 from minipovid.pairs.make.makers import Maker, Outcome, Workshop
 from minipovid.pairs.make.progress import Progress
-from minipovid.types import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair
 
 if TYPE_CHECKING:
     from minipovid.pairs.make.makers import Seeds

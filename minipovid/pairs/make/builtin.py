@@ -16,8 +16,8 @@ from minipovid.pairs import formats as formats
 from minipovid.pairs import make
 from minipovid.pairs.formats import Seed, rule
 from minipovid.pairs.make.makers import Workshop
+from minipovid.pairs.pair import BadRow
 from minipovid.tinyworld.world import once
-from minipovid.types import BadRow
 
 
 def pairs() -> tuple[Path, Path]:

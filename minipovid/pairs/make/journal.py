@@ -21,7 +21,7 @@ from minipovid.common.append_only import Lines
 from minipovid.inference.remote import Usage
 from minipovid.pairs.formats import Seed
 from minipovid.pairs.make.makers import Outcome
-from minipovid.types import Pair, Span
+from minipovid.pairs.pair import Pair, Span
 
 NAME = "journal.jsonl"
 

@@ -9,7 +9,7 @@ from typing import Any
 from minipovid.inference.remote import Usage
 from minipovid.pairs.formats import Seed
 from minipovid.pairs.make.makers import Outcome
-from minipovid.types import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair
 
 
 @dataclass

@@ -13,9 +13,9 @@ from minipovid.images.embedded import Embedded, Store, placed
 from minipovid.images.load import inside
 from minipovid.pairs import formats as formats
 from minipovid.pairs.formats import jsonl, where
+from minipovid.pairs.pair import Pair
 from minipovid.pairs.review.decisions import History, Row, State, decisions_file
 from minipovid.pairs.source import Source, find
-from minipovid.types import Pair
 
 PERSON = "person"
 PICTURES = "images"  # the folder beside the new file for pictures that lie elsewhere

@@ -25,9 +25,9 @@ from minipovid.images.embedded import Embedded, Store, placed
 from minipovid.images.load import inside
 from minipovid.pairs import formats as formats
 from minipovid.pairs.formats import where
+from minipovid.pairs.pair import Pair, Span
 from minipovid.pairs.review.decisions import LABELS, UNDECIDED, Row, State
 from minipovid.pairs.source import Source
-from minipovid.types import Pair, Span
 
 PAGE = 40  # rows of a list
 EXCERPT = 120  # characters

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from minipovid.common.errors import MinipovidError
-from minipovid.types import Pair
+from minipovid.pairs.pair import Pair
 
 try:
     import fcntl

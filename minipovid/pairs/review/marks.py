@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import NamedTuple
 
-from minipovid.types import Span
+from minipovid.pairs.pair import Span
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 MOST = 4_000_000  # word against word; beyond, difflib would keep the page waiting and all between is marked

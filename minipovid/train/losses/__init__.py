@@ -5,12 +5,16 @@ S(y|m) = lp_policy(y|m) - lp_reference(y|m) its log-ratio. Every loss is built f
 
     prefer(a, b) = -log sigmoid(beta * (S_a - S_b))        DPO, arXiv 2305.18290, equation 7
     anchor(a)    = -log sigmoid(beta * S_a)                mDPO's anchor, arXiv 2406.11839, equation 6 with delta = 0
+
+Shapes are written with these letters throughout the code:
+    B pairs in a batch    A answer positions, padded to the batch's longest    V vocabulary    H hidden size
+    P prompt positions, image tokens included    N image tokens    S side of the square model input, in pixels
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -18,7 +22,67 @@ from torch import Tensor
 
 from minipovid.common import shelf
 from minipovid.recipe.read import Number, Recipe, validated
-from minipovid.types import Loss, Scores
+
+ViewKey = tuple[str, str]
+
+
+Asked = Literal["nothing", "own", "any"]
+
+
+class View(NamedTuple):
+    """One scored sequence that a loss asks for: which answer under which picture.
+
+    `grad` says whether the policy's pass needs gradients; `reference` what the loss asks of the reference model here:
+    nothing, the log-probabilities of the answer's own tokens, or anything (other tokens', the most probable ones,
+    logits). The less it asks, the less is computed and kept on disk.
+    """
+
+    answer: str
+    image: str
+    grad: bool = True
+    reference: Asked = "any"
+
+    @property
+    def key(self) -> ViewKey:
+        return self.answer, self.image
+
+
+class Scores(Protocol):
+    """What a model said of one answer under one picture, at the answer's positions only; padded positions hold 0."""
+
+    ids: Tensor  # [B, A] the answer's own tokens, end-of-sequence included
+    mask: Tensor  # [B, A] True at real answer positions
+
+    def logps(self, ids: Tensor | None = None) -> Tensor:
+        """Float32 log-probabilities [B, A] of `ids` (default: the answer itself) given the answer's own prefix."""
+
+    def argmax(self) -> Tensor:
+        """The most probable token [B, A] at each position; carries no gradient."""
+
+    def logits(self) -> Tensor:
+        """Float32 logits [B, A, V]: ask only where log-probabilities will not do."""
+
+
+ScoreTable = Mapping[ViewKey, Scores]
+
+
+class Judged(NamedTuple):
+    """What a loss says of a batch: the value to minimise and the rewards to log, one per pair."""
+
+    loss: Tensor  # [B]
+    chosen_rewards: Tensor  # [B] beta * (log pi - log ref) of the chosen answer, detached
+    rejected_rewards: Tensor  # [B]
+
+
+class Loss(Protocol):
+    """A frozen dataclass whose fields are the recipe's keys under `loss:`."""
+
+    @property
+    def views(self) -> Sequence[View]:
+        """The passes it needs of policy and reference."""
+
+    def __call__(self, policy: ScoreTable, reference: ScoreTable) -> Judged: ...
+
 
 Positive = Annotated[Number, Field(gt=0)]
 Weight = Annotated[Number, Field(ge=0)]

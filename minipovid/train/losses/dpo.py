@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minipovid.train import losses
-from minipovid.types import Judged, ScoreTable, View
+from minipovid.train.losses import Judged, ScoreTable, View
 
 
 @dataclass(frozen=True)

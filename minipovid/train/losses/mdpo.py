@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minipovid.train import losses
-from minipovid.types import Judged, ScoreTable, View, ViewKey
+from minipovid.train.losses import Judged, ScoreTable, View, ViewKey
 
 
 @dataclass(frozen=True)

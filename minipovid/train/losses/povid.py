@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minipovid.train import losses
-from minipovid.types import Judged, ScoreTable, View, ViewKey
+from minipovid.train.losses import Judged, ScoreTable, View, ViewKey
 
 CHOSEN: ViewKey = ("chosen", "clean")
 REJECTED: ViewKey = ("rejected", "clean")

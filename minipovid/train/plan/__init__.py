@@ -23,10 +23,10 @@ from minipovid.models.shapes import CPU_LIMIT, Shapes, shapes
 from minipovid.pairs import formats as pairs
 from minipovid.recipe.read import BUILTIN, Recipe
 from minipovid.train import losses
+from minipovid.train.losses import View
 from minipovid.train.plan import costs
 from minipovid.train.plan.cards import CARDS, Card
 from minipovid.train.plan.costs import GIB, Memory, Setting
-from minipovid.types import View
 
 PROMPT, ANSWER = 60, 100  # tokens of a usual question and answer, for the time alone
 RESERVE = 0.08  # of the memory that `settle` leaves alone

@@ -38,8 +38,8 @@ from minipovid.models.shapes import Shapes
 from minipovid.models.tree_attention import attention
 from minipovid.models.tree_attention.forest import MULTIPLE
 from minipovid.recipe.read import Recipe
+from minipovid.train.losses import View
 from minipovid.train.scoring import ROW_CHUNK, VOCAB_CHUNK
-from minipovid.types import ImageKind, View
 
 GIB = 2**30
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # per weight: 4 bits, 8 per 64, 32 per 64 * 256 (arXiv 2305.14314)
@@ -52,7 +52,7 @@ CPU_OWN = 48 * 2**20  # pages of libraries first touched in a step, buffers of t
 class Tree(NamedTuple):
     """What is scored of one pair in one sequence: a prefix and its answers, in tokens."""
 
-    image: ImageKind
+    image: str
     grad: bool
     prefix: int
     answers: tuple[int, ...]
@@ -84,7 +84,7 @@ class Tree(NamedTuple):
 
 def trees(views: Iterable[View], prefix: int, answer: int) -> list[Tree]:
     """The sequences in which `views` are scored, each picture's prefix once (minipovid.scoring groups them so)."""
-    groups: dict[tuple[ImageKind, bool], list[str]] = {}
+    groups: dict[tuple[str, bool], list[str]] = {}
     for view in views:
         group = groups.setdefault((view.image, view.grad), [])
         if view.answer not in group:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from minipovid.models.model import Model
 from minipovid.train.data import ANSWERS, Batch
+from minipovid.train.losses import Judged, Loss, ScoreTable
 from minipovid.train.reference import Reference
 from minipovid.train.scoring import score
-from minipovid.types import Judged, Loss, ScoreTable
 
 
 class Objective(nn.Module):

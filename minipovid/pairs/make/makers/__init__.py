@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from minipovid.common.errors import MinipovidError
 from minipovid.inference.remote import Asked, Usage
-from minipovid.types import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair
 
 if TYPE_CHECKING:
     from minipovid.pairs.formats import Seed

@@ -1,0 +1,39 @@
+"""One preference about one picture, and a row that is none: what whoever reads, makes or checks pairs hands on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """Characters [start, end) of the rejected answer that were made wrong, and how: a POVID error family."""
+
+    start: int
+    end: int
+    kind: str  # "object" | "relation" | "attribute"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference: for this picture and prompt, `chosen` is better than `rejected`.
+
+    `image` is relative to the image root. `source` says who made each half, for example
+    {"chosen": "ground truth", "rejected": "rule"}.
+    """
+
+    id: str
+    image: str
+    prompt: str
+    chosen: str
+    rejected: str
+    source: Mapping[str, str] = field(default_factory=dict)
+    spans: tuple[Span, ...] = ()
+
+
+class BadRow(NamedTuple):
+    """A row that is no Pair: where it stands and one sentence that says why and what to do."""
+
+    where: str  # "row 12" or "row 12 (id 000000393212)"
+    why: str
