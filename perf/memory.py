@@ -25,6 +25,7 @@ from typing import NamedTuple
 import psutil
 
 from minipovid.recipe import read as recipes
+from minipovid.recipe import schema
 
 SETTLED = 100  # the step to compare with
 _CHILD = """
@@ -58,7 +59,7 @@ def prepare(folder: Path, steps: int, every: int, stage: int, overrides: tuple[s
     """
     steps += every
     small = ("train.per_device_train_batch_size=2", "data.limit=400", f"train.max_steps={steps}")
-    recipe = recipes.read(recipes.find(recipes.BUILTIN), (*small, f"train.logging_steps={every}", *overrides))
+    recipe = recipes.read(recipes.find(schema.BUILTIN), (*small, f"train.logging_steps={every}", *overrides))
     per_epoch = (recipe.data.limit or 2400) // recipe.train.per_device_train_batch_size
     alone = recipe.stages[stage].model_copy(update={"epochs": math.ceil(steps / per_epoch)})
     recipes.write(recipe.model_copy(update={"stages": [alone]}), folder / "recipe.yaml")

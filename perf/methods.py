@@ -22,6 +22,7 @@ from minipovid.cli import demo
 from minipovid.common.files import finished
 from minipovid.export import export, export_base
 from minipovid.recipe import read as recipe
+from minipovid.recipe import schema
 from minipovid.train import checkpoint as resume
 from minipovid.train.run import train
 
@@ -53,7 +54,7 @@ def one_run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, fl
     kept = run / f"figures-{arguments.split}.json"
     if kept.is_file():
         return json.loads(kept.read_text())  # type: ignore[no-any-return]
-    base = recipe.read(recipe.find(recipe.BUILTIN), tuple(arguments.set))
+    base = recipe.read(recipe.find(schema.BUILTIN), tuple(arguments.set))
     losses, anchored = METHODS[name]
     stages = []
     for stage, loss in zip(base.stages, losses, strict=True):
@@ -74,7 +75,7 @@ def one_run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, fl
     return figures
 
 
-def borrow_first_stage(run: Path, settings: recipe.Recipe) -> None:
+def borrow_first_stage(run: Path, settings: schema.Recipe) -> None:
     """Begin at the end of another run's first stage where that is this one's, too: resuming is exact, to the byte."""
     for other in sorted(run.parent.glob(f"*-{settings.seed}")):
         if not (other / "adapter").is_dir():
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    export_base(recipe.BUILTIN, arguments.out / "base" / "gguf", ["f16"])
+    export_base(schema.BUILTIN, arguments.out / "base" / "gguf", ["f16"])
     figures = {"base": [measure(arguments.out / "base", arguments.split)]}
     for name in arguments.methods:
         figures[name] = [one_run(name, seed, arguments) for seed in range(1, arguments.seeds + 1)]

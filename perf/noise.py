@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw
 
 from minipovid.images.load import ImageTransform
 from minipovid.images.views.noised import Domain, Noiser
-from minipovid.recipe.read import NoiseSection
+from minipovid.recipe.schema import NoiseSection
 
 CLIP = ImageTransform(336, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 SIZE = (640, 480)

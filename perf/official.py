@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minipovid.models.chat_template import VICUNA
 from minipovid.models.families import llava
-from minipovid.recipe import read as recipes
+from minipovid.recipe import schema, strict
 from minipovid.train.data import Encoder, PairDataset, load_pairs, locate
 
 
@@ -36,7 +36,7 @@ class Official:
             "data": {"path": str(folder / "pairs.jsonl"), "max_length": 2048},
             "stages": [{"loss": {"name": "povid", "variant": "code"}}],
         }
-        recipe = recipes.validated(recipes.Recipe, tree, name)
+        recipe = strict.validated(schema.Recipe, tree, name)
         base = plain_model(setting)
         tokenizer = AutoTokenizer.from_pretrained(setting.checkpoint)
         encoder = Encoder(VICUNA, tokenizer, *llava.image_token(base.config), 2048)

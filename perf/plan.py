@@ -36,7 +36,7 @@ from torch_counts import flop, saved_bytes
 
 from minipovid.models import model as models
 from minipovid.models.shapes import shapes
-from minipovid.recipe.read import LoraSection, ModelSection, TrainSection
+from minipovid.recipe.schema import LoraSection, ModelSection, TrainSection
 from minipovid.train import losses, optimisers
 from minipovid.train.data import Batch, Pictures, Tokens
 from minipovid.train.losses import Loss

@@ -22,7 +22,7 @@ from torch import nn
 
 from minipovid.models.families.llava import LORA_TARGETS
 from minipovid.models.shapes import Shapes, shapes
-from minipovid.recipe import read as recipes
+from minipovid.recipe import schema, strict
 from minipovid.train import losses
 from minipovid.train.losses import View
 from minipovid.train.plan import costs
@@ -77,7 +77,7 @@ class Ours:
         from minipovid.train.run import Trainer
 
         folder, _ = setting.pairs(name)
-        recipe = recipes.validated(recipes.Recipe, self._tree(setting, folder, loss, checkpointing, cached), name)
+        recipe = strict.validated(schema.Recipe, self._tree(setting, folder, loss, checkpointing, cached), name)
         self.geometry, self.cached = setting.geometry, cached
         self.trainer = Trainer.open(recipe, folder / "run")
         self.steps = self.trainer.steps()

@@ -19,6 +19,7 @@ from minipovid.inference.backends import Choice
 from minipovid.inference.llama_cpp import Runtime
 from minipovid.pairs.check import Report, check
 from minipovid.recipe import read as recipe
+from minipovid.recipe import schema
 from minipovid.report import report
 from minipovid.train.run import train
 from minipovid.verify import verify
@@ -41,7 +42,7 @@ def demo(out: Path) -> dict[str, Any]:
     model does, and both rates of hallucination fell by a third without loss of recall.
     """
     began = time.monotonic()
-    settings = recipe.read(recipe.find(recipe.BUILTIN))
+    settings = recipe.read(recipe.find(schema.BUILTIN))
     _say("1/7  making pairs by rule of pictures with good answers, and checking them")
     pairs = check(settings.data.path, max_length=settings.data.max_length)
     _say("2/7  training (QLoRA, 4-bit, on this CPU or GPU)")
@@ -80,7 +81,7 @@ def summary(checked: Report) -> list[dict[str, str]]:
 def examined(folder: Path, quant: str = "f16", split: str = "eval", backend: str = "gguf") -> dict[str, Result]:
     """The model in a run folder, on the tiny world's held-out pictures; by benchmark."""
     with backends.opened(backend, Choice(folder, quant=quant)) as answering:
-        results = evaluate(folder, find([recipe.BUILTIN], split=split), answering)
+        results = evaluate(folder, find([schema.BUILTIN], split=split), answering)
     return {result.benchmark: result for result in results}
 
 
@@ -114,7 +115,7 @@ def is_cured(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
 
 def _one_picture(base: Path, run: Path) -> dict[str, str]:
     """The first held-out picture that the two describe differently, and what they say of it."""
-    seat = next(seat for seat in find([recipe.BUILTIN]) if seat.label == "chair")
+    seat = next(seat for seat in find([schema.BUILTIN]) if seat.label == "chair")
     with Runtime.open(base) as one, Runtime.open(run, "f16") as other:
         for question in seat.exam.questions:
             path = images.inside(seat.root, question.image)

@@ -22,7 +22,7 @@ from minipovid.common.files import finished
 from minipovid.evaluate import benchmarks, statistics
 from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Benchmark, Counts, Mark, Sheet
 from minipovid.evaluate.statistics import Change, Interval
-from minipovid.recipe.read import validated
+from minipovid.recipe.strict import validated
 
 ANSWERS, WORDS = "_answers", "_words"  # counts that every benchmark gets
 

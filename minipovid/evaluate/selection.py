@@ -25,7 +25,7 @@ from minipovid.evaluate.benchmarks import Benchmark, Exam
 from minipovid.images import load as images
 from minipovid.images.embedded import Embedded, Store, placed
 from minipovid.inference.backends import Question
-from minipovid.recipe.read import BUILTIN
+from minipovid.recipe.schema import BUILTIN
 
 # The tiny world's model answers short questions in its own words, and its pictures hold two to four things.
 _TINY: Mapping[str, Mapping[str, Any]] = {

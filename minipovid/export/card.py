@@ -20,7 +20,7 @@ from minipovid.export import writer
 from minipovid.export.naming import FILE_NAME, UNKNOWN, Origin, Title
 from minipovid.export.quants import HELP
 from minipovid.models.chat_template import IMAGE, Chat
-from minipovid.recipe.read import Recipe
+from minipovid.recipe.schema import Recipe
 
 STAMP = "minipovid.inputs"  # what a file was made of
 QUESTION = "What is on the table?"

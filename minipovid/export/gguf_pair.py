@@ -19,7 +19,7 @@ from minipovid.models.chat_template import IMAGE
 from minipovid.models.hub import StoredTensor, Tensors, fingerprint
 from minipovid.models.parts import Place
 from minipovid.models.parts import vision as vision_layout
-from minipovid.recipe.read import Recipe
+from minipovid.recipe.schema import Recipe
 
 FORMAT = 2  # of what is written: raise it when the same inputs shall give other files
 STAMP = "minipovid.inputs"

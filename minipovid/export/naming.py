@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from minipovid.recipe.read import Recipe
+from minipovid.recipe.schema import Recipe
 
 VERSION = "v1.0"
 # The convention's parts in their order. Its published check allows no dot in the base's name, which llava-1.5, Qwen2.5

@@ -16,7 +16,7 @@ from minipovid.models.adapter import Factor
 from minipovid.models.chat_template import IMAGE, Chat
 from minipovid.models.hub import read_json
 from minipovid.models.parts import GgufFamily
-from minipovid.recipe.read import Recipe
+from minipovid.recipe.schema import Recipe
 
 ADAPTER = "minipovid.adapter_sha256"
 

@@ -32,7 +32,7 @@ from minipovid.models.shapes import CPU_LIMIT, skeleton
 from minipovid.models.tree_attention import attention
 from minipovid.models.tree_attention.forest import Forest
 from minipovid.models.tree_attention.layers import LastLayer, fuse_lora
-from minipovid.recipe.read import BUILTIN, LoraSection, ModelSection
+from minipovid.recipe.schema import BUILTIN, LoraSection, ModelSection
 
 NF4_BLOCK = 64  # weights that share a scale
 POLICY, REFERENCE = "default", "reference"  # adapter names; peft saves "default" under plain names

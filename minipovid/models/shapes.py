@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.models.hub import read_json
-from minipovid.recipe.read import BUILTIN
+from minipovid.recipe.schema import BUILTIN
 
 if TYPE_CHECKING:
     from torch import nn

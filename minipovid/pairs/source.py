@@ -9,7 +9,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.pairs import formats as formats
 from minipovid.pairs.make import builtin
 from minipovid.recipe import read as recipes
-from minipovid.recipe.read import BUILTIN, DataSection, ModelSection
+from minipovid.recipe.schema import BUILTIN, DataSection, ModelSection
 
 
 @dataclass(frozen=True)

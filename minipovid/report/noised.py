@@ -19,7 +19,7 @@ from minipovid.models.hub import resolve_model
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.make import builtin
 from minipovid.pairs.pair import Pair
-from minipovid.recipe.read import BUILTIN, ModelSection, Recipe
+from minipovid.recipe.schema import BUILTIN, ModelSection, Recipe
 from minipovid.report import pictures
 from minipovid.report.texts import differing, marked
 

@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 
 from minipovid.common.errors import MinipovidError
 from minipovid.recipe import read as recipes
-from minipovid.recipe.read import Recipe
+from minipovid.recipe.schema import Recipe
 from minipovid.report import answers, curves, noised, numbers, sizes, surroundings, tables, texts, tracks
 from minipovid.report import verdict as verdicts
 from minipovid.report.runs import Book, Exam, Pairing, Sitting

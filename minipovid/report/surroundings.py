@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from minipovid import __version__
-from minipovid.recipe.read import Recipe
+from minipovid.recipe.schema import Recipe
 from minipovid.report.texts import anonymous
 
 PACKAGES = (

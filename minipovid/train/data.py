@@ -30,7 +30,7 @@ from minipovid.pairs import formats as formats
 from minipovid.pairs.formats import Unpaired, where
 from minipovid.pairs.make import builtin
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.recipe.read import BUILTIN, DataSection, Recipe
+from minipovid.recipe.schema import BUILTIN, DataSection, Recipe
 from minipovid.train.losses import ViewKey
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import torch
 from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
 from torch import nn
 
-from minipovid.recipe.read import TrainSection
+from minipovid.recipe.schema import TrainSection
 
 # One pass over weight, gradient and moments, with no temporary; on CPU 2 to 5 times as fast as torch's other two ways.
 FUSED = {"cpu", "cuda", "mps", "xpu"}

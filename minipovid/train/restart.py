@@ -14,7 +14,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished, sweep
 from minipovid.pairs import formats as pairs
 from minipovid.recipe import read as recipes
-from minipovid.recipe.read import Recipe
+from minipovid.recipe.schema import Recipe
 from minipovid.train import checkpoint as resume
 from minipovid.train.data import locate
 

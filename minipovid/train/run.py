@@ -36,7 +36,7 @@ from minipovid.models.model import Model, config_of, load, settled
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipes
-from minipovid.recipe.read import Recipe
+from minipovid.recipe.schema import Recipe
 from minipovid.train import checkpoint as resume
 from minipovid.train import log as meter
 from minipovid.train import losses, optimisers, plan

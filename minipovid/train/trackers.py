@@ -22,7 +22,8 @@ from accelerate.tracking import get_available_trackers
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
-from minipovid.recipe.read import Recipe, flat
+from minipovid.recipe.read import flat
+from minipovid.recipe.schema import Recipe
 
 PROJECT = "minipovid"
 

@@ -13,7 +13,7 @@ from minipovid.models.hub import resolve_model
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipes
-from minipovid.recipe.read import Recipe
+from minipovid.recipe.schema import Recipe
 from minipovid.train import data
 
 

@@ -19,7 +19,7 @@ from minipovid.images.load import inside
 from minipovid.inference.llama_cpp import Runtime, find_pair
 from minipovid.models import adapter as lora
 from minipovid.pairs.pair import Pair
-from minipovid.recipe.read import Recipe
+from minipovid.recipe.schema import Recipe
 from minipovid.verify import files, measures, weights
 from minipovid.verify import sheet as sheets
 from minipovid.verify import tokens as words

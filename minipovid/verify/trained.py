@@ -25,7 +25,7 @@ from minipovid.models import model as models
 from minipovid.models.hub import Tensors
 from minipovid.models.model import Model
 from minipovid.pairs.pair import Pair
-from minipovid.recipe.read import Recipe
+from minipovid.recipe.schema import Recipe
 from minipovid.train.data import Batch, Encoder, PairDataset, collate
 from minipovid.train.losses import View
 from minipovid.train.scoring import score

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from minipovid.cli import doctor, main
 from minipovid.recipe import read as recipe
+from minipovid.recipe import schema
 
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "llama_cpp", "gguf", "numpy", "PIL", "yaml")
 
@@ -128,7 +129,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
 def test_train_reads_the_recipe_and_prints_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
 
-    def train(resolved: recipe.Recipe, out: Path, progress: bool) -> Path:
+    def train(resolved: schema.Recipe, out: Path, progress: bool) -> Path:
         calls.append((resolved.train.max_steps, [stage.loss["beta"] for stage in resolved.stages], out, progress))
         return out
 

@@ -24,6 +24,7 @@ from minipovid.export.naming import FILE_NAME, Origin, title
 from minipovid.export.ollama import go_template, write_modelfile
 from minipovid.models.chat_template import VICUNA, Chat, Turn
 from minipovid.recipe import read as recipes
+from minipovid.recipe import schema
 
 RECIPE = """
 name: my-run
@@ -53,7 +54,7 @@ MISTRAL = Chat(
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> recipes.Recipe:
+def recipe(tmp_path: Path) -> schema.Recipe:
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     return recipes.read(tmp_path / "recipe.yaml")
 
@@ -98,7 +99,7 @@ def section(card: str, heading: str) -> str:
 # --- the card ---
 
 
-def test_the_whole_card(folder: Path, recipe: recipes.Recipe) -> None:
+def test_the_whole_card(folder: Path, recipe: schema.Recipe) -> None:
     (folder / "Modelfile").write_text("FROM x")
     run = folder.parent
     (run / "scores.json").write_text(
@@ -197,7 +198,7 @@ def test_no_text_breaks_the_front_matter(folder: Path, text: str) -> None:
 # --- where things come from ---
 
 
-def test_licence_is_read_from_the_base_s_card_and_never_guessed(tmp_path: Path, recipe: recipes.Recipe) -> None:
+def test_licence_is_read_from_the_base_s_card_and_never_guessed(tmp_path: Path, recipe: schema.Recipe) -> None:
     assert naming.origin(tmp_path) == Origin()
     readme = tmp_path / "README.md"
     readme.write_text(
@@ -225,7 +226,7 @@ def test_licence_is_read_from_the_base_s_card_and_never_guessed(tmp_path: Path, 
     assert not any("license" in key or "dataset" in key or "languages" in key for key in LLAVA.metadata("mmproj"))
 
 
-def test_provenance_of_a_run(tmp_path: Path, recipe: recipes.Recipe) -> None:
+def test_provenance_of_a_run(tmp_path: Path, recipe: schema.Recipe) -> None:
     lines = [{"event": "data", "pairs": 240}, {"step": 10, "stage": 0}, {"event": "warning"}, {"step": 35, "stage": 1}]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "pairs.jsonl").write_text("abc")

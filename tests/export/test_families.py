@@ -29,7 +29,7 @@ from minipovid.models.families import llava
 from minipovid.models.parts import Place
 from minipovid.models.parts import vision as vision_layout
 from minipovid.pairs.pair import Pair as PreferencePair
-from minipovid.recipe.read import LoraSection, ModelSection
+from minipovid.recipe.schema import LoraSection, ModelSection
 from minipovid.train import data, scoring
 from minipovid.train.losses import View
 

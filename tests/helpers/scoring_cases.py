@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from minipovid.models import model as models
-from minipovid.recipe.read import LoraSection, ModelSection
+from minipovid.recipe.schema import LoraSection, ModelSection
 from minipovid.train.data import Batch, Pictures, Tokens
 from minipovid.train.losses import View
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from minipovid.recipe import read as recipes
+from minipovid.recipe import schema
 
 STAGES = [
     {"loss": {"name": "dpo", "beta": 0.5}, "epochs": 1},
@@ -16,7 +17,7 @@ STAGES = [
 ]
 
 
-def a_recipe(world: Path, path: Path, **changes: Any) -> recipes.Recipe:
+def a_recipe(world: Path, path: Path, **changes: Any) -> schema.Recipe:
     tree: dict[str, Any] = {
         "name": "test",
         "model": {"path": str(world / "model")},

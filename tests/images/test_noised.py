@@ -21,7 +21,7 @@ from minipovid.common.caches.ring import NoiseCache, cache_folder, slots_within
 from minipovid.common.errors import MinipovidError
 from minipovid.images.load import ImageTransform, generator, load
 from minipovid.images.views.noised import Noiser, diffuse, noised, schedule, to_bytes
-from minipovid.recipe.read import NoiseSection
+from minipovid.recipe.schema import NoiseSection
 
 CLIP = ImageTransform(336, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 SMALL = ImageTransform(16, CLIP.mean, CLIP.std)

@@ -30,6 +30,7 @@ from minipovid.inference.llama_cpp.stream import whole
 from minipovid.models import model as models
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipes
+from minipovid.recipe import schema
 from minipovid.tinyworld import CHECKPOINT, scenes, text
 from minipovid.train.data import Encoder, PairDataset, collate
 from minipovid.train.losses import View
@@ -249,7 +250,7 @@ def test_every_token_is_computed_once(
 @pytest.mark.parametrize("length", [0, 1, 70])
 def test_logits_of_a_tree_are_those_of_separate_passes(length: int) -> None:
     """Three branches that grow unevenly behind prefixes of several lengths, against whole sequences in transformers."""
-    model = models.load(recipes.ModelSection(path="tinyworld", load_in_4bit=False), recipes.LoraSection(r=1))
+    model = models.load(schema.ModelSection(path="tinyworld", load_in_4bit=False), schema.LoraSection(r=1))
     oracle, dice = plain(CHECKPOINT), torch.Generator().manual_seed(length)
 
     def some(n: int) -> list[int]:

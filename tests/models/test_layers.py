@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from scoring_cases import VIEWS, a_batch, a_model, gradients
 
 from minipovid.models import model as models
-from minipovid.recipe.read import LoraSection, ModelSection
+from minipovid.recipe.schema import LoraSection, ModelSection
 from minipovid.train.scoring import score
 
 

@@ -18,7 +18,8 @@ from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.models import model as models
 from minipovid.recipe import read as recipe
-from minipovid.recipe.read import ModelSection
+from minipovid.recipe import schema
+from minipovid.recipe.schema import ModelSection
 
 # As on the Hub (llava-hf/llava-1.5-7b-hf): fields that equal a default are left out.
 CONFIG = {
@@ -82,7 +83,7 @@ def test_the_real_shapes(seven_b: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the next missing thing are the weights")
 def test_without_a_gpu_one_sentence_says_so(seven_b: Path) -> None:
     with pytest.raises(MinipovidError) as error:
-        models.load(ModelSection(path=str(seven_b)), recipe.LoraSection())
+        models.load(ModelSection(path=str(seven_b)), schema.LoraSection())
     assert str(error.value) == (
         f"{seven_b} has 7.1 billion parameters and torch finds no CUDA GPU on this machine: run it where there is one "
         f"(`minipovid doctor` tells what torch sees), or try `minipovid demo` on this CPU."
@@ -91,7 +92,7 @@ def test_without_a_gpu_one_sentence_says_so(seven_b: Path) -> None:
 
 def test_without_the_weights_one_sentence_says_how_to_get_them() -> None:
     with pytest.raises(MinipovidError) as error:
-        models.load(recipe.read(recipe.find("llava7b_qlora")).model, recipe.LoraSection())
+        models.load(recipe.read(recipe.find("llava7b_qlora")).model, schema.LoraSection())
     assert str(error.value).startswith("The weights of llava-hf/llava-1.5-7b-hf are not on this machine")
     assert str(error.value).endswith("fetch them with `hf download llava-hf/llava-1.5-7b-hf`.")
 

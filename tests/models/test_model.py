@@ -13,7 +13,7 @@ from torch import nn
 
 from minipovid.common.errors import MinipovidError
 from minipovid.models import model as models
-from minipovid.recipe.read import LoraSection, ModelSection
+from minipovid.recipe.schema import LoraSection, ModelSection
 from minipovid.train import scoring
 
 

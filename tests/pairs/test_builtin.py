@@ -22,7 +22,7 @@ from minipovid.pairs.check import check
 from minipovid.pairs.formats import jsonl, rule
 from minipovid.pairs.make import builtin
 from minipovid.pairs.pair import Pair
-from minipovid.recipe.read import DataSection
+from minipovid.recipe.schema import DataSection
 from minipovid.tinyworld import text, world
 from minipovid.tinyworld.scenes import COLOURS, COMPANION, PLACES, SHAPES, Scene
 from minipovid.train import data

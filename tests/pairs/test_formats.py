@@ -38,7 +38,7 @@ from minipovid.pairs import convert
 from minipovid.pairs import formats as pairs
 from minipovid.pairs.formats import Seed, Unpaired, jsonl
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.recipe.read import DataSection
+from minipovid.recipe.schema import DataSection
 from minipovid.train.data import Encoder, load_pairs, locate
 
 

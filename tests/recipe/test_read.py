@@ -10,7 +10,9 @@ import yaml
 
 from minipovid.common.errors import MinipovidError
 from minipovid.recipe import read as recipe
-from minipovid.recipe.read import Recipe, read
+from minipovid.recipe import strict
+from minipovid.recipe.read import read
+from minipovid.recipe.schema import Recipe
 from minipovid.train import losses
 
 ROOT = Path(__file__).parents[2]
@@ -252,8 +254,8 @@ def test_shipped_and_own_recipes_are_found(tmp_path: Path, monkeypatch: pytest.M
 
 def test_every_foreign_name_points_to_a_key_of_ours() -> None:
     """And none of them is a key of ours by itself, where it would never be looked up."""
-    ours = set(recipe._dotted_keys(Recipe))
-    for foreign, target in recipe.FOREIGN_KEYS.items():
+    ours = set(strict._dotted_keys(Recipe))
+    for foreign, target in strict.FOREIGN_KEYS.items():
         plain = target.replace("stages.0.", "stages.")
         assert plain in ours or plain.startswith("stages.loss."), f"{foreign} -> {target}"
         assert foreign not in ours
@@ -275,7 +277,7 @@ def attributes_read(folder: Path) -> set[str]:
 
 def test_every_key_is_read_by_somebody() -> None:
     read_somewhere = attributes_read(ROOT / "minipovid")
-    keys = recipe._dotted_keys(Recipe)
+    keys = strict._dotted_keys(Recipe)
     assert len(keys) >= 40
     assert [key for key in keys if key.rpartition(".")[2] not in read_somewhere] == []
 

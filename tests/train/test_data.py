@@ -19,7 +19,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.images.load import ImageTransform
 from minipovid.models.chat_template import VICUNA
 from minipovid.pairs.pair import Pair
-from minipovid.recipe.read import DataSection, ModelSection, Recipe, StageSection
+from minipovid.recipe.schema import DataSection, ModelSection, Recipe, StageSection
 from minipovid.train import data
 from minipovid.train.data import Encoder, PairDataset, collate, load_pairs, visiting_order
 

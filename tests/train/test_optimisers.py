@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minipovid.common.errors import MinipovidError
-from minipovid.recipe.read import TrainSection
+from minipovid.recipe.schema import TrainSection
 from minipovid.train import checkpoint as resume
 from minipovid.train import optimisers
 

@@ -23,7 +23,8 @@ from minipovid.models import model as models
 from minipovid.models.shapes import KNOWN, Shapes, shapes
 from minipovid.models.tree_attention import attention
 from minipovid.recipe import read as recipe
-from minipovid.recipe.read import LoraSection, ModelSection, Recipe
+from minipovid.recipe import schema, strict
+from minipovid.recipe.schema import LoraSection, ModelSection, Recipe
 from minipovid.train import losses, plan
 from minipovid.train.data import Batch, Pictures, Tokens
 from minipovid.train.plan import costs
@@ -48,7 +49,7 @@ def made(**sections: Any) -> Recipe:
         "lora": {"r": 128},
         "stages": [{"loss": {"name": "dpo"}}],
     }
-    return recipe.validated(Recipe, tree | sections, "test")
+    return strict.validated(Recipe, tree | sections, "test")
 
 
 def setting(**changes: Any) -> Setting:
@@ -498,7 +499,7 @@ def test_every_card_is_settled_for(seven: Shapes) -> None:
 
 def test_a_small_model_without_a_gpu_is_planned_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "_cuda", lambda: False)
-    wanted = made(model={"path": recipe.BUILTIN}, data={"path": recipe.BUILTIN}, lora={"r": 16})
+    wanted = made(model={"path": schema.BUILTIN}, data={"path": schema.BUILTIN}, lora={"r": 16})
     here = plan.predict(wanted)
     assert here.device == "CPU" and here.memory["workspace"] < 0.2
     assert plan.predict(wanted, 8).device == "GPU" and plan.predict(made()).device == "GPU"

@@ -19,7 +19,7 @@ from minipovid.models import chat_template as chats
 from minipovid.models import model as models
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipes
-from minipovid.recipe.read import DataSection, LoraSection, ModelSection, Recipe, StageSection
+from minipovid.recipe.schema import DataSection, LoraSection, ModelSection, Recipe, StageSection
 from minipovid.train import losses
 from minipovid.train.data import Encoder, PairDataset, collate
 from minipovid.train.losses import View

@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from minipovid.recipe import read as recipes
+from minipovid.recipe import schema
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +67,7 @@ def test_a_run_that_fails_is_no_measurement(tmp_path: Path, memory: ModuleType) 
 
 def test_the_recipe_is_the_shipped_one_cut_to_the_steps_that_are_asked_for(tmp_path: Path, memory: ModuleType) -> None:
     """1,000 + 50 steps of 2 out of 400 pairs: 5.25 epochs, so 6."""
-    shipped = recipes.read(recipes.find(recipes.BUILTIN))
+    shipped = recipes.read(recipes.find(schema.BUILTIN))
     made = recipes.read(memory.prepare(tmp_path, steps=1000, every=50, stage=1))
     assert made.stages == [shipped.stages[1].model_copy(update={"epochs": 6})]
     assert made.train.max_steps == 1050 and made.train.per_device_train_batch_size == 2

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
 from minipovid.common.errors import MinipovidError
-from minipovid.recipe.read import Recipe
+from minipovid.recipe.schema import Recipe
 from minipovid.train import trackers
 from minipovid.train.trackers import Trackers
 

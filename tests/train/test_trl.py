@@ -31,6 +31,7 @@ from minipovid.models import model as models
 from minipovid.models.families.llava import LORA_TARGETS
 from minipovid.models.tree_attention import attention
 from minipovid.recipe import read as recipes
+from minipovid.recipe import schema
 from minipovid.train import losses
 from minipovid.train.data import Batch, Encoder, PairDataset, collate, load_pairs, locate
 from minipovid.train.scoring import score
@@ -65,7 +66,7 @@ class World:
     def model(self) -> Path:
         return self.folder / "model"
 
-    def recipe(self, *, in_4bit: bool) -> recipes.Recipe:
+    def recipe(self, *, in_4bit: bool) -> schema.Recipe:
         tree = {
             "name": "test",
             "model": {"path": str(self.model), "load_in_4bit": in_4bit},
@@ -116,7 +117,7 @@ def split(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 # --- ours ---
 
 
-def our_model(recipe: recipes.Recipe, checkpointing: bool) -> models.Model:
+def our_model(recipe: schema.Recipe, checkpointing: bool) -> models.Model:
     """Loaded as training does it, with adapters far from zero, so that policy and reference differ."""
     model = models.load(recipe.model, recipe.lora, seed=0, checkpointing=checkpointing)
     randomise(model.peft)
@@ -131,7 +132,7 @@ def randomise(peft: nn.Module) -> None:
             value.data = 0.3 * torch.randn(value.shape, generator=generator) / value.shape[1] ** 0.5
 
 
-def our_dataset(recipe: recipes.Recipe, model: models.Model) -> PairDataset:
+def our_dataset(recipe: schema.Recipe, model: models.Model) -> PairDataset:
     encoder = Encoder.of(model, recipe.data.max_length)
     pairs, bad = load_pairs(recipe.data, encoder)
     assert not bad

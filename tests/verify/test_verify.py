@@ -36,6 +36,7 @@ from minipovid.models import shapes
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipe
+from minipovid.recipe import schema, strict
 from minipovid.verify import Verdict, inputs, trained
 from minipovid.verify import float32 as wide
 
@@ -86,7 +87,7 @@ def trained_run(place: Path, dtype: str, **sizes: int) -> Path:
         "data": {"path": str(made / "pairs.jsonl"), "images": str(place / "pictures"), "max_length": 160},
         "stages": [{"loss": {"name": "dpo"}}],
     }
-    recipe.write(recipe.validated(recipe.Recipe, settings, "test"), made / "recipe.yaml")
+    recipe.write(strict.validated(schema.Recipe, settings, "test"), made / "recipe.yaml")
     return made
 
 
@@ -213,8 +214,8 @@ def test_widened_matrices_are_those_of_training(bf16_run: Path, in_4bit: bool) -
 
     made = inputs.made_of(bf16_run, recipe.read(bf16_run / "recipe.yaml"), [])
     assert made is not None
-    section = recipe.ModelSection(path=str(made.model), load_in_4bit=in_4bit, dtype="bfloat16")
-    model = models.load(section, recipe.LoraSection(r=RANK))
+    section = schema.ModelSection(path=str(made.model), load_in_4bit=in_4bit, dtype="bfloat16")
+    model = models.load(section, schema.LoraSection(r=RANK))
     wide.widen(model, made.base)
     name = "language_model.layers.0.self_attn.q_proj"
     stored = made.base[f"{name}.weight"]

@@ -23,7 +23,7 @@ from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate.reading.english import Mention
 from minipovid.inference.backends import Question
-from minipovid.recipe.read import validated
+from minipovid.recipe.strict import validated
 
 NAN = float("nan")
 Count = Annotated[int, Field(ge=1)]  # an option that is a number of something

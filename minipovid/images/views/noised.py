@@ -32,7 +32,7 @@ from minipovid.common.caches.ring import NoiseCache, cache_folder
 from minipovid.images.load import ImageTransform, digest, generator, load
 
 if TYPE_CHECKING:
-    from minipovid.recipe.read import NoiseSection
+    from minipovid.recipe.schema import NoiseSection
 
 Domain = Literal["normalized", "clamp", "wrap"]
 STEPS = 1000

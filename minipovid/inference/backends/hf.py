@@ -45,7 +45,7 @@ from minipovid.models.hub import Tensors, resolve_model
 from minipovid.models.model import Model
 from minipovid.models.parts.text import context
 from minipovid.recipe import read as recipes
-from minipovid.recipe.read import Recipe
+from minipovid.recipe.schema import Recipe
 
 COLUMNS = 4096  # behind a prefix, answers included, in the cache at a time: 2 GiB of a 7B model's keys and values
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"

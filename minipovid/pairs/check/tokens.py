@@ -16,7 +16,7 @@ from minipovid.pairs.pair import Pair
 from minipovid.pairs.source import Source
 
 if TYPE_CHECKING:
-    from minipovid.recipe.read import ModelSection
+    from minipovid.recipe.schema import ModelSection
     from minipovid.train.data import Encoder
 
 

@@ -21,7 +21,8 @@ from pydantic import Field
 from torch import Tensor
 
 from minipovid.common import shelf
-from minipovid.recipe.read import Number, Recipe, validated
+from minipovid.recipe.schema import Number, Recipe
+from minipovid.recipe.strict import validated
 
 ViewKey = tuple[str, str]
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from minipovid.models.shapes import CPU_LIMIT, Shapes, shapes
 from minipovid.pairs import formats as pairs
-from minipovid.recipe.read import BUILTIN, Recipe
+from minipovid.recipe.schema import BUILTIN, Recipe
 from minipovid.train import losses
 from minipovid.train.losses import View
 from minipovid.train.plan import costs

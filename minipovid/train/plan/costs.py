@@ -37,7 +37,7 @@ from typing import NamedTuple
 from minipovid.models.shapes import Shapes
 from minipovid.models.tree_attention import attention
 from minipovid.models.tree_attention.forest import MULTIPLE
-from minipovid.recipe.read import Recipe
+from minipovid.recipe.schema import Recipe
 from minipovid.train.losses import View
 from minipovid.train.scoring import ROW_CHUNK, VOCAB_CHUNK
 

@@ -1,0 +1,127 @@
+"""Every key of a recipe, documented at its field; docs/recipes.md is made from this page."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+BUILTIN = "tinyworld"  # the model and data set that ship with the package
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Auto = Literal["auto"]  # settled by the machine when training begins; the run folder's recipe holds what came out
+Count = Annotated[int, Field(ge=1)]
+Workers = Annotated[int, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSection(_Section):
+    """The model to align: a Hub id, a folder in Hub layout, or `tinyworld`."""
+
+    path: str
+    revision: str | None = None  # a Hub commit or tag
+    load_in_4bit: bool = True  # NF4 with double quantisation, language model only
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+
+
+class LoraSection(_Section):
+    """Low-rank adapters on the language model's linear layers; master weights are float32."""
+
+    r: int = Field(16, ge=1)
+    alpha: Number = Field(32, gt=0)
+    rslora: bool = False  # scale alpha / sqrt(r) instead of alpha / r
+
+
+class DataSection(_Section):
+    """The preference pairs."""
+
+    path: str  # a file in `format`, or `tinyworld`
+    images: str | None = None  # the folder that image paths are relative to; default: where `path` lies
+    format: str = "jsonl"  # a reader on the `pairs` shelf
+    max_length: int = Field(1024, ge=1)  # tokens of prompt, image and answer together; longer rows are bad, never cut
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    limit: int | None = Field(None, ge=1)  # use only the first rows
+    held_out: int = Field(32, ge=0)  # the last pairs, a tenth at most: `verify` asks about them, no training does
+
+
+class NoiseSection(_Section):
+    """The noised picture of POVID (losses that do not ask for it never pay for it)."""
+
+    step: int = Field(500, ge=0, le=999)  # of the 1,000-step diffusion schedule
+    domain: Literal["normalized", "clamp", "wrap"] = "normalized"
+    refresh: Literal["never", "epoch"] = "never"  # draw new noise every epoch?
+    cache_gib: Number = Field(4.0, ge=0)  # limit of the on-disk cache; 0 keeps nothing
+
+
+class ReferenceSection(_Section):
+    """The reference model's scores, which no step changes: computed once and kept on disk (reference.py)."""
+
+    precompute: bool = False  # all of a stage's before its first step, instead of each when it is first needed
+    cache_gib: Number = Field(8.0, ge=0)  # limit of the on-disk cache; 0 keeps nothing: computed at every visit
+
+
+class StageSection(_Section):
+    """One loss over the pairs for some epochs. Its reference is the model as the stage before left it."""
+
+    loss: dict[str, Any]  # `name` is a file on the `losses` shelf; the other keys are its dataclass fields
+    epochs: int = Field(1, ge=1)
+    learning_rate: Number | None = Field(None, gt=0)  # default: train.learning_rate
+
+    @model_validator(mode="after")
+    def _named(self) -> StageSection:
+        if not isinstance(self.loss.get("name"), str):
+            raise ValueError("loss.name is missing; it names a file in minipovid/losses, for example povid")
+        return self
+
+
+class TrainSection(_Section):
+    """The optimiser and the loop, under the names of transformers' TrainingArguments."""
+
+    learning_rate: Number = Field(1e-6, gt=0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Number = Field(0.03, ge=0, lt=1)
+    weight_decay: Number = Field(0.0, ge=0)
+    max_grad_norm: Number | None = Field(None, gt=0)  # none: no clipping
+    per_device_train_batch_size: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    micro_batch: Count | Auto = "auto"  # pairs that pass the model at once; auto: as many of the above as memory holds
+    gradient_checkpointing: bool | Count | Auto = "auto"  # of so many layers; true: of all; auto: as few as memory asks
+    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw_torch"
+    max_steps: int | None = Field(None, ge=1)  # per stage; default: all of its epochs
+    logging_steps: int = Field(10, ge=1)
+    save_steps: int = Field(200, ge=1)
+    save_total_limit: int = Field(2, ge=1)
+    dataloader_num_workers: Workers | Auto = "auto"  # processes that decode, noise and tokenise ahead of the step
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []  # trackers beside log.jsonl, through accelerate
+
+
+class ExportSection(_Section):
+    """The GGUF files."""
+
+    quants: list[str] = Field(default=["f16", "q8_0"], min_length=1)
+    mmproj: Literal["f16", "q8_0"] = "f16"
+    imatrix: int = Field(0, ge=0)  # pairs whose chosen answers weigh the columns when llama.cpp quantises; 0: none
+    merge_base: Literal["auto", "nf4", "original"] = "auto"  # auto: nf4 below K-quants if trained in 4-bit
+
+
+class Recipe(_Section):
+    """A whole recipe; see the module's example."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(42, ge=0, lt=2**32)
+    start_from: str | None = None  # a finished run: its adapter is where this run begins, and its first reference
+    model: ModelSection
+    lora: LoraSection = LoraSection()
+    data: DataSection
+    noise: NoiseSection = NoiseSection()
+    reference: ReferenceSection = ReferenceSection()
+    stages: list[StageSection] = Field(min_length=1)
+    train: TrainSection = TrainSection()
+    export: ExportSection = ExportSection()
+
+    def asks_again(self, stage: StageSection) -> bool:
+        """Does this stage ask for the reference's score of a pair more than once?"""
+        return stage.epochs > 1 or self.reference.precompute

@@ -1,0 +1,186 @@
+"""A tree of keys as a type, or one sentence for each mistake: the dotted path, the value and what it should be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, ClassVar, TypeVar, get_origin, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+
+from minipovid.common.errors import MinipovidError
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+T = TypeVar("T")
+
+
+# Other tools' names (LLaMA-Factory, axolotl, TRL and transformers, ms-swift) and where ours stand.
+FOREIGN_KEYS = {
+    "model_name_or_path": "model.path",
+    "base_model": "model.path",
+    "model_id": "model.path",
+    "quantization_bit": "model.load_in_4bit",
+    "quant_bits": "model.load_in_4bit",
+    "load_in_8bit": "model.load_in_4bit",
+    "torch_dtype": "model.dtype",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "adapter": "lora.r",
+    "lora_r": "lora.r",
+    "lora_rank": "lora.r",
+    "rank": "lora.r",
+    "lora_alpha": "lora.alpha",
+    "use_rslora": "lora.rslora",
+    "peft_use_rslora": "lora.rslora",
+    "dataset": "data.path",
+    "datasets": "data.path",
+    "dataset_name": "data.path",
+    "dataset_dir": "data.path",
+    "image_dir": "data.images",
+    "media_dir": "data.images",
+    "image_folder": "data.images",
+    "cutoff_len": "data.max_length",
+    "sequence_len": "data.max_length",
+    "model_max_length": "data.max_length",
+    "max_samples": "data.limit",
+    "pref_beta": "stages.0.loss.beta",
+    "dpo_beta": "stages.0.loss.beta",
+    "rl_beta": "stages.0.loss.beta",
+    "beta": "stages.0.loss.beta",
+    "pref_loss": "stages.0.loss.name",
+    "loss_type": "stages.0.loss.name",
+    "dpo_loss_type": "stages.0.loss.name",
+    "rl": "stages.0.loss.name",
+    "rpo_alpha": "stages.0.loss.anchor",
+    "rlhf_type": "stages.0.loss.name",
+    "num_train_epochs": "stages.0.epochs",
+    "num_epochs": "stages.0.epochs",
+    "micro_batch_size": "train.per_device_train_batch_size",
+    "batch_size": "train.per_device_train_batch_size",
+    "lr": "train.learning_rate",
+    "lr_scheduler": "train.lr_scheduler_type",
+    "gradient_clipping": "train.max_grad_norm",
+    "warmup_steps": "train.warmup_ratio",
+    "logging_dir": "name",
+    "output_dir": "name",
+    "run_name": "name",
+    "noise_step": "noise.step",
+    "precompute_ref_log_probs": "reference.precompute",
+    "optimizer": "train.optim",
+    "num_workers": "train.dataloader_num_workers",
+    "quantization": "export.quants",
+}
+
+
+def validated(wanted: type[T], tree: Mapping[Any, Any], origin: str) -> T:
+    """`tree` as a `wanted` (a pydantic model or a dataclass); every mistake is one line that begins with `origin`.
+
+    Raises MinipovidError.
+    """
+    try:
+        made: T = _strict(wanted)(**{str(key): value for key, value in tree.items()})  # type: ignore[arg-type]
+        return made
+    except ValidationError as errors:
+        sentences = [_sentence(wanted, error) for error in errors.errors()]
+        raise MinipovidError("\n".join(f"{origin}: {sentence}" for sentence in _joined(sentences))) from None
+
+
+@cache
+def _strict(wanted: type) -> Any:
+    """A type whose making checks its fields. To derive it from a dataclass takes pydantic a millisecond."""
+    return wanted if issubclass(wanted, BaseModel) else dataclass(wanted, frozen=True, config=_STRICT)
+
+
+# Pydantic names the alternatives of `int | Literal["auto"]` behind the field, and tells one error for each.
+_ALTERNATIVE = re.compile(r"bool|constrained-int|literal\[.*\]")
+
+
+def _joined(sentences: list[str]) -> list[str]:
+    """One sentence for each field: "x is 0, but it must be at least 1" and "... must be auto" become one."""
+    joined: dict[str, str] = {}
+    for sentence in sentences:
+        start, middle, end = sentence.partition("it must be ")
+        if middle and start in joined:
+            joined[start] = f"{joined[start].rstrip('.')} or {end}"
+        else:
+            joined[start if middle else sentence] = sentence
+    return list(joined.values())
+
+
+def _sentence(wanted: type, error: Any) -> str:
+    """One pydantic error as a sentence with the dotted path, the value and the remedy."""
+    dotted = ".".join(str(step) for step in error["loc"] if not _ALTERNATIVE.fullmatch(str(step)))
+    kind, context, value = error["type"], error.get("ctx", {}), error.get("input")
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return _unknown(wanted, dotted)
+    if kind == "missing":
+        return f"{dotted} is missing."
+    if kind == "value_error":
+        return f"{dotted}.{context['error']}."
+    must_be = {
+        "string_type": "text",
+        "bool_type": "true or false",
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "list_type": "a list (its lines begin with '-')",
+        "dict_type": "a group of keys",
+        "model_type": "a group of keys",
+        "model_attributes_type": "a group of keys",
+        "string_pattern_mismatch": "letters, digits, '.', '_' and '-' alone",
+        "literal_error": _one_of(context.get("expected", "")),
+        "too_short": "a list with at least one entry",
+        **{key: f"{text} {context.get(bound, 0):g}" for key, text, bound in _BOUNDS},
+    }.get(kind)
+    if must_be is None:
+        return f"{dotted} is {value!r}: {error['msg']}."
+    return f"{dotted} is {value!r}, but it must be {must_be}."
+
+
+def _one_of(expected: str) -> str:
+    """Pydantic's "'a', 'b' or 'c'" without quotes."""
+    names = expected.replace("'", "").replace(" or ", ", ")
+    return f"one of {names}" if "," in names else names
+
+
+_BOUNDS = [
+    ("greater_than", "greater than", "gt"),
+    ("greater_than_equal", "at least", "ge"),
+    ("less_than", "less than", "lt"),
+    ("less_than_equal", "at most", "le"),
+]
+
+
+def _unknown(wanted: type, dotted: str) -> str:
+    key = dotted.rpartition(".")[2]
+    ours = FOREIGN_KEYS.get(key)
+    if ours is not None:
+        return f"{dotted} is not a key of a recipe; here it is called {ours}."
+    known = _dotted_keys(wanted)
+    prefix = dotted.rpartition(".")[0]
+    siblings = [path for path in known if path.rpartition(".")[0] == re.sub(r"\.\d+\b", "", prefix)]
+    elsewhere = [path.replace("stages.", "stages.0.") for path in known if path.rpartition(".")[2] == key]
+    if elsewhere:
+        return f"{dotted} is not a key of a recipe; did you mean {elsewhere[-1]}?"
+    nearest = get_close_matches(key, [path.rpartition(".")[2] for path in siblings], 1, 0.6)
+    if nearest:
+        return f"{dotted} is not a key of a recipe; did you mean {prefix + '.' if prefix else ''}{nearest[0]}?"
+    allowed = ", ".join(path.rpartition(".")[2] for path in siblings)
+    return f"{dotted} is not a key of a recipe; allowed here: {allowed}."
+
+
+def _dotted_keys(section: type, prefix: str = "") -> list[str]:
+    """Every key of a section, "train.learning_rate" and the like; list indices are left out."""
+    keys: list[str] = []
+    for name, inner in get_type_hints(section).items():
+        if name == "model_config" or get_origin(inner) is ClassVar:
+            continue
+        keys.append(prefix + name)
+        for candidate in (inner, *getattr(inner, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                keys += _dotted_keys(candidate, f"{prefix}{name}.")
+    return keys
