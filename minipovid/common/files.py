@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from minipovid.common.errors import MinipovidError
 
@@ -88,3 +90,16 @@ def sweep(folder: Path) -> None:
     """Remove what killed writers and removers left in `folder`."""
     for leftover in (*folder.glob(".*.draft"), *folder.glob(".*.gone")):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises MinipovidError where the file is missing or is not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MinipovidError(f"{path} is missing.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MinipovidError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise MinipovidError(f"{path} does not hold a JSON object.")
+    return content

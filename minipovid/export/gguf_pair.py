@@ -16,9 +16,9 @@ from minipovid.export.quants import QUANTS
 from minipovid.export.source import Source
 from minipovid.images.load import PADDING
 from minipovid.models.chat_template import IMAGE
-from minipovid.models.hub import StoredTensor, Tensors, fingerprint
 from minipovid.models.parts import Place
 from minipovid.models.parts import vision as vision_layout
+from minipovid.models.stored_tensors import StoredTensor, Tensors, fingerprint
 from minipovid.recipe.schema import Recipe
 
 FORMAT = 2  # of what is written: raise it when the same inputs shall give other files

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from minipovid.common.errors import MinipovidError
 from minipovid.common.threads import ahead
 from minipovid.models.adapter import Factor
-from minipovid.models.hub import StoredTensor
 from minipovid.models.parts import Place
+from minipovid.models.stored_tensors import StoredTensor
 
 BLOCK = 2**20  # numbers in a block of rows: 4 MiB of float32
 

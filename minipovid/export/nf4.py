@@ -18,7 +18,7 @@ from bitsandbytes.functional import (
 )
 
 from minipovid.common.errors import MinipovidError
-from minipovid.models.hub import StoredTensor
+from minipovid.models.stored_tensors import StoredTensor
 
 BLOCK = 64  # numbers that share a scale
 CHUNK = 2**18  # numbers that are quantised at a time

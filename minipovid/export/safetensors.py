@@ -21,12 +21,12 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 
 from minipovid.common.errors import MinipovidError
-from minipovid.common.files import finished, need_space
+from minipovid.common.files import finished, need_space, read_json
 from minipovid.common.threads import ahead, one_core_each
 from minipovid.export.merge import Merged, Rows
 from minipovid.export.writer import encode
-from minipovid.models.hub import INDEX, StoredTensor, read_json
 from minipovid.models.parts import Place
+from minipovid.models.stored_tensors import INDEX, StoredTensor
 
 if TYPE_CHECKING:
     from minipovid.export.folder import Progress

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from minipovid.common import shelf
+from minipovid.common.files import read_json
 from minipovid.export import naming, vocabulary
 from minipovid.export.naming import Title
 from minipovid.models import adapter as lora
 from minipovid.models import chat_template as chats
 from minipovid.models.adapter import Factor
 from minipovid.models.chat_template import IMAGE, Chat
-from minipovid.models.hub import read_json
 from minipovid.models.parts import GgufFamily
 from minipovid.recipe.schema import Recipe
 

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import torch
 
 from minipovid.common.errors import MinipovidError
-from minipovid.models.hub import StoredTensor, Tensors, read_json
+from minipovid.common.files import read_json
+from minipovid.models.stored_tensors import StoredTensor, Tensors
 
 ROWS = 1024  # of a matrix in memory at a time while it is hashed
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
-from minipovid.models.hub import read_json
+from minipovid.common.files import read_json
 from minipovid.recipe.schema import BUILTIN
 
 if TYPE_CHECKING:

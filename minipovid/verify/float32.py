@@ -19,8 +19,8 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
-from minipovid.models.hub import StoredTensor
 from minipovid.models.model import Model
+from minipovid.models.stored_tensors import StoredTensor
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

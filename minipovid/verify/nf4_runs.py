@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from minipovid.export.nf4 import BLOCK, Nf4Tensor
-from minipovid.models.hub import StoredTensor
+from minipovid.models.stored_tensors import StoredTensor
 from minipovid.verify.spans import Floats, Span
 
 

@@ -22,8 +22,8 @@ from minipovid.common.errors import MinipovidError
 from minipovid.export.gguf_pair import Pair as Made
 from minipovid.images.load import ImageTransform
 from minipovid.models import model as models
-from minipovid.models.hub import Tensors
 from minipovid.models.model import Model
+from minipovid.models.stored_tensors import Tensors
 from minipovid.pairs.pair import Pair
 from minipovid.recipe.schema import Recipe
 from minipovid.train.data import Batch, Encoder, PairDataset, collate

@@ -28,7 +28,8 @@ from minipovid.export.naming import label, title
 from minipovid.export.nf4 import Nf4Tensor
 from minipovid.models import adapter as lora
 from minipovid.models.families import llava
-from minipovid.models.hub import Tensors, resolve_model
+from minipovid.models.hub import resolve_model
+from minipovid.models.stored_tensors import Tensors
 from minipovid.recipe import read as recipes
 
 RECIPE = """

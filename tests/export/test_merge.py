@@ -28,7 +28,7 @@ from minipovid.export.nf4 import Nf4Tensor, quantised
 from minipovid.export.safetensors import write_merged
 from minipovid.models import adapter as lora
 from minipovid.models.families import llava
-from minipovid.models.hub import StoredTensor, Tensors, fingerprint
+from minipovid.models.stored_tensors import StoredTensor, Tensors, fingerprint
 
 
 @pytest.fixture(scope="module")

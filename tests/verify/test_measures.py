@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import quantize
 from safetensors.numpy import save_file
 
-from minipovid.models.hub import Tensors
+from minipovid.models.stored_tensors import Tensors
 from minipovid.verify import answers, measures, spans, weights
 from minipovid.verify import tensors as looks
 from minipovid.verify import vision as eyes

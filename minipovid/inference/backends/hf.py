@@ -41,9 +41,10 @@ from minipovid.models import adapter as lora
 from minipovid.models import chat_template as chats
 from minipovid.models import model as models
 from minipovid.models.chat_template import Turn
-from minipovid.models.hub import Tensors, resolve_model
+from minipovid.models.hub import resolve_model
 from minipovid.models.model import Model
 from minipovid.models.parts.text import context
+from minipovid.models.stored_tensors import Tensors
 from minipovid.recipe import read as recipes
 from minipovid.recipe.schema import Recipe
 
