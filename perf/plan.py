@@ -26,14 +26,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import torch
 from bench_world import CPU, SMALL, Geometry, build_checkpoint
 from resident import peak_above_idle
 from torch.profiler import ProfilerActivity, profile
 from torch_counts import flop, saved_bytes
 
+from minipovid.models import load
 from minipovid.models import model as models
 from minipovid.models.shapes import shapes
 from minipovid.recipe.schema import LoraSection, ModelSection, TrainSection
@@ -43,6 +42,9 @@ from minipovid.train.losses import Loss
 from minipovid.train.plan import costs
 from minipovid.train.plan.costs import Setting
 from minipovid.train.scoring import score
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 
 RANK = 16
 THRESHOLD = 1 << 20  # bytes from which glibc gives freed memory back at once
@@ -54,7 +56,7 @@ class Step:
 
     def __init__(self, checkpoint: Path, geometry: Geometry, loss: Loss, checkpointing: bool) -> None:
         section = ModelSection(path=str(checkpoint), load_in_4bit=False, dtype="float32")
-        self.model, self.loss = models.load(section, LoraSection(r=RANK), checkpointing=checkpointing), loss
+        self.model, self.loss = load.load(section, LoraSection(r=RANK), checkpointing=checkpointing), loss
         self.optimizer = optimisers.build(TrainSection(), self.model.adapter().values(), 1e-6)
         self.batch = a_batch(self.model, geometry)
 

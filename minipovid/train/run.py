@@ -32,7 +32,8 @@ from transformers import get_scheduler
 from minipovid.common import interrupts
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
-from minipovid.models.model import Model, config_of, load, settled
+from minipovid.models.load import config_of, load, settled
+from minipovid.models.model import Model
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipes

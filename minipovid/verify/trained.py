@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from minipovid.common.errors import MinipovidError
 from minipovid.export.gguf_pair import Pair as Made
 from minipovid.images.load import ImageTransform
+from minipovid.models import load
 from minipovid.models import model as models
 from minipovid.models.model import Model
 from minipovid.models.stored_tensors import Tensors
@@ -47,7 +48,7 @@ def compute(
     """
     assert made.adapter is not None
     section = recipe.model.model_copy(update={"path": str(made.model), "revision": None})
-    model = models.load(section, recipe.lora, seed=recipe.seed)
+    model = load.load(section, recipe.lora, seed=recipe.seed)
     model.load_adapter(made.adapter)
     widen(model, made.base)
     encoder = Encoder.of(model, recipe.data.max_length)
@@ -69,10 +70,10 @@ def _scales(model: Model) -> dict[str, float]:
 def logits_of_merged(recipe: Recipe, folder: Path, pairs: Sequence[Pair], root: Path) -> Iterator[Mapping[str, Array]]:
     """Float32 logits [A, V] of both answers of each pair, by a merged model as it is stored, not in 4 bits again, and
     under an adapter that adds nothing. Raises MinipovidError where the GPU has no room for it."""
-    section = models.settled(recipe.model)
+    section = load.settled(recipe.model)
     section = section.model_copy(update={"path": str(folder), "revision": None, "load_in_4bit": False})
     _need_room(folder)
-    model = models.load(section, recipe.lora, seed=recipe.seed)
+    model = load.load(section, recipe.lora, seed=recipe.seed)
     widen(model, {model.family.canonical(name): tensor for name, tensor in Tensors(folder).items()})
     return _answers(model, recipe, pairs, root)
 

@@ -24,7 +24,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.export import vocabulary
 from minipovid.export.gguf_pair import Pair
 from minipovid.inference.llama_cpp import Runtime
-from minipovid.models import model as models
+from minipovid.models import load
 from minipovid.models.families import llava
 from minipovid.models.parts import Place
 from minipovid.models.parts import vision as vision_layout
@@ -411,7 +411,7 @@ def test_training_scores_as_transformers_does(made: Made, name: str, in_4bit: bo
     same checkpoint (in 4 bits the same passes of the loaded model). Every linear layer of the text model is adapted."""
     original = copy(made(name, "tiny").original)
     section = ModelSection(path=str(made(name, "tiny").pair.model), load_in_4bit=in_4bit)
-    model = models.load(section, LoraSection(r=4))
+    model = load.load(section, LoraSection(r=4))
     assert len(model.adapter()) == 2 * 7 * 2
     assert model.image_tokens == 16
     if in_4bit:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from minipovid.models import load
 from minipovid.models import model as models
 from minipovid.recipe.schema import LoraSection, ModelSection
 from minipovid.train.data import Batch, Pictures, Tokens
@@ -17,7 +18,7 @@ VIEWS = [View("chosen", "clean"), View("rejected", "clean"), View("chosen", "noi
 def a_model(folder: Path, in_4bit: bool = False, checkpointing: bool = False) -> models.Model:
     """A tiny LLaVA whose adapter is no longer zero."""
     section = ModelSection(path=str(folder), load_in_4bit=in_4bit)
-    model = models.load(section, LoraSection(r=4), checkpointing=checkpointing)
+    model = load.load(section, LoraSection(r=4), checkpointing=checkpointing)
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for value in model.adapter().values():

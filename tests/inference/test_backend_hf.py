@@ -27,7 +27,7 @@ from minipovid.export import export_merged
 from minipovid.inference import backends
 from minipovid.inference.backends import Choice, Decoding, Question, hf
 from minipovid.inference.llama_cpp.stream import whole
-from minipovid.models import model as models
+from minipovid.models import load
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipes
 from minipovid.recipe import schema
@@ -170,7 +170,7 @@ def test_other_formats_and_towers(kind: Mapping[str, str], tmp_path: Path) -> No
 def dequantised(run: Path) -> Any:
     """The 16-bit model with every text layer replaced by what bitsandbytes makes of its 4 bits, and the adapter."""
     settings = recipes.read(run / "recipe.yaml")
-    loaded = models.load(settings.model, settings.lora)
+    loaded = load.load(settings.model, settings.lora)
     loaded.load_adapter(run / "adapter")
     found = plain(CHECKPOINT)
     with torch.no_grad():
@@ -250,7 +250,7 @@ def test_every_token_is_computed_once(
 @pytest.mark.parametrize("length", [0, 1, 70])
 def test_logits_of_a_tree_are_those_of_separate_passes(length: int) -> None:
     """Three branches that grow unevenly behind prefixes of several lengths, against whole sequences in transformers."""
-    model = models.load(schema.ModelSection(path="tinyworld", load_in_4bit=False), schema.LoraSection(r=1))
+    model = load.load(schema.ModelSection(path="tinyworld", load_in_4bit=False), schema.LoraSection(r=1))
     oracle, dice = plain(CHECKPOINT), torch.Generator().manual_seed(length)
 
     def some(n: int) -> list[int]:
@@ -488,5 +488,5 @@ def test_no_room_is_one_sentence(run: Path, pictures: list[Path], monkeypatch: p
     monkeypatch.setattr(hf, "_hidden", full)
     with pytest.raises(MinipovidError, match="^The GPU has not enough memory for this model in transformers; use"):
         list(backend.answers(ask(), pictures[0]))
-    monkeypatch.setattr(models, "load", full)
+    monkeypatch.setattr(load, "load", full)
     assert refusal(Choice(run)).startswith("The GPU has not enough memory")

@@ -10,7 +10,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from scoring_cases import VIEWS, a_batch, a_model, gradients
 
-from minipovid.models import model as models
+from minipovid.models import load
 from minipovid.recipe.schema import LoraSection, ModelSection
 from minipovid.train.scoring import score
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fused_lora_is_peft_s(folder: Path, in_4bit: bool, rslora: bool, shape: tuple[int, ...]) -> None:
     """Output, and gradients of input, A and B, for the policy, the frozen reference, and switched off."""
     section = ModelSection(path=str(folder), load_in_4bit=in_4bit)
-    model = models.load(section, LoraSection(r=4, rslora=rslora))
+    model = load.load(section, LoraSection(r=4, rslora=rslora))
     draw = torch.Generator().manual_seed(0)
     model.freeze_reference()
     for name in ("default", "reference"):

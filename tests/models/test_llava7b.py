@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from minipovid.cli import main
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
+from minipovid.models import load
 from minipovid.models import model as models
 from minipovid.recipe import read as recipe
 from minipovid.recipe import schema
@@ -72,7 +73,7 @@ def test_the_real_shapes(seven_b: Path) -> None:
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
         settings = recipe.read(recipe.find("llava7b_qlora"))
-        peft = models.get_peft_model(model, models._lora_config(family, settings.lora))
+        peft = models.get_peft_model(model, load._lora_config(family, settings.lora))
     assert sum(value.numel() for key, value in model.named_parameters() if "lora_" not in key) == 7_063_427_072
     adapter = {key: value for key, value in peft.named_parameters() if "lora_" in key}
     assert len(adapter) == 2 * 7 * 32
@@ -83,7 +84,7 @@ def test_the_real_shapes(seven_b: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the next missing thing are the weights")
 def test_without_a_gpu_one_sentence_says_so(seven_b: Path) -> None:
     with pytest.raises(MinipovidError) as error:
-        models.load(ModelSection(path=str(seven_b)), schema.LoraSection())
+        load.load(ModelSection(path=str(seven_b)), schema.LoraSection())
     assert str(error.value) == (
         f"{seven_b} has 7.1 billion parameters and torch finds no CUDA GPU on this machine: run it where there is one "
         f"(`minipovid doctor` tells what torch sees), or try `minipovid demo` on this CPU."
@@ -92,7 +93,7 @@ def test_without_a_gpu_one_sentence_says_so(seven_b: Path) -> None:
 
 def test_without_the_weights_one_sentence_says_how_to_get_them() -> None:
     with pytest.raises(MinipovidError) as error:
-        models.load(recipe.read(recipe.find("llava7b_qlora")).model, schema.LoraSection())
+        load.load(recipe.read(recipe.find("llava7b_qlora")).model, schema.LoraSection())
     assert str(error.value).startswith("The weights of llava-hf/llava-1.5-7b-hf are not on this machine")
     assert str(error.value).endswith("fetch them with `hf download llava-hf/llava-1.5-7b-hf`.")
 

@@ -12,6 +12,7 @@ from scoring_cases import VIEWS, a_batch, a_model
 from torch import nn
 
 from minipovid.common.errors import MinipovidError
+from minipovid.models import load
 from minipovid.models import model as models
 from minipovid.recipe.schema import LoraSection, ModelSection
 from minipovid.train import scoring
@@ -23,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(folder: Path, checkpointing: bool = True) -> models.Model:
-    return models.load(ModelSection(path=str(folder)), LoraSection(r=4), checkpointing=checkpointing)
+    return load.load(ModelSection(path=str(folder)), LoraSection(r=4), checkpointing=checkpointing)
 
 
 def test_only_the_text_model_is_quantised(folder: Path) -> None:
@@ -42,13 +43,13 @@ def test_only_the_text_model_is_quantised(folder: Path) -> None:
 @pytest.mark.parametrize("wrong", ["model.multi_modal_projector", "model.language_model.layers.1.mlp"])
 def test_a_wrongly_quantised_layer_is_noticed(folder: Path, wrong: str) -> None:
     base = loaded(folder).peft.unload()
-    models.check_quantised(base, models.shelf.load("models.families", "llava"), True)
+    load.check_quantised(base, models.shelf.load("models.families", "llava"), True)
     parent = base.get_submodule(wrong)
     name, module = next((n, m) for n, m in parent.named_children() if isinstance(m, nn.Linear))
     other = nn.Linear if isinstance(module, Linear4bit) else Linear4bit
     setattr(parent, name, other(module.in_features, module.out_features))
     with pytest.raises(RuntimeError, match=f"{wrong}.{name} is"):
-        models.check_quantised(base, models.shelf.load("models.families", "llava"), True)
+        load.check_quantised(base, models.shelf.load("models.families", "llava"), True)
 
 
 def test_widths_that_bitsandbytes_misreads_on_a_cpu_are_refused(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_widths_that_bitsandbytes_misreads_on_a_cpu_are_refused(tmp_path: Path) 
 def test_so_many_layers_are_recomputed(tmp_path: Path, given: bool | int, wanted: int) -> None:
     """Never the last one: its activations are needed at once, so keeping them costs no memory at the peak."""
     section = ModelSection(path=str(tiny_llava.build(tmp_path, layers=4)), load_in_4bit=False)
-    model = models.load(section, LoraSection(r=4), checkpointing=given)
+    model = load.load(section, LoraSection(r=4), checkpointing=given)
     layers = model.family.text_model(model.base).layers
     assert [layer.gradient_checkpointing and layer.training for layer in layers] == [True] * wanted + [False] * (
         4 - wanted
@@ -150,7 +151,7 @@ def test_adapter_round_trip(folder: Path, tmp_path: Path) -> None:
     for key, value in model.adapter().items():
         assert torch.equal(value, other.adapter()[key])
     with pytest.raises(MinipovidError, match="does not fit this model"):
-        models.load(ModelSection(path=str(folder)), LoraSection(r=8)).load_adapter(tmp_path)
+        load.load(ModelSection(path=str(folder)), LoraSection(r=8)).load_adapter(tmp_path)
 
 
 def test_same_seed_same_adapter(folder: Path) -> None:

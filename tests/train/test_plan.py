@@ -19,7 +19,7 @@ import torch
 import torch_counts
 
 from minipovid.common.errors import MinipovidError
-from minipovid.models import model as models
+from minipovid.models import load
 from minipovid.models.shapes import KNOWN, Shapes, shapes
 from minipovid.models.tree_attention import attention
 from minipovid.recipe import read as recipe
@@ -190,7 +190,7 @@ class Measured:
     def __init__(self, folder: Path, loss: dict[str, Any], checkpointing: bool, **section: Any) -> None:
         settings: dict[str, Any] = {"load_in_4bit": False, "dtype": "float32"} | section
         chosen = ModelSection(path=str(folder), **settings)
-        self.model = models.load(chosen, LoraSection(r=8), checkpointing=checkpointing)
+        self.model = load.load(chosen, LoraSection(r=8), checkpointing=checkpointing)
         self.loss, self.shapes = losses.build(loss), shapes(str(folder))
         width = 2 if settings["dtype"] == "bfloat16" else 4
         self.setting = setting(

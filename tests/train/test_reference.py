@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from minipovid.common.errors import MinipovidError
 from minipovid.models import chat_template as chats
+from minipovid.models import load
 from minipovid.models import model as models
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipes
@@ -54,7 +55,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def a_model(world: Path, in_4bit: bool = False) -> models.Model:
-    return models.load(ModelSection(path=str(world / "model"), load_in_4bit=in_4bit), LoraSection(r=4))
+    return load.load(ModelSection(path=str(world / "model"), load_in_4bit=in_4bit), LoraSection(r=4))
 
 
 def a_dataset(world: Path, model: models.Model, pairs: list[Pair], seed: int = 1) -> PairDataset:
@@ -173,7 +174,7 @@ def test_every_weight_counts_but_the_policy_s(world: Path, tmp_path: Path) -> No
     name = sorted(weights)[-1]
     weights[name].view(-1)[-1] += 1e-3
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert digest(models.load(ModelSection(path=str(folder), load_in_4bit=False), LoraSection(r=4))) != before
+    assert digest(load.load(ModelSection(path=str(folder), load_in_4bit=False), LoraSection(r=4))) != before
     with torch.no_grad():
         next(iter(model.adapter().values())).add_(1)
     assert digest(model) == before

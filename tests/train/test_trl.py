@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalGeneration
 
+from minipovid.models import load
 from minipovid.models import model as models
 from minipovid.models.families.llava import LORA_TARGETS
 from minipovid.models.tree_attention import attention
@@ -119,7 +120,7 @@ def split(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 def our_model(recipe: schema.Recipe, checkpointing: bool) -> models.Model:
     """Loaded as training does it, with adapters far from zero, so that policy and reference differ."""
-    model = models.load(recipe.model, recipe.lora, seed=0, checkpointing=checkpointing)
+    model = load.load(recipe.model, recipe.lora, seed=0, checkpointing=checkpointing)
     randomise(model.peft)
     return model
 

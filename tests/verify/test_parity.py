@@ -18,6 +18,7 @@ from minipovid.export import export
 from minipovid.images import load as images
 from minipovid.inference.llama_cpp import Runtime
 from minipovid.models import chat_template as chats
+from minipovid.models import load
 from minipovid.models import model as models
 from minipovid.recipe import read as recipe
 from minipovid.train import data
@@ -43,7 +44,7 @@ def merged_model(run: Path) -> nn.Module:
     Nothing of the exporter is used: bitsandbytes dequantises, peft says what the adapter adds.
     """
     settings = recipe.read(run / "recipe.yaml")
-    trained = models.load(settings.model, settings.lora)
+    trained = load.load(settings.model, settings.lora)
     trained.load_adapter(run / "adapter")
     plain = AutoModelForImageTextToText.from_pretrained(trained.folder, dtype=torch.float32)
     replaced = 0

@@ -32,7 +32,7 @@ from minipovid.images.load import ImageTransform
 from minipovid.inference.llama_cpp import self_test
 from minipovid.inference.llama_cpp import vision as runtime_eyes
 from minipovid.models import adapter as lora
-from minipovid.models import shapes
+from minipovid.models import load, shapes
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipe
@@ -210,12 +210,11 @@ def test_a_small_fault_of_a_run_in_bfloat16(
 @pytest.mark.parametrize("in_4bit", [True, False])
 def test_widened_matrices_are_those_of_training(bf16_run: Path, in_4bit: bool) -> None:
     """In float32, with the values that 4-bit training saw or else those on disk: the files hold no others."""
-    from minipovid.models import model as models
 
     made = inputs.made_of(bf16_run, recipe.read(bf16_run / "recipe.yaml"), [])
     assert made is not None
     section = schema.ModelSection(path=str(made.model), load_in_4bit=in_4bit, dtype="bfloat16")
-    model = models.load(section, schema.LoraSection(r=RANK))
+    model = load.load(section, schema.LoraSection(r=RANK))
     wide.widen(model, made.base)
     name = "language_model.layers.0.self_attn.q_proj"
     stored = made.base[f"{name}.weight"]

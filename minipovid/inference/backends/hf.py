@@ -39,7 +39,7 @@ from minipovid.inference.backends import Choice, Question, refuse_placeholders
 from minipovid.inference.llama_cpp import SMALL
 from minipovid.models import adapter as lora
 from minipovid.models import chat_template as chats
-from minipovid.models import model as models
+from minipovid.models import load
 from minipovid.models.chat_template import Turn
 from minipovid.models.hub import resolve_model
 from minipovid.models.model import Model
@@ -297,7 +297,7 @@ def _load(choice: Choice, recipe: Recipe) -> Model:
         base = resolve_model(recipe.model.path, recipe.model.revision, download=False)
         changes = {"path": str(base)}
     section = recipe.model.model_copy(update={**changes, "revision": None})
-    model = models.load(section, recipe.lora, seed=recipe.seed)
+    model = load.load(section, recipe.lora, seed=recipe.seed)
     if choice.weights == "adapter":
         model.load_adapter(run / "adapter")
     return model
