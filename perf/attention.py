@@ -22,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from minipovid.models.tree_attention import attention
 from minipovid.models.tree_attention.forest import Forest, tree_mask
-from minipovid.train.data import Tokens
+from minipovid.models.tree_attention.tokens import Tokens
 
 SHAPES = {  # name -> (pairs, prefix, answer)
     "tinyworld, 16 pairs": (16, 90, 40),

@@ -18,9 +18,11 @@ from sides import BETA, LEARNING_RATE, Setting, lora, plain_model
 from torch import Tensor
 
 from minipovid.models.chat_template import VICUNA
+from minipovid.models.encoder import Encoder
 from minipovid.models.families import llava
+from minipovid.pairs.source import load_pairs, locate
 from minipovid.recipe import schema, strict
-from minipovid.train.data import Encoder, PairDataset, load_pairs, locate
+from minipovid.train.data import PairDataset
 
 
 class Official:

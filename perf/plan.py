@@ -35,9 +35,10 @@ from torch_counts import flop, saved_bytes
 from minipovid.models import load
 from minipovid.models import model as models
 from minipovid.models.shapes import shapes
+from minipovid.models.tree_attention.tokens import Tokens
 from minipovid.recipe.schema import LoraSection, ModelSection, TrainSection
 from minipovid.train import losses, optimisers
-from minipovid.train.data import Batch, Pictures, Tokens
+from minipovid.train.batch import Batch, Pictures
 from minipovid.train.losses import Loss
 from minipovid.train.plan import costs
 from minipovid.train.plan.costs import Setting

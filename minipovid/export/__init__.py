@@ -30,9 +30,9 @@ from minipovid.inference.llama_cpp import find_pair
 from minipovid.models.hub import resolve_model
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair as Preference
+from minipovid.pairs.source import held_out, locate
 from minipovid.recipe import read as recipes
 from minipovid.recipe.schema import Recipe
-from minipovid.train.data import held_out, locate
 
 __all__ = ["export", "export_base", "export_lora", "export_merged", "lm_studio", "open_pair", "refresh_card"]
 MERGE_BASES = ("auto", "nf4", "original")

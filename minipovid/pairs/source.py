@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
+from minipovid.common.caches.ring import cache_folder
 from minipovid.common.errors import MinipovidError
+from minipovid.images import load as images
+from minipovid.images.embedded import Embedded, Store, placed
+from minipovid.models.encoder import Encoder
 from minipovid.pairs import formats as formats
+from minipovid.pairs.formats import Unpaired, where
 from minipovid.pairs.make import builtin
+from minipovid.pairs.pair import BadRow, Pair
 from minipovid.recipe import read as recipes
 from minipovid.recipe.schema import BUILTIN, DataSection, ModelSection
 
@@ -57,7 +65,109 @@ def _of_run(run: Path) -> Source:
     recipe = recipes.read(run / "recipe.yaml")
     if not (run / "pairs.jsonl").is_file():
         raise MinipovidError(f"{run} holds no pairs.jsonl yet; name the file of pairs, {recipe.data.path}.")
-    from minipovid.train.data import locate
+    pass
 
     root = locate(recipe.data)[1]
     return Source(run / "pairs.jsonl", "jsonl", root, recipe.model, recipe.data.max_length)
+
+
+def load_pairs(section: DataSection, encoder: Encoder) -> tuple[list[Pair], list[BadRow]]:
+    """Every usable pair of the data set, and every row that is none.
+
+    Pictures are decoded once here, so that a broken one is found now and not in the ninth hour. On `on_bad_row: stop`
+    bad rows raise one MinipovidError that names each of the first ten.
+    """
+    path, root = locate(section)
+    found = enumerate(islice(formats.reader(section.format).read(path), section.limit), 1)
+    rows = [_placed(row, number, root) for number, row in found]
+    bad_pictures = _bad_pictures(root, {row.image for row in rows if isinstance(row, Pair)})
+    pairs: list[Pair] = []
+    bad: list[BadRow] = []
+    for number, row in enumerate(rows, 1):
+        verdict = _judge(row, number, bad_pictures, encoder)
+        if isinstance(verdict, BadRow):
+            bad.append(verdict)
+        else:
+            pairs.append(verdict)
+    wrong = [row for row in bad if not isinstance(row, Unpaired)]
+    if wrong and section.on_bad_row == "stop":
+        shown = "\n".join(f"{path.name}: {row.where}: {row.why}." for row in wrong[:10])
+        more = f"\n... and {len(wrong) - 10} more." if len(wrong) > 10 else ""
+        raise MinipovidError(f"{shown}{more}\nMend or remove these rows, or set data.on_bad_row: skip.")
+    if not pairs:
+        raise MinipovidError(f"{path} holds no usable pair among {len(rows)} rows.")
+    return pairs, bad
+
+
+def held_out(pairs: int, section: DataSection) -> int:
+    """How many of a run's pairs, the last ones, no training sees."""
+    return min(section.held_out, pairs // 10)
+
+
+def locate(section: DataSection) -> tuple[Path, Path]:
+    """(the data file or folder of shards, the folder its image paths are relative to).
+
+    The built-in world is drawn, and its pairs are made, on first use. Pictures that lie inside the data file are kept
+    in the cache folder, under names that say their content; `load_pairs` puts them there.
+    """
+    if section.path == BUILTIN:
+        return builtin.pairs()
+    path = Path(section.path)
+    if not path.exists():
+        raise MinipovidError(f"There is no data file {path} (data.path).")
+    if _holds_pictures(path, section.format):
+        return path, _store()
+    root = Path(section.images) if section.images is not None else path if path.is_dir() else path.parent
+    if not root.is_dir():
+        raise MinipovidError(f"There is no image folder {root} (data.images).")
+    return path, root
+
+
+def _store() -> Path:
+    return cache_folder() / "pictures"
+
+
+def _holds_pictures(path: Path, format: str) -> bool:
+    """Whether the first pair's picture lies inside the data file."""
+    rows = islice(formats.reader(format).read(path), formats.HEAD)
+    image = next((row.image for row in rows if isinstance(row, Pair)), "")
+    return isinstance(image, Embedded)
+
+
+def _placed(row: Pair | BadRow, number: int, root: Path) -> Pair | BadRow:
+    """The pair with its picture as a file below `root`. One root serves all: a data set's first pair decides which."""
+    if isinstance(row, BadRow):
+        return row
+    image, stored = row.image, root == _store()
+    if isinstance(image, Embedded) and stored:
+        return replace(row, image=Store(root).keep(image))
+    if not isinstance(image, Embedded) and not stored:
+        return replace(row, image=placed(root, image))
+    lies = "a file, and the first pair's is inside the data file" if stored else "inside the data file, the first's not"
+    return BadRow(where(row, number), f"its picture is {lies}; `minipovid pairs import` takes both kinds")
+
+
+def _bad_pictures(root: Path, names: set[str]) -> dict[str, str]:
+    """Why each unusable picture is unusable, by its name."""
+
+    def problem(name: str) -> tuple[str, str | None]:
+        try:
+            images.load(images.inside(root, name))
+        except MinipovidError as error:
+            return name, str(error).rstrip(".")
+        return name, None
+
+    with ThreadPoolExecutor() as pool:
+        return {name: why for name, why in pool.map(problem, sorted(names)) if why is not None}
+
+
+def _judge(row: Pair | BadRow, number: int, bad_pictures: dict[str, str], encoder: Encoder) -> Pair | BadRow:
+    if isinstance(row, BadRow):
+        return row
+    if row.image in bad_pictures:
+        return BadRow(where(row, number), bad_pictures[row.image])
+    try:
+        encoder(row)
+    except MinipovidError as error:
+        return BadRow(where(row, number), str(error))
+    return row

@@ -37,7 +37,8 @@ Kept = list[Tensor | None]
 
 if TYPE_CHECKING:
     from minipovid.models.model import Model
-    from minipovid.train.data import Batch, Tokens
+    from minipovid.models.tree_attention.tokens import Tokens
+    from minipovid.train.batch import Batch
 
 
 class Reference:

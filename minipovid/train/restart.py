@@ -13,10 +13,10 @@ from pathlib import Path
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished, sweep
 from minipovid.pairs import formats as pairs
+from minipovid.pairs.source import locate
 from minipovid.recipe import read as recipes
 from minipovid.recipe.schema import Recipe
 from minipovid.train import checkpoint as resume
-from minipovid.train.data import locate
 
 # Keys that may change between two starts of a run: none of them can change more of a weight than its last digits.
 FREE = (

@@ -32,17 +32,20 @@ from transformers import get_scheduler
 from minipovid.common import interrupts
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
+from minipovid.models.encoder import Encoder
 from minipovid.models.load import config_of, load, settled
 from minipovid.models.model import Model
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair
+from minipovid.pairs.source import held_out, load_pairs, locate
 from minipovid.recipe import read as recipes
 from minipovid.recipe.schema import Recipe
 from minipovid.train import checkpoint as resume
 from minipovid.train import log as meter
 from minipovid.train import losses, optimisers, plan
+from minipovid.train.batch import Batch
 from minipovid.train.checkpoint import Position
-from minipovid.train.data import Batch, Encoder, PairDataset, collate, held_out, load_pairs, locate, visiting_order
+from minipovid.train.data import PairDataset, collate, visiting_order
 from minipovid.train.reference import Reference
 from minipovid.train.restart import check_inputs, claim, held
 from minipovid.train.scoring import count_tokens

@@ -26,7 +26,8 @@ from minipovid.train.losses import ScoreTable, View
 
 if TYPE_CHECKING:
     from minipovid.models.model import Model
-    from minipovid.train.data import Batch, Tokens
+    from minipovid.models.tree_attention.tokens import Tokens
+    from minipovid.train.batch import Batch
 
 VOCAB_CHUNK = 8192  # columns of the output head that are in float32 at a time
 ROW_CHUNK = 1024  # and rows

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
+from minipovid.pairs import source
 from minipovid.train import data
 from minipovid.verify import inputs
 from minipovid.verify.table import Bench, Progress
@@ -45,7 +46,7 @@ def verify(
     names = inputs.quantisations(run, quants)
     asked = inputs.held_out(run, recipe, pairs, notes)
     made = inputs.made_of(run, recipe, notes)
-    bench = Bench(run, recipe, asked, data.locate(recipe.data)[1], made, progress or _silent, n_gpu_layers)
+    bench = Bench(run, recipe, asked, source.locate(recipe.data)[1], made, progress or _silent, n_gpu_layers)
     verdict = Verdict.of(bench.rows(names, notes), len(asked), notes)
     with finished(run / REPORT) as draft:
         draft.write_text(json.dumps(verdict.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

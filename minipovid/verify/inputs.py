@@ -10,11 +10,11 @@ from minipovid.export.gguf_pair import Pair as Made
 from minipovid.inference.llama_cpp import find_pair
 from minipovid.models import adapter as lora
 from minipovid.models.hub import resolve_model
+from minipovid.pairs import source
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipes
 from minipovid.recipe.schema import Recipe
-from minipovid.train import data
 
 
 def settings(run: Path) -> Recipe:
@@ -45,7 +45,7 @@ def held_out(run: Path, recipe: Recipe, most: int, notes: list[str]) -> list[Pai
     pairs = [row for row in jsonl.read(kept) if isinstance(row, Pair)]
     if not pairs:
         raise MinipovidError(f"{kept} holds no pairs; train again.")
-    count = data.held_out(len(pairs), recipe.data)
+    count = source.held_out(len(pairs), recipe.data)
     if not count:
         notes.append("The pairs were trained on: this run held none out.")
     return pairs[-min(count or most, most) :]

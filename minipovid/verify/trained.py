@@ -23,11 +23,13 @@ from minipovid.export.gguf_pair import Pair as Made
 from minipovid.images.load import ImageTransform
 from minipovid.models import load
 from minipovid.models import model as models
+from minipovid.models.encoder import Encoder
 from minipovid.models.model import Model
 from minipovid.models.stored_tensors import Tensors
 from minipovid.pairs.pair import Pair
 from minipovid.recipe.schema import Recipe
-from minipovid.train.data import Batch, Encoder, PairDataset, collate
+from minipovid.train.batch import Batch
+from minipovid.train.data import PairDataset, collate
 from minipovid.train.losses import View
 from minipovid.train.scoring import score
 from minipovid.verify import vision as eyes

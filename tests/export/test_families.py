@@ -24,7 +24,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.export import vocabulary
 from minipovid.export.gguf_pair import Pair
 from minipovid.inference.llama_cpp import Runtime
-from minipovid.models import load
+from minipovid.models import encoder, load
 from minipovid.models.families import llava
 from minipovid.models.parts import Place
 from minipovid.models.parts import vision as vision_layout
@@ -55,7 +55,7 @@ class Original:
         self.tokenizer = vocabulary.load(folder)
         self.transform = llava.image_transform(folder)
         image = llava.image_token(self.model.config)
-        self.encoder = data.Encoder(data.chats.of(folder, self.tokenizer), self.tokenizer, *image, 4096)
+        self.encoder = encoder.Encoder(data.chats.of(folder, self.tokenizer), self.tokenizer, *image, 4096)
         names = [self.tokenizer.eos_token, "<|endoftext|>"]  # llama.cpp ends an answer at either
         self.ends = {self.tokenizer.convert_tokens_to_ids(name) for name in names}
 
@@ -416,15 +416,15 @@ def test_training_scores_as_transformers_does(made: Made, name: str, in_4bit: bo
     assert model.image_tokens == 16
     if in_4bit:
         original.model = model.base
-    encoder = data.Encoder.of(model, 4096)
+    encoder = encoder.Encoder.of(model, 4096)
     images = list(pictures(28, 3))
     pairs = [PreferencePair("", "", QUESTIONS[i], ANSWERS[i], ANSWERS[3 - i], {}) for i in range(3)]
     items = [(encoder(pair), {"clean": original.transform(image)}) for pair, image in zip(pairs, images, strict=True)]
     batch = data.collate(items)
-    assert isinstance(batch, data.Batch)
+    assert isinstance(batch, batch.Batch)
     found = scoring.score(model, batch, [View("chosen", "clean"), View("rejected", "clean")])
     for row, (pair, image) in enumerate(zip(pairs, images, strict=True)):
-        for kind in data.ANSWERS:
+        for kind in encoder.ANSWERS:
             expected = original.logps(image, pair.prompt, getattr(pair, kind))
             logps = found[kind, "clean"].logps()[row, : len(expected)].detach().numpy()
             np.testing.assert_allclose(logps, expected, atol=1e-4, rtol=1e-4)

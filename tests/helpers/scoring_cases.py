@@ -8,8 +8,9 @@ import torch
 
 from minipovid.models import load
 from minipovid.models import model as models
+from minipovid.models.tree_attention.tokens import Tokens
 from minipovid.recipe.schema import LoraSection, ModelSection
-from minipovid.train.data import Batch, Pictures, Tokens
+from minipovid.train.batch import Batch, Pictures
 from minipovid.train.losses import View
 
 VIEWS = [View("chosen", "clean"), View("rejected", "clean"), View("chosen", "noised", grad=False)]

@@ -28,11 +28,12 @@ from minipovid.inference import backends
 from minipovid.inference.backends import Choice, Decoding, Question, hf
 from minipovid.inference.llama_cpp.stream import whole
 from minipovid.models import load
+from minipovid.models.encoder import Encoder
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipes
 from minipovid.recipe import schema
 from minipovid.tinyworld import CHECKPOINT, scenes, text
-from minipovid.train.data import Encoder, PairDataset, collate
+from minipovid.train.data import PairDataset, collate
 from minipovid.train.losses import View
 from minipovid.train.scoring import score
 

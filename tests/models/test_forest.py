@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minipovid.models.tree_attention.forest import Forest, pack, tree_mask
-from minipovid.train.data import Tokens
+from minipovid.models.tree_attention.tokens import Tokens
 
 
 def tokens(*lengths: int, first: int = 0) -> Tokens:

@@ -18,6 +18,7 @@ from minipovid import tinyworld
 from minipovid.cli import main
 from minipovid.cli.demo import summary
 from minipovid.common.caches import ring as noise_cache
+from minipovid.pairs import source
 from minipovid.pairs.check import check
 from minipovid.pairs.formats import jsonl, rule
 from minipovid.pairs.make import builtin
@@ -25,7 +26,6 @@ from minipovid.pairs.pair import Pair
 from minipovid.recipe.schema import DataSection
 from minipovid.tinyworld import text, world
 from minipovid.tinyworld.scenes import COLOURS, COMPANION, PLACES, SHAPES, Scene
-from minipovid.train import data
 
 SCENES = {world.picture(scene): scene for scene in world.train_scenes()}
 SMALL = {"TRAIN_SCENES": 40, "HELD_OUT_SCENES": 3, "EVERYDAY_SCENES": 60}  # a world of a second
@@ -51,7 +51,7 @@ def captions(pairs: list[Pair]) -> list[Pair]:
 
 def test_they_are_what_the_command_makes_of_the_seeds(tmp_path: Path, pairs: list[Pair]) -> None:
     file, root = builtin.pairs()
-    assert data.locate(DataSection(path="tinyworld")) == (file, root)
+    assert source.locate(DataSection(path="tinyworld")) == (file, root)
     command = ["pairs", "make", f"{root}/seeds.json", "--to", f"{tmp_path}/made", "--maker", "rule"]
     result = CliRunner().invoke(main, [*command, "--count-on", f"{root}/everyday.txt", "--json"])
     assert result.exit_code == 0, result.stderr

@@ -34,12 +34,13 @@ from minipovid.common import data_files as rows
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.images import embedded as pictures
+from minipovid.models.encoder import Encoder
 from minipovid.pairs import convert
 from minipovid.pairs import formats as pairs
 from minipovid.pairs.formats import Seed, Unpaired, jsonl
 from minipovid.pairs.pair import BadRow, Pair
+from minipovid.pairs.source import load_pairs, locate
 from minipovid.recipe.schema import DataSection
-from minipovid.train.data import Encoder, load_pairs, locate
 
 
 class Row(NamedTuple):

@@ -17,11 +17,13 @@ from transformers import AutoTokenizer
 
 from minipovid.common.errors import MinipovidError
 from minipovid.images.load import ImageTransform
+from minipovid.models import encoder
 from minipovid.models.chat_template import VICUNA
+from minipovid.models.encoder import Encoder
 from minipovid.pairs.pair import Pair
+from minipovid.pairs.source import load_pairs
 from minipovid.recipe.schema import DataSection, ModelSection, Recipe, StageSection
-from minipovid.train import data
-from minipovid.train.data import Encoder, PairDataset, collate, load_pairs, visiting_order
+from minipovid.train.data import PairDataset, collate, visiting_order
 
 GOOD = {"id": "1", "image": "cat.png", "prompt": "What is this?", "chosen": "A cat.", "rejected": "A dog."}
 
@@ -128,7 +130,7 @@ def test_example_is_what_the_tokenizer_says_of_the_whole_text(encoder: Encoder) 
     """One placeholder becomes 16 image tokens; the rest is the tokenisation of prompt and answer as one text."""
     pair = Pair(**GOOD)
     example = encoder(pair)
-    for kind in data.ANSWERS:
+    for kind in encoder.ANSWERS:
         text = f"USER: <image>\nWhat is this? ASSISTANT: {getattr(pair, kind)}</s>"
         whole = encoder.tokenizer(text).input_ids
         at = whole.index(tiny_llava.IMAGE)
@@ -166,7 +168,7 @@ def a_dataset(folder: Path, encoder: Encoder, refresh: str = "never") -> PairDat
 def test_batch_pads_and_cuts_nothing(folder: Path, encoder: Encoder) -> None:
     dataset = a_dataset(folder, encoder)
     batch = collate([dataset[0, 0], dataset[0, 1]])
-    for kind in data.ANSWERS:
+    for kind in encoder.ANSWERS:
         for row in range(2):
             ids = batch.answers[kind].ids[row][batch.answers[kind].mask[row]].tolist()
             assert ids == dataset[0, row][0].answers[kind]

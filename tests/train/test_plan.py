@@ -22,11 +22,12 @@ from minipovid.common.errors import MinipovidError
 from minipovid.models import load
 from minipovid.models.shapes import KNOWN, Shapes, shapes
 from minipovid.models.tree_attention import attention
+from minipovid.models.tree_attention.tokens import Tokens
 from minipovid.recipe import read as recipe
 from minipovid.recipe import schema, strict
 from minipovid.recipe.schema import LoraSection, ModelSection, Recipe
 from minipovid.train import losses, plan
-from minipovid.train.data import Batch, Pictures, Tokens
+from minipovid.train.batch import Batch, Pictures
 from minipovid.train.plan import costs
 from minipovid.train.plan.cards import CARDS
 from minipovid.train.plan.costs import GIB, Setting, Tree

@@ -18,11 +18,12 @@ from minipovid.common.errors import MinipovidError
 from minipovid.models import chat_template as chats
 from minipovid.models import load
 from minipovid.models import model as models
+from minipovid.models.encoder import Encoder
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipes
 from minipovid.recipe.schema import DataSection, LoraSection, ModelSection, Recipe, StageSection
 from minipovid.train import losses
-from minipovid.train.data import Encoder, PairDataset, collate
+from minipovid.train.data import PairDataset, collate
 from minipovid.train.losses import View
 from minipovid.train.reference import Reference, digest
 from minipovid.train.run import train

@@ -12,8 +12,9 @@ from torch import nn
 
 from minipovid.models import model as models
 from minipovid.models.tree_attention import attention
+from minipovid.models.tree_attention.tokens import Tokens
 from minipovid.train import scoring
-from minipovid.train.data import Batch, Tokens
+from minipovid.train.batch import Batch
 from minipovid.train.losses import View
 
 

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from training_cases import STAGES, a_recipe, lines
 
 from minipovid.common.errors import MinipovidError
+from minipovid.pairs.source import held_out
 from minipovid.recipe import read as recipes
 from minipovid.train import checkpoint as resume
 from minipovid.train import log as meter
 from minipovid.train import losses
-from minipovid.train.data import held_out
 from minipovid.train.losses import Judged, View
 from minipovid.train.run import Trainer, train
 from minipovid.train.stages.preference import Objective

@@ -29,12 +29,15 @@ from transformers import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalG
 
 from minipovid.models import load
 from minipovid.models import model as models
+from minipovid.models.encoder import Encoder
 from minipovid.models.families.llava import LORA_TARGETS
 from minipovid.models.tree_attention import attention
+from minipovid.pairs.source import load_pairs, locate
 from minipovid.recipe import read as recipes
 from minipovid.recipe import schema
 from minipovid.train import losses
-from minipovid.train.data import Batch, Encoder, PairDataset, collate, load_pairs, locate
+from minipovid.train.batch import Batch
+from minipovid.train.data import PairDataset, collate
 from minipovid.train.scoring import score
 
 SIDE = 28

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from minipovid.train.data import Tokens
+    from minipovid.models.tree_attention.tokens import Tokens
 
 MULTIPLE = 8  # columns: what the matrix units of GPUs and the kernels of masked attention like
 

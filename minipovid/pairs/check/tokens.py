@@ -16,8 +16,8 @@ from minipovid.pairs.pair import Pair
 from minipovid.pairs.source import Source
 
 if TYPE_CHECKING:
+    from minipovid.models.encoder import Encoder
     from minipovid.recipe.schema import ModelSection
-    from minipovid.train.data import Encoder
 
 
 class TokenCounts(NamedTuple):
@@ -75,8 +75,8 @@ def _encoder(section: ModelSection) -> Encoder:
     from transformers import AutoConfig, AutoTokenizer
 
     from minipovid.models import chat_template as chats
+    from minipovid.models.encoder import Encoder
     from minipovid.models.hub import resolve_model
-    from minipovid.train.data import Encoder
 
     folder = resolve_model(section.path, section.revision, weights=False)
     try:

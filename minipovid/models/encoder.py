@@ -1,0 +1,66 @@
+"""A pair's texts -> token ids, with a row for every image token; or a sentence that says why they cannot be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from minipovid.common.errors import MinipovidError
+from minipovid.models import chat_template as chats
+from minipovid.models.chat_template import Chat
+from minipovid.pairs.pair import Pair
+
+if TYPE_CHECKING:
+    from minipovid.models.model import Model
+
+
+ANSWERS: tuple[str, ...] = ("chosen", "rejected")
+
+
+class Example(NamedTuple):
+    """One pair as token ids; the prompt holds every image token."""
+
+    prompt: list[int]
+    answers: dict[str, list[int]]
+
+
+class Encoder:
+    """Text to tokens for one model: a pair's Example, or a sentence that says why the pair cannot be trained on."""
+
+    def __init__(self, chat: Chat, tokenizer: Any, image_token_id: int, image_tokens: int, max_length: int) -> None:
+        self.chat, self.tokenizer = chat, tokenizer
+        self.image_token_id, self.image_tokens, self.max_length = image_token_id, image_tokens, max_length
+
+    @classmethod
+    def of(cls, model: Model, max_length: int) -> Encoder:
+        chat = chats.of(model.folder, model.tokenizer)
+        return cls(chat, model.tokenizer, model.image_token_id, model.image_tokens, max_length)
+
+    def __call__(self, pair: Pair) -> Example:
+        """Raises MinipovidError where the row does not fit `max_length` or holds the placeholder as text."""
+        prompt = self.chat.prompt(pair.prompt)
+        prompt_ids = self.tokenizer(prompt).input_ids
+        answers: dict[str, list[int]] = {}
+        for kind in ANSWERS:
+            answers[kind] = self._continuation(prompt, prompt_ids, getattr(pair, kind), kind)
+        where = prompt_ids.index(self.image_token_id)
+        expanded = [*prompt_ids[:where], *[self.image_token_id] * self.image_tokens, *prompt_ids[where + 1 :]]
+        for kind, ids in answers.items():
+            self._fits(kind, len(expanded) - self.image_tokens, len(ids))
+        return Example(expanded, answers)
+
+    def _continuation(self, prompt: str, prompt_ids: list[int], text: str, kind: str) -> list[int]:
+        """The answer's tokens as they follow the prompt; tokenising both together must not change the prompt's own."""
+        ids: list[int] = self.tokenizer(prompt + self.chat.answer(text)).input_ids
+        if ids.count(self.image_token_id) != 1:
+            raise MinipovidError(f"the image placeholder stands in the prompt or {kind} answer as text; take it out")
+        if ids[: len(prompt_ids)] != prompt_ids:
+            raise MinipovidError(f"the {kind} answer's first characters melt into the prompt's last token; rephrase it")
+        return ids[len(prompt_ids) :]
+
+    def _fits(self, kind: str, prompt: int, answer: int) -> None:
+        total = prompt + self.image_tokens + answer
+        if total > self.max_length:
+            raise MinipovidError(
+                f"prompt ({prompt}), picture ({self.image_tokens}) and {kind} answer ({answer}) take {total} tokens, "
+                f"more than data.max_length {self.max_length}; shorten the row or raise data.max_length"
+            )
