@@ -27,7 +27,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 from PIL import Image, ImageDraw
 
-from minipovid.images.load import ImageTransform
+from minipovid.images.transform import ImageTransform
 from minipovid.images.views.noised import Domain, Noiser
 from minipovid.recipe.schema import NoiseSection
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from minipovid import tinyworld
 from minipovid.common import shelf
-from minipovid.common.caches.ring import cache_folder
+from minipovid.common.caches import cache_folder
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
 from minipovid.evaluate import benchmarks

@@ -14,7 +14,7 @@ from minipovid.export import quants, vocabulary, writer
 from minipovid.export.merge import Merged, Rows
 from minipovid.export.quants import QUANTS
 from minipovid.export.source import Source
-from minipovid.images.load import PADDING
+from minipovid.images.transform import PADDING
 from minipovid.models.chat_template import IMAGE
 from minipovid.models.parts import Place
 from minipovid.models.parts import vision as vision_layout

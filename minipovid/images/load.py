@@ -9,19 +9,15 @@ GGUF see the same picture. The noised view stands in noise.py.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import stat
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from minipovid.common import files
@@ -31,7 +27,6 @@ MAX_SIDE = 20_000  # pixels
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes a picture for a decompression bomb
 # A closed list: Pillow also knows formats that start other programs (EPS: Ghostscript). JPEG includes phones' MPO.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-PADDING = (122, 116, 104)  # RGB; llama.cpp pads with CLIP's mean x 255, truncated, whatever the tower
 
 # What Pillow's decoders raise on bytes that make no sense.
 _DAMAGE = (
@@ -199,65 +194,3 @@ def _bomb(path: Path | str, max_pixels: int = MAX_PIXELS) -> MinipovidError:
 
 def _no_colours(path: Path | str, samples: str) -> MinipovidError:
     return MinipovidError(f"The picture {path} has {samples} samples; save it with 8 or 16 bits per channel.")
-
-
-@dataclass(frozen=True)
-class ImageTransform:
-    """One family's way from a picture to pixels; S is `size`, mean and std are per channel of RGB in [0, 1]."""
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
-        """Normalised pixels [3, S, S] of an RGB picture of any size."""
-        return self.normalise(self.canvas(image))
-
-    def canvas(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """The picture scaled to fit and centred on a square [S, S, 3], as llama.cpp's mtmd does it for LLaVA.
-
-        The scale is float32 and the sides are rounded up, as there: one pixel more or less moves every patch. Rows are
-        resized before columns, as there; Pillow 13 by itself begins with whichever is less work.
-        """
-        side = self.size
-        if image.size == (side, side):
-            return np.array(image)
-        width, height = image.size
-        scale = min(np.float32(side) / np.float32(width), np.float32(side) / np.float32(height))
-        fit_width = min(int(np.ceil(np.float32(width) * scale)), side)
-        fit_height = min(int(np.ceil(np.float32(height) * scale)), side)
-        square = Image.new("RGB", (side, side), PADDING)
-        fitted = image.resize((fit_width, height), Image.Resampling.BICUBIC)
-        fitted = fitted.resize((fit_width, fit_height), Image.Resampling.BICUBIC)
-        square.paste(fitted, ((side - fit_width) // 2, (side - fit_height) // 2))
-        return np.array(square)
-
-    def normalise(self, canvas: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """uint8 [S, S, 3] -> float32 [3, S, S]: (x / 255 - mean) / std, every step in float32 as in llama.cpp."""
-        scaled = canvas.astype(np.float32) / np.float32(255)
-        normalised = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
-
-
-def generator(run_seed: int, pair_id: str, epoch: int, view: str) -> np.random.Generator:
-    """The randomness of one view of one pair in one epoch: the same in every process, worker and restart."""
-    name = json.dumps([run_seed, pair_id, epoch, view])  # unlike plain joining, no two lists give one name
-    key = np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], "<u8")
-    return np.random.Generator(np.random.Philox(key=key))
-
-
-def crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """mDPO's dispreferred picture: a piece of 1-20 % of the area, scaled back to the picture's own size.
-
-    Paper (arXiv 2406.11839): 0-20 %; the official code, followed here, draws area in 1-20 % and the log of the aspect
-    ratio in log 3/4 .. log 4/3, both uniformly. A piece that would stick out is cut to the picture.
-    """
-    width, height = image.size
-    area = rng.uniform(0.01, 0.20) * width * height
-    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-    piece_width = min(max(round(np.sqrt(area * ratio)), 1), width)
-    piece_height = min(max(round(np.sqrt(area / ratio)), 1), height)
-    left = int(rng.integers(width - piece_width + 1))
-    top = int(rng.integers(height - piece_height + 1))
-    box = (left, top, left + piece_width, top + piece_height)
-    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)

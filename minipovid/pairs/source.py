@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from minipovid.common.caches.ring import cache_folder
+from minipovid.common.caches import cache_folder
 from minipovid.common.errors import MinipovidError
 from minipovid.images import load as images
 from minipovid.images.embedded import Embedded, Store, placed

@@ -28,7 +28,7 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from minipovid.images.load import ImageTransform
+from minipovid.images.transform import ImageTransform
 from minipovid.tinyworld import text
 from minipovid.tinyworld.scenes import (
     COLOURS,

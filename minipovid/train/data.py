@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 
 from minipovid.common.errors import MinipovidError
 from minipovid.images import load as images
+from minipovid.images import transform, views
+from minipovid.images.views import cropped
 from minipovid.images.views.noised import Noiser
 from minipovid.models.encoder import ANSWERS, Encoder, Example
 from minipovid.models.tree_attention.tokens import Tokens
@@ -32,7 +34,7 @@ class PairDataset(Dataset["Item | MinipovidError"]):
     """Examples with their pictures, indexed by (epoch, row) because noise and crops may depend on the epoch."""
 
     def __init__(
-        self, pairs: Sequence[Pair], root: Path, encoder: Encoder, transform: images.ImageTransform, recipe: Recipe
+        self, pairs: Sequence[Pair], root: Path, encoder: Encoder, transform: transform.ImageTransform, recipe: Recipe
     ) -> None:
         self.pairs, self.root, self.encoder, self.transform, self.seed = pairs, root, encoder, transform, recipe.seed
         self.noiser = Noiser.of(transform, recipe.noise, recipe.seed)
@@ -61,7 +63,7 @@ class PairDataset(Dataset["Item | MinipovidError"]):
         return makers[kind]().astype(np.float32, copy=False)
 
     def _crop(self, path: Path, pair: Pair, epoch: int) -> Image:
-        return images.crop(images.load(path), images.generator(self.seed, pair.id, epoch, "cropped"))
+        return cropped.crop(images.load(path), views.generator(self.seed, pair.id, epoch, "cropped"))
 
 
 def collate(found: Sequence[Item | MinipovidError]) -> Batch | MinipovidError:
@@ -96,5 +98,5 @@ def visiting_order(pairs: int, epochs: range, seed: int) -> Iterator[tuple[int, 
     Epochs are counted through all stages of a run, so that no two stages, and no two seeds, share a shuffle.
     """
     for epoch in epochs:
-        for row in images.generator(seed, "", epoch, "order").permutation(pairs).tolist():
+        for row in views.generator(seed, "", epoch, "order").permutation(pairs).tolist():
             yield epoch, row

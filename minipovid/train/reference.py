@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from minipovid import __version__
-from minipovid.common.caches.ring import cache_folder
+from minipovid.common.caches import cache_folder
 from minipovid.common.caches.store import ReferenceCache
 from minipovid.train.losses import Scores, ScoreTable, View
 from minipovid.train.scoring import HiddenScores, Rows, score

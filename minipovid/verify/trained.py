@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from minipovid.common.errors import MinipovidError
 from minipovid.export.gguf_pair import Pair as Made
-from minipovid.images.load import ImageTransform
+from minipovid.images.transform import ImageTransform
 from minipovid.models import load
 from minipovid.models import model as models
 from minipovid.models.encoder import Encoder

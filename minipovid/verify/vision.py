@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from minipovid.images.load import ImageTransform
+from minipovid.images.transform import ImageTransform
 from minipovid.verify.causes import Cause
 from minipovid.verify.sheet import Array
 

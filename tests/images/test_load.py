@@ -13,7 +13,10 @@ import pytest
 from PIL import Image
 
 from minipovid.common.errors import MinipovidError
-from minipovid.images.load import ImageTransform, crop, digest, generator, inside, load
+from minipovid.images.load import digest, inside, load
+from minipovid.images.transform import ImageTransform
+from minipovid.images.views import generator
+from minipovid.images.views.cropped import crop
 
 CLIP = ImageTransform(336, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 Image.init()

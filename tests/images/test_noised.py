@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minipovid.common.caches import cache_folder
 from minipovid.common.caches import ring as noise_cache
-from minipovid.common.caches.ring import NoiseCache, cache_folder, slots_within
+from minipovid.common.caches.ring import NoiseCache, slots_within
 from minipovid.common.errors import MinipovidError
-from minipovid.images.load import ImageTransform, generator, load
+from minipovid.images.load import load
+from minipovid.images.transform import ImageTransform
+from minipovid.images.views import generator
 from minipovid.images.views.noised import Noiser, diffuse, noised, schedule, to_bytes
 from minipovid.recipe.schema import NoiseSection
 

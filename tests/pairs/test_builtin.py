@@ -17,7 +17,7 @@ from world_claims import claims, holds
 from minipovid import tinyworld
 from minipovid.cli import main
 from minipovid.cli.demo import summary
-from minipovid.common.caches import ring as noise_cache
+from minipovid.common import caches
 from minipovid.pairs import source
 from minipovid.pairs.check import check
 from minipovid.pairs.formats import jsonl, rule
@@ -159,6 +159,6 @@ def test_two_processes_at_once_make_one_world(tmp_path: Path, monkeypatch: pytes
     (one, _), (other, _) = (process.communicate(timeout=120) for process in running)
     assert [process.returncode for process in running] == [0, 0] and one == other
     assert len(Path(one.strip()).read_text().splitlines()) == 60
-    folder = noise_cache.cache_folder()
+    folder = caches.cache_folder()
     assert [path.name for path in folder.iterdir()] == [tinyworld.NAME]
     assert not [path for path in (folder / tinyworld.NAME).iterdir() if path.name.startswith(".")]

@@ -26,6 +26,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import results
 from minipovid.evaluate.statistics import Change, Interval, paired
 from minipovid.images import load as images
+from minipovid.images import views
 from minipovid.images.views import noised as noise
 from minipovid.models.families import llava
 from minipovid.pairs.make import builtin
@@ -483,7 +484,7 @@ def test_the_noised_picture_is_the_one_of_training(tmp_path: Path) -> None:
     transform = llava.image_transform(tinyworld.CHECKPOINT)
     first = next(row for row in map(json.loads, lines) if len(row["chosen"]) >= 40)
     clean = transform(images.load(root / first["image"]))
-    e = images.generator(settings.seed, first["id"], 0, "noised").standard_normal(clean.shape, dtype=np.float32)
+    e = views.generator(settings.seed, first["id"], 0, "noised").standard_normal(clean.shape, dtype=np.float32)
     abar = float(noise.schedule()[1][settings.noise.step])
     pixels = (math.sqrt(abar) * clean + math.sqrt(1 - abar) * e).astype(np.float16).astype(np.float32)
     mean, std = (np.array(each, np.float32)[:, None, None] for each in (transform.mean, transform.std))

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from minipovid.common.errors import MinipovidError
-from minipovid.images.load import ImageTransform
+from minipovid.images.transform import ImageTransform
 from minipovid.models import encoder
 from minipovid.models.chat_template import VICUNA
 from minipovid.models.encoder import Encoder

@@ -28,7 +28,7 @@ from minipovid import verify
 from minipovid.common.errors import MinipovidError
 from minipovid.export import export, export_base, merge, writer
 from minipovid.export.nf4 import Nf4Tensor
-from minipovid.images.load import ImageTransform
+from minipovid.images.transform import ImageTransform
 from minipovid.inference.llama_cpp import self_test
 from minipovid.inference.llama_cpp import vision as runtime_eyes
 from minipovid.models import adapter as lora

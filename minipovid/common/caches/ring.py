@@ -46,12 +46,6 @@ _ENTRY = np.dtype([("key", "V32"), ("crc", "<u4"), ("full", "<u4"), ("unused", "
 _GIB = 1 << 30
 
 
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/minipovid, or ~/.cache/minipovid."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "minipovid"
-
-
 def slots_within(limit_gib: float, record: int) -> int:
     """How many records of `record` bytes fit; a thousandth is left to the file system's own blocks."""
     room = int(limit_gib * _GIB * 0.999) - _HEADER - 4096  # the last block may be counted whole

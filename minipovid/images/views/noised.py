@@ -28,8 +28,11 @@ import numpy.typing as npt
 import PIL
 from PIL import Image
 
-from minipovid.common.caches.ring import NoiseCache, cache_folder
-from minipovid.images.load import ImageTransform, digest, generator, load
+from minipovid.common.caches import cache_folder
+from minipovid.common.caches.ring import NoiseCache
+from minipovid.images.load import digest, load
+from minipovid.images.transform import ImageTransform
+from minipovid.images.views import generator
 
 if TYPE_CHECKING:
     from minipovid.recipe.schema import NoiseSection

@@ -22,7 +22,7 @@ import numpy as np
 from PIL.Image import Image
 
 from minipovid.common.errors import MinipovidError
-from minipovid.images.load import ImageTransform
+from minipovid.images.transform import ImageTransform
 from minipovid.inference.llama_cpp.activations import watch_products
 from minipovid.inference.llama_cpp.gguf_files import find_pair
 from minipovid.inference.llama_cpp.kv_cache import Memory, Prompt

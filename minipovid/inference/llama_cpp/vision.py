@@ -13,7 +13,7 @@ from PIL.Image import Image
 
 from minipovid.common.errors import MinipovidError
 from minipovid.images import load as images
-from minipovid.images.load import ImageTransform
+from minipovid.images.transform import ImageTransform
 from minipovid.inference.llama_cpp import self_test
 from minipovid.inference.llama_cpp.class_token import ClassToken
 from minipovid.inference.llama_cpp.gguf_files import Header

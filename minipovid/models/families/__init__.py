@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from minipovid.images.load import ImageTransform
+    from minipovid.images.transform import ImageTransform
 
 
 class Family(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minipovid.images.load import ImageTransform
+from minipovid.images.transform import ImageTransform
 from minipovid.models.parts import Place
 from minipovid.models.parts import text as text_layout
 from minipovid.models.parts import vision as vision_layout

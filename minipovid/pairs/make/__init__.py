@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from minipovid.common import shelf
-from minipovid.common.caches.ring import cache_folder
+from minipovid.common.caches import cache_folder
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
 from minipovid.common.pool import Crew

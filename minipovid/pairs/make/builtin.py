@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minipovid import tinyworld
-from minipovid.common.caches.ring import cache_folder
+from minipovid.common.caches import cache_folder
 from minipovid.pairs import formats as formats
 from minipovid.pairs import make
 from minipovid.pairs.formats import Seed, rule

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minipovid.common.caches.ring import cache_folder
+from minipovid.common.caches import cache_folder
 from minipovid.common.errors import MinipovidError
 from minipovid.images.embedded import Embedded, Store, placed
 from minipovid.images.load import inside
