@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
-
 T = TypeVar("T")
 
 
@@ -28,6 +26,8 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 def one_core_each() -> Iterator[None]:
     """Threads started within compute on one core each: blocks are small, and on a busy machine torch's threads would
     spend their time waiting for each other (measured: 90 s of two cores for what takes one of them 3 s)."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

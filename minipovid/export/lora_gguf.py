@@ -23,7 +23,8 @@ from minipovid.export import writer
 from minipovid.export.merge import interleave
 from minipovid.export.quants import QUANTS
 from minipovid.models.adapter import Factor
-from minipovid.models.parts import GgufFamily, Place
+from minipovid.models.families import GgufFamily
+from minipovid.models.parts import Place
 
 Floats = npt.NDArray[np.float32]
 

@@ -25,6 +25,7 @@ from minipovid.common.files import finished, need_space, read_json
 from minipovid.common.threads import ahead, one_core_each
 from minipovid.export.merge import Merged, Rows
 from minipovid.export.writer import encode
+from minipovid.models.hub import SETTINGS
 from minipovid.models.parts import Place
 from minipovid.models.stored_tensors import INDEX, StoredTensor
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from minipovid.export.folder import Progress
     from minipovid.export.gguf_pair import Pair
 
-SETTINGS = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")  # what goes along with the weights
 KINDS = {"F32": Kind.F32, "F16": Kind.F16, "BF16": Kind.BF16}
 CHUNK = 2**23  # bytes of an unchanged tensor that are copied at a time
 RECORD = "minipovid.json"  # what the folder was made of

@@ -15,7 +15,7 @@ from minipovid.models import adapter as lora
 from minipovid.models import chat_template as chats
 from minipovid.models.adapter import Factor
 from minipovid.models.chat_template import IMAGE, Chat
-from minipovid.models.parts import GgufFamily
+from minipovid.models.families import GgufFamily
 from minipovid.recipe.schema import Recipe
 
 ADAPTER = "minipovid.adapter_sha256"

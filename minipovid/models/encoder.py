@@ -1,30 +1,27 @@
-"""A pair's texts -> token ids, with a row for every image token; or a sentence that says why they cannot be."""
+"""A question and its answers -> token ids, with one for every image token; or a sentence that says why not."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipovid.common.errors import MinipovidError
 from minipovid.models import chat_template as chats
 from minipovid.models.chat_template import Chat
-from minipovid.pairs.pair import Pair
 
 if TYPE_CHECKING:
     from minipovid.models.model import Model
 
 
-ANSWERS: tuple[str, ...] = ("chosen", "rejected")
-
-
 class Example(NamedTuple):
-    """One pair as token ids; the prompt holds every image token."""
+    """One row of data as token ids; the prompt holds every image token."""
 
     prompt: list[int]
     answers: dict[str, list[int]]
 
 
 class Encoder:
-    """Text to tokens for one model: a pair's Example, or a sentence that says why the pair cannot be trained on."""
+    """Text to tokens for one model: an Example, or a sentence that says why the row cannot be trained on."""
 
     def __init__(self, chat: Chat, tokenizer: Any, image_token_id: int, image_tokens: int, max_length: int) -> None:
         self.chat, self.tokenizer = chat, tokenizer
@@ -35,13 +32,14 @@ class Encoder:
         chat = chats.of(model.folder, model.tokenizer)
         return cls(chat, model.tokenizer, model.image_token_id, model.image_tokens, max_length)
 
-    def __call__(self, pair: Pair) -> Example:
-        """Raises MinipovidError where the row does not fit `max_length` or holds the placeholder as text."""
-        prompt = self.chat.prompt(pair.prompt)
+    def __call__(self, question: str, texts: Mapping[str, str]) -> Example:
+        """Of a question about one picture and its answers by name ("chosen", ...).
+
+        Raises MinipovidError where the row does not fit `max_length` or holds the placeholder as text.
+        """
+        prompt = self.chat.prompt(question)
         prompt_ids = self.tokenizer(prompt).input_ids
-        answers: dict[str, list[int]] = {}
-        for kind in ANSWERS:
-            answers[kind] = self._continuation(prompt, prompt_ids, getattr(pair, kind), kind)
+        answers = {kind: self._continuation(prompt, prompt_ids, text, kind) for kind, text in texts.items()}
         where = prompt_ids.index(self.image_token_id)
         expanded = [*prompt_ids[:where], *[self.image_token_id] * self.image_tokens, *prompt_ids[where + 1 :]]
         for kind, ids in answers.items():

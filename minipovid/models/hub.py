@@ -1,10 +1,6 @@
-"""A model's folder in Hub layout: where it is, and its tensors, read row by row without torch.
+"""A model's folder in Hub layout: where it is, and which of its files are needed.
 
-    folder = resolve_model("llava-hf/llava-1.5-7b-hf")
-    tensors = Tensors(folder)
-    tensors["lm_head.weight"].rows(0, 2048)  # float32, straight from the shard
-
-A safetensors file is 8 bytes of header length, a JSON header {name: {dtype, shape, data_offsets}}, and the raw data.
+folder = resolve_model("llava-hf/llava-1.5-7b-hf")
 """
 
 from __future__ import annotations
@@ -15,7 +11,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.models.stored_tensors import _shards
 
 WEIGHTS = "*.safetensors"  # never pickled ones
-NEEDED = ["*.json", WEIGHTS, "tokenizer.model", "*.jinja", "README.md"]  # what a Hub id downloads
+SETTINGS = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")  # what stands beside the weights
 
 
 def resolve_model(path: str, revision: str | None = None, weights: bool = True, *, download: bool = True) -> Path:
@@ -45,7 +41,7 @@ def _snapshot(repo: str, revision: str | None, weights: bool, command: str, down
     from huggingface_hub.errors import HFValidationError
 
     try:
-        wanted = [pattern for pattern in NEEDED if weights or pattern != WEIGHTS]
+        wanted = [*SETTINGS, "README.md", *([WEIGHTS] if weights else [])]
         local = not download
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, local_files_only=local))
     except HFValidationError:

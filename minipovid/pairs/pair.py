@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+ANSWERS = ("chosen", "rejected")
+
 
 class Span(NamedTuple):
     """Characters [start, end) of the rejected answer that were made wrong, and how: a POVID error family."""
@@ -30,6 +32,10 @@ class Pair:
     rejected: str
     source: Mapping[str, str] = field(default_factory=dict)
     spans: tuple[Span, ...] = ()
+
+    def texts(self) -> Mapping[str, str]:
+        """Its answers by name."""
+        return {"chosen": self.chosen, "rejected": self.rejected}
 
 
 class BadRow(NamedTuple):

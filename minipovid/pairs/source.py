@@ -65,8 +65,6 @@ def _of_run(run: Path) -> Source:
     recipe = recipes.read(run / "recipe.yaml")
     if not (run / "pairs.jsonl").is_file():
         raise MinipovidError(f"{run} holds no pairs.jsonl yet; name the file of pairs, {recipe.data.path}.")
-    pass
-
     root = locate(recipe.data)[1]
     return Source(run / "pairs.jsonl", "jsonl", root, recipe.model, recipe.data.max_length)
 
@@ -167,7 +165,7 @@ def _judge(row: Pair | BadRow, number: int, bad_pictures: dict[str, str], encode
     if row.image in bad_pictures:
         return BadRow(where(row, number), bad_pictures[row.image])
     try:
-        encoder(row)
+        encoder(row.prompt, row.texts())
     except MinipovidError as error:
         return BadRow(where(row, number), str(error))
     return row

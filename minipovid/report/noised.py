@@ -14,7 +14,7 @@ from minipovid.common import shelf
 from minipovid.common.caches import cache_folder
 from minipovid.common.errors import MinipovidError
 from minipovid.images import load as images
-from minipovid.images import transform
+from minipovid.images.transform import ImageTransform
 from minipovid.images.views.noised import Noiser
 from minipovid.models.hub import resolve_model
 from minipovid.pairs.formats import jsonl
@@ -91,12 +91,12 @@ def _roots(recipe: Recipe) -> list[Path]:
     return [*named, cache_folder() / "pictures"]
 
 
-def _transform(section: ModelSection) -> transform.ImageTransform | None:
+def _transform(section: ModelSection) -> ImageTransform | None:
     """The family's, from the model's settings as they lie on this machine; nothing is fetched for a report."""
     try:
         folder = resolve_model(section.path, section.revision, weights=False, download=False)
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        transform: transform.ImageTransform = shelf.load("models.families", kind).image_transform(folder)
+        transform: ImageTransform = shelf.load("models.families", kind).image_transform(folder)
     except (OSError, ValueError, KeyError, MinipovidError):
         return None
     return transform

@@ -16,13 +16,14 @@ from torch.utils.data import Dataset
 
 from minipovid.common.errors import MinipovidError
 from minipovid.images import load as images
-from minipovid.images import transform, views
-from minipovid.images.views import cropped
+from minipovid.images.transform import ImageTransform
+from minipovid.images.views import generator
+from minipovid.images.views.cropped import crop
 from minipovid.images.views.noised import Noiser
-from minipovid.models.encoder import ANSWERS, Encoder, Example
+from minipovid.models.encoder import Encoder, Example
 from minipovid.models.tree_attention.tokens import Tokens
 from minipovid.pairs import formats as formats
-from minipovid.pairs.pair import Pair
+from minipovid.pairs.pair import ANSWERS, Pair
 from minipovid.recipe.schema import Recipe
 from minipovid.train.batch import Batch, Pictures
 from minipovid.train.losses import ViewKey
@@ -34,7 +35,7 @@ class PairDataset(Dataset["Item | MinipovidError"]):
     """Examples with their pictures, indexed by (epoch, row) because noise and crops may depend on the epoch."""
 
     def __init__(
-        self, pairs: Sequence[Pair], root: Path, encoder: Encoder, transform: transform.ImageTransform, recipe: Recipe
+        self, pairs: Sequence[Pair], root: Path, encoder: Encoder, transform: ImageTransform, recipe: Recipe
     ) -> None:
         self.pairs, self.root, self.encoder, self.transform, self.seed = pairs, root, encoder, transform, recipe.seed
         self.noiser = Noiser.of(transform, recipe.noise, recipe.seed)
@@ -48,7 +49,8 @@ class PairDataset(Dataset["Item | MinipovidError"]):
         epoch, row = key
         pair = self.pairs[row]
         try:
-            return self.encoder(pair), {kind: self._pixels(kind, pair, epoch) for kind in self.kinds}
+            pixels = {kind: self._pixels(kind, pair, epoch) for kind in self.kinds}
+            return self.encoder(pair.prompt, pair.texts()), pixels
         except MinipovidError as error:
             return error
 
@@ -63,7 +65,7 @@ class PairDataset(Dataset["Item | MinipovidError"]):
         return makers[kind]().astype(np.float32, copy=False)
 
     def _crop(self, path: Path, pair: Pair, epoch: int) -> Image:
-        return cropped.crop(images.load(path), views.generator(self.seed, pair.id, epoch, "cropped"))
+        return crop(images.load(path), generator(self.seed, pair.id, epoch, "cropped"))
 
 
 def collate(found: Sequence[Item | MinipovidError]) -> Batch | MinipovidError:
@@ -98,5 +100,5 @@ def visiting_order(pairs: int, epochs: range, seed: int) -> Iterator[tuple[int, 
     Epochs are counted through all stages of a run, so that no two stages, and no two seeds, share a shuffle.
     """
     for epoch in epochs:
-        for row in views.generator(seed, "", epoch, "order").permutation(pairs).tolist():
+        for row in generator(seed, "", epoch, "order").permutation(pairs).tolist():
             yield epoch, row

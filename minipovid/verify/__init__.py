@@ -17,7 +17,6 @@ from pathlib import Path
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
 from minipovid.pairs import source
-from minipovid.train import data
 from minipovid.verify import inputs
 from minipovid.verify.table import Bench, Progress
 from minipovid.verify.verdict import Verdict

@@ -21,11 +21,10 @@ import numpy.typing as npt
 from minipovid.common.files import finished
 from minipovid.images import load as images
 from minipovid.models.chat_template import Chat
-from minipovid.pairs.pair import Pair
+from minipovid.pairs.pair import ANSWERS, Pair
 
 FORMAT = 2  # raise it when the same inputs shall give another file
 TOP = 256  # tokens that are kept of each position
-ANSWERS: tuple[str, ...] = ("chosen", "rejected")
 Array = npt.NDArray[Any]
 
 

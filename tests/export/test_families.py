@@ -24,13 +24,15 @@ from minipovid.common.errors import MinipovidError
 from minipovid.export import vocabulary
 from minipovid.export.gguf_pair import Pair
 from minipovid.inference.llama_cpp import Runtime
-from minipovid.models import encoder, load
+from minipovid.models import load
+from minipovid.models.encoder import Encoder
 from minipovid.models.families import llava
 from minipovid.models.parts import Place
 from minipovid.models.parts import vision as vision_layout
 from minipovid.pairs.pair import Pair as PreferencePair
 from minipovid.recipe.schema import LoraSection, ModelSection
 from minipovid.train import data, scoring
+from minipovid.train.batch import Batch
 from minipovid.train.losses import View
 
 PAIRINGS = {"clip-llama": ("clip", "llama"), "siglip-qwen2": ("siglip", "qwen2"), "clip-mistral": ("clip", "mistral")}
@@ -55,7 +57,7 @@ class Original:
         self.tokenizer = vocabulary.load(folder)
         self.transform = llava.image_transform(folder)
         image = llava.image_token(self.model.config)
-        self.encoder = encoder.Encoder(data.chats.of(folder, self.tokenizer), self.tokenizer, *image, 4096)
+        self.encoder = Encoder(data.chats.of(folder, self.tokenizer), self.tokenizer, *image, 4096)
         names = [self.tokenizer.eos_token, "<|endoftext|>"]  # llama.cpp ends an answer at either
         self.ends = {self.tokenizer.convert_tokens_to_ids(name) for name in names}
 
@@ -64,7 +66,7 @@ class Original:
 
     def example(self, question: str, answer: str) -> tuple[list[int], list[int]]:
         """(prompt with all image tokens, answer) as token ids."""
-        found = self.encoder(PreferencePair("", "", question, answer, answer, {}))
+        found = self.encoder(question, {"chosen": answer, "rejected": answer})
         return found.prompt, found.answers["chosen"]
 
     @torch.inference_mode()
@@ -416,16 +418,19 @@ def test_training_scores_as_transformers_does(made: Made, name: str, in_4bit: bo
     assert model.image_tokens == 16
     if in_4bit:
         original.model = model.base
-    encoder = encoder.Encoder.of(model, 4096)
+    to_ids = Encoder.of(model, 4096)
     images = list(pictures(28, 3))
     pairs = [PreferencePair("", "", QUESTIONS[i], ANSWERS[i], ANSWERS[3 - i], {}) for i in range(3)]
-    items = [(encoder(pair), {"clean": original.transform(image)}) for pair, image in zip(pairs, images, strict=True)]
+    items = [
+        (to_ids(pair.prompt, pair.texts()), {"clean": original.transform(image)})
+        for pair, image in zip(pairs, images, strict=True)
+    ]
     batch = data.collate(items)
-    assert isinstance(batch, batch.Batch)
+    assert isinstance(batch, Batch)
     found = scoring.score(model, batch, [View("chosen", "clean"), View("rejected", "clean")])
     for row, (pair, image) in enumerate(zip(pairs, images, strict=True)):
-        for kind in encoder.ANSWERS:
-            expected = original.logps(image, pair.prompt, getattr(pair, kind))
+        for kind in pair.texts():
+            expected = original.logps(image, pair.prompt, pair.texts()[kind])
             logps = found[kind, "clean"].logps()[row, : len(expected)].detach().numpy()
             np.testing.assert_allclose(logps, expected, atol=1e-4, rtol=1e-4)
 

@@ -16,9 +16,10 @@ from PIL import Image
 
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs.check import SAMPLE, check
+from minipovid.pairs.check.findings import KEPT
 from minipovid.pairs.check.leak import Rows, fitted, leak
 from minipovid.pairs.check.lengths import Lengths
-from minipovid.pairs.check.report import KEPT, Report
+from minipovid.pairs.check.report import Report
 from minipovid.pairs.check.wording import wording
 from minipovid.pairs.pair import Pair, Span
 from minipovid.recipe import read as recipes

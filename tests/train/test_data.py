@@ -17,7 +17,6 @@ from transformers import AutoTokenizer
 
 from minipovid.common.errors import MinipovidError
 from minipovid.images.transform import ImageTransform
-from minipovid.models import encoder
 from minipovid.models.chat_template import VICUNA
 from minipovid.models.encoder import Encoder
 from minipovid.pairs.pair import Pair
@@ -129,8 +128,8 @@ def test_pictures_may_be_named_with_their_folder(folder: Path, encoder: Encoder,
 def test_example_is_what_the_tokenizer_says_of_the_whole_text(encoder: Encoder) -> None:
     """One placeholder becomes 16 image tokens; the rest is the tokenisation of prompt and answer as one text."""
     pair = Pair(**GOOD)
-    example = encoder(pair)
-    for kind in encoder.ANSWERS:
+    example = encoder(pair.prompt, pair.texts())
+    for kind in pair.texts():
         text = f"USER: <image>\nWhat is this? ASSISTANT: {getattr(pair, kind)}</s>"
         whole = encoder.tokenizer(text).input_ids
         at = whole.index(tiny_llava.IMAGE)
@@ -142,12 +141,12 @@ def test_example_is_what_the_tokenizer_says_of_the_whole_text(encoder: Encoder) 
 def test_max_length_is_exact(encoder: Encoder) -> None:
     """A row of exactly max_length tokens passes; with one token less allowed it is refused, never cut."""
     pair = Pair(**GOOD)
-    example = encoder(pair)
+    example = encoder(pair.prompt, pair.texts())
     longest = len(example.prompt) + max(len(ids) for ids in example.answers.values())
     exact = Encoder(VICUNA, encoder.tokenizer, encoder.image_token_id, 16, longest)
     assert exact(pair) == example
     with pytest.raises(MinipovidError, match="shorten the row"):
-        Encoder(VICUNA, encoder.tokenizer, encoder.image_token_id, 16, longest - 1)(pair)
+        Encoder(VICUNA, encoder.tokenizer, encoder.image_token_id, 16, longest - 1)(pair.prompt, pair.texts())
 
 
 def a_dataset(folder: Path, encoder: Encoder, refresh: str = "never") -> PairDataset:
@@ -168,7 +167,7 @@ def a_dataset(folder: Path, encoder: Encoder, refresh: str = "never") -> PairDat
 def test_batch_pads_and_cuts_nothing(folder: Path, encoder: Encoder) -> None:
     dataset = a_dataset(folder, encoder)
     batch = collate([dataset[0, 0], dataset[0, 1]])
-    for kind in encoder.ANSWERS:
+    for kind in batch.answers:
         for row in range(2):
             ids = batch.answers[kind].ids[row][batch.answers[kind].mask[row]].tolist()
             assert ids == dataset[0, row][0].answers[kind]

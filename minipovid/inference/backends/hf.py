@@ -33,7 +33,6 @@ from transformers import DynamicCache
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.threads import one_core_each
-from minipovid.export.safetensors import SETTINGS
 from minipovid.images import load as images
 from minipovid.inference.backends import Choice, Question, refuse_placeholders
 from minipovid.inference.llama_cpp import SMALL
@@ -41,7 +40,7 @@ from minipovid.models import adapter as lora
 from minipovid.models import chat_template as chats
 from minipovid.models import load
 from minipovid.models.chat_template import Turn
-from minipovid.models.hub import resolve_model
+from minipovid.models.hub import SETTINGS, resolve_model
 from minipovid.models.model import Model
 from minipovid.models.parts.text import context
 from minipovid.models.stored_tensors import Tensors

@@ -1,8 +1,10 @@
 """WHICH MODEL: one file per kind of vision-language model, named by config.json's `model_type`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from minipovid.models.parts import Place
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,3 +32,25 @@ class Family(Protocol):
 
     def image_features(self, model: nn.Module, pixels: Tensor) -> Tensor:
         """Projected features [B, N, H] of pixels [B, 3, S, S]."""
+
+
+class GgufFamily(Protocol):
+    """The part of a family module that the exporter asks. How it talks is measured from its template: see chats."""
+
+    def vision_modules(self, model: nn.Module) -> Sequence[nn.Module]:
+        """Tower and projector of a loaded model, or of its empty skeleton."""
+
+    def canonical(self, name: str) -> str:
+        """One spelling for every name under which this tensor is stored, held in memory or adapted."""
+
+    def place(self, name: str, config: Any) -> Place | None:
+        """Where the tensor of this canonical name goes; None: known, and of no use in the GGUF pair.
+
+        Raises MinipovidError for a tensor that this family does not know.
+        """
+
+    def text_metadata(self, config: Any) -> Mapping[str, Any]:
+        """GGUF keys of the language model; int, float, str, bool or a list of them."""
+
+    def mmproj_metadata(self, config: Any, processor: Mapping[str, Any]) -> Mapping[str, Any]:
+        """GGUF keys of tower and projector. Raises MinipovidError for what llama.cpp cannot compute."""

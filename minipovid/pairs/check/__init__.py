@@ -16,12 +16,13 @@ from itertools import islice
 from pathlib import Path
 
 from minipovid.pairs import formats as formats
+from minipovid.pairs.check.findings import Ledger
 from minipovid.pairs.check.leak import leak
 from minipovid.pairs.check.lengths import Lengths
 from minipovid.pairs.check.misplaced import odd
 from minipovid.pairs.check.pictures import Sight
 from minipovid.pairs.check.repeats import Repeats
-from minipovid.pairs.check.report import Ledger, Report
+from minipovid.pairs.check.report import Report
 from minipovid.pairs.check.sources import Makers
 from minipovid.pairs.check.tokens import Tokens
 from minipovid.pairs.check.wording import wording

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from minipovid.models.chat_template import IMAGE
-from minipovid.pairs.check.report import Finding
+from minipovid.pairs.check.findings import Finding
 from minipovid.pairs.formats import short
 from minipovid.pairs.injection import talk
 from minipovid.pairs.pair import Pair

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from minipovid.pairs.check.report import Finding
+from minipovid.pairs.check.findings import Finding
 from minipovid.pairs.pair import Pair
 
 LONG = 10  # words of a good answer; shorter ones ("No, there is no dog.") are rightly alike under many pictures

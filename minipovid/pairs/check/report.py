@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from minipovid.pairs.check.findings import GRAVE, Ledger
 
 if TYPE_CHECKING:
     from minipovid.pairs.check.leak import Leak
@@ -14,47 +16,8 @@ if TYPE_CHECKING:
     from minipovid.pairs.check.tokens import TokenCounts
     from minipovid.pairs.check.wording import Wording
 
-KEPT = 1_000  # rows that are named per kind of defect; all are counted
+
 SHOWN = 10
-# What stops a training run, or teaches two contrary things; all other kinds are only worth knowing.
-GRAVE = frozenset(
-    (
-        *("unusable row", "missing or unreadable picture", "cannot be tokenised", "too long"),
-        *("placeholder in the text", "contradiction"),
-    )
-)
-
-
-class Finding(NamedTuple):
-    """What is wrong with a row: which kind of defect, and one clause."""
-
-    kind: str
-    why: str
-
-
-class Ledger:
-    """Every defect, counted; of each kind the first KEPT by row."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-        self.kept: dict[str, list[tuple[str, str]]] = {}  # kind -> (row, why)
-
-    def add(self, kind: str, place: str, why: str) -> None:
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        kept = self.kept.setdefault(kind, [])
-        if len(kept) < KEPT:
-            kept.append((place, why))
-
-    def take(self, place: str, found: Iterable[Finding]) -> None:
-        for finding in found:
-            self.add(finding.kind, place, finding.why)
-
-    def sentences(self, grave: bool) -> Iterator[str]:
-        for kind, count in self.counts.items():
-            if (kind in GRAVE) is grave:
-                place, why = self.kept[kind][0]
-                rows = "1 row" if count == 1 else f"{count:,} rows"
-                yield f"{kind}: {rows}; the first is {place}: {why.rstrip('.')}."
 
 
 @dataclass(frozen=True)

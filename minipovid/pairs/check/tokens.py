@@ -11,7 +11,7 @@ import numpy as np
 
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
-from minipovid.pairs.check.report import Finding
+from minipovid.pairs.check.findings import Finding
 from minipovid.pairs.pair import Pair
 from minipovid.pairs.source import Source
 
@@ -48,7 +48,7 @@ class Tokens:
 
     def see(self, pair: Pair) -> Iterator[Finding]:
         try:
-            example = self.encoder(pair)
+            example = self.encoder(pair.prompt, pair.texts())
         except MinipovidError as error:
             yield Finding("cannot be tokenised", str(error))
             return

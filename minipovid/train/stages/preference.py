@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from minipovid.models.encoder import ANSWERS
 from minipovid.models.model import Model
+from minipovid.pairs.pair import ANSWERS
 from minipovid.train.batch import Batch
 from minipovid.train.losses import Judged, Loss, ScoreTable
 from minipovid.train.reference import Reference
