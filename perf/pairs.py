@@ -145,7 +145,8 @@ def make(to: Path, rows: int, concurrency: int) -> dict[str, Any]:
     """Make the pairs in this process."""
     from minipovid.inference.remote.client import Teacher
     from minipovid.pairs import make as making
-    from minipovid.pairs.formats import Seed, povid
+    from minipovid.pairs.formats import Seed
+    from minipovid.pairs.make.makers import povid
 
     resident: list[float] = []
 

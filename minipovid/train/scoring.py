@@ -7,7 +7,7 @@ On LLaVA-1.5, 636 of a pair's 736 tokens are picture and prompt. They are comput
     attention     causal             prefix and itself, never another answer
 
 Trees stand close together, several in one row where they fit beside the longest (see forest.py). The result equals
-separate forward passes to float error, forward and gradient. Letters of the shapes: see minipovid.train.losses; N counts the
+separate forward passes to float error, forward and gradient. The letters of shapes are those of losses/; N counts the
 answer positions of all pairs, padding left out.
 """
 

@@ -371,7 +371,8 @@ def test_silence_and_closing(files: list[Path], capfd: pytest.CaptureFixture[str
 
 def test_neither_torch_nor_transformers_is_imported(files: list[Path], tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from PIL import Image; from minipovid.inference.llama_cpp import Runtime\n"
+        "import sys; from pathlib import Path; from PIL import Image\n"
+        "from minipovid.inference.llama_cpp import Runtime\n"
         f"with Runtime(Path({str(files[0])!r}), Path({str(files[-1])!r}), n_ctx=256) as runtime:\n"
         "    runtime.answer(Image.new('RGB', (9, 9)), 'What?', 2)\n"
         "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"

@@ -20,8 +20,9 @@ from minipovid.cli.demo import summary
 from minipovid.common import caches
 from minipovid.pairs import source
 from minipovid.pairs.check import check
-from minipovid.pairs.formats import jsonl, rule
+from minipovid.pairs.formats import jsonl
 from minipovid.pairs.make import builtin
+from minipovid.pairs.make.makers import rule
 from minipovid.pairs.pair import Pair
 from minipovid.recipe.schema import DataSection
 from minipovid.tinyworld import text, world

@@ -833,14 +833,17 @@ def test_what_no_format_claims_is_said(tmp_path: Path) -> None:
 
 
 def test_a_maker_is_no_format() -> None:
-    with pytest.raises(MinipovidError, match="llava makes pairs or seeds and reads none; the formats are csv, jsonl, "):
+    with pytest.raises(
+        MinipovidError, match="llava reads good answers, not pairs; the formats of pairs are csv, jsonl, "
+    ):
         pairs.reader("llava")
 
 
 def test_a_new_format_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file on the shelf, with nothing but `read`, is found by name and recognised."""
     body = (
-        "from minipovid.common.data_files import rows\nfrom minipovid.pairs.formats import checked\nfrom minipovid.pairs.pair import Pair\n"
+        "from minipovid.common.data_files import rows\n"
+        "from minipovid.pairs.formats import checked\nfrom minipovid.pairs.pair import Pair\n"
         "def _pair(row):\n    return Pair('', row['pic'], row['q'], row['w'], row['l'])\n"
         "def read(path):\n    yield from checked(rows(path), _pair, foreign=True)\n"
     )

@@ -25,8 +25,8 @@ from minipovid.inference.remote.client import Teacher
 from minipovid.inference.remote.retry import Pause
 from minipovid.inference.remote.server import Server
 from minipovid.pairs import make as making
-from minipovid.pairs.formats import Seed, jsonl, povid
-from minipovid.pairs.make.makers import Outcome, Workshop
+from minipovid.pairs.formats import Seed, jsonl
+from minipovid.pairs.make.makers import Outcome, Workshop, povid
 from minipovid.pairs.pair import BadRow, Pair
 
 KEY = "sk-very-secret-0123456789"
@@ -212,7 +212,7 @@ def test_an_unknown_kind_of_prompt_is_refused() -> None:
 
 def test_makers_are_found_on_the_shelf() -> None:
     assert making.makers() == ["povid", "rule"]
-    with pytest.raises(MinipovidError, match="jsonl reads pairs and makes none; the makers are povid, rule"):
+    with pytest.raises(MinipovidError, match="There is no 'jsonl' among the makers. Known: povid, rule."):
         making.maker("jsonl", Workshop(seeds=lambda: [], teacher=lambda: pytest.fail("asked")))
 
 
@@ -385,7 +385,8 @@ import subprocess
 import sys
 from pathlib import Path
 from minipovid.pairs import make as making
-from minipovid.pairs.formats import Seed, povid
+from minipovid.pairs.formats import Seed
+from minipovid.pairs.make.makers import povid
 from minipovid.inference.remote.client import Teacher
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
 to, photos, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

@@ -13,8 +13,8 @@ import pytest
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs import lexicon
 from minipovid.pairs import make as making
-from minipovid.pairs.formats import Seed, jsonl, rule
-from minipovid.pairs.make.makers import Workshop
+from minipovid.pairs.formats import Seed, jsonl
+from minipovid.pairs.make.makers import Workshop, rule
 from minipovid.pairs.pair import BadRow, Pair
 
 KITCHEN = "A brown table stands in front of a white oven. Two cups are on the left side of the table."

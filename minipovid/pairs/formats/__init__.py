@@ -1,11 +1,10 @@
-"""HOW A PAIR IS MADE: one file per format or maker, named as in the recipe's `data.format`.
+"""HOW PAIRS ARE WRITTEN DOWN: one file per format, named as in the recipe's `data.format`.
 
 A file holds any of these; nothing else anywhere lists it:
 
     def read(path) -> Iterator[Pair | BadRow]      a format of pairs, for recipes, `pairs import` and `pairs check`
     def seeds(path) -> Iterator[Seed | BadRow]     a format of good answers alone, from which a maker makes pairs
     def claims(row) -> int                         of a row's columns, how many are this format's own; 0: not mine
-    def maker(shop) -> Maker                       makes pairs of seeds (makers.py)
 
 Here: what every reader asks of a row. A reader turns a row into a Pair or raises Bad; `checked` does the bookkeeping.
 """
@@ -168,7 +167,8 @@ def reader(name: str) -> PairReader:
     """The reader of a format. Raises MinipovidError where nothing on the shelf bears the name or it reads no pairs."""
     module = shelf.load("pairs.formats", name)
     if not _own(module, "read"):
-        raise MinipovidError(f"{name} makes pairs or seeds and reads none; the formats are {', '.join(formats())}.")
+        known = ", ".join(formats())
+        raise MinipovidError(f"{name} reads good answers, not pairs; the formats of pairs are {known}.")
     return module
 
 

@@ -38,7 +38,6 @@ from minipovid.pairs.pair import BadRow, Pair
 if TYPE_CHECKING:
     from minipovid.pairs.make.makers import Seeds
 
-_SHELF = "pairs.formats"
 _KEPT = "What was finished is kept; the same command goes on from there."
 
 
@@ -64,15 +63,12 @@ class Estimate(NamedTuple):
 
 def makers() -> list[str]:
     """The makers on the shelf."""
-    return [name for name in shelf.names(_SHELF) if hasattr(shelf.load(_SHELF, name), "maker")]
+    return shelf.names("pairs.make.makers")
 
 
 def maker(name: str, shop: Workshop) -> Maker:
     """Raises MinipovidError where the shelf has no such maker, and what the maker raises."""
-    module = shelf.load(_SHELF, name)
-    if not hasattr(module, "maker"):
-        raise MinipovidError(f"{name} reads pairs and makes none; the makers are {', '.join(makers())}.")
-    made: Maker = module.maker(shop)
+    made: Maker = shelf.load("pairs.make.makers", name).maker(shop)
     return made
 
 

@@ -14,8 +14,8 @@ from minipovid import tinyworld
 from minipovid.common.caches import cache_folder
 from minipovid.pairs import formats as formats
 from minipovid.pairs import make
-from minipovid.pairs.formats import Seed, rule
-from minipovid.pairs.make.makers import Workshop
+from minipovid.pairs.formats import Seed
+from minipovid.pairs.make.makers import Workshop, rule
 from minipovid.pairs.pair import BadRow
 from minipovid.tinyworld.world import once
 

@@ -1,4 +1,4 @@
-"""Who makes pairs of seeds: a module on the `pairs` shelf that has `maker(shop)`.
+"""WHO MAKES A PAIR OF A GOOD ANSWER: one file per maker, named as in `pairs make --maker NAME`; it has `maker(shop)`.
 
 maker = povid.maker(shop)
 outcome = maker.make(seed, picture)       # outcome.pair, or outcome.reasons why there is none
