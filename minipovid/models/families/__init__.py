@@ -1,5 +1,7 @@
 """WHICH MODEL: one file per kind of vision-language model, named by config.json's `model_type`."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
