@@ -22,6 +22,7 @@ from minipovid.cli.output import JSON, bars, print_json, print_result, print_tab
 from minipovid.cli.pairs import pairs
 from minipovid.cli.report import report
 from minipovid.common.errors import MinipovidError
+from minipovid.recipe import run_folder
 
 
 class _Manual(click.Group):
@@ -197,7 +198,7 @@ def export(
     else:
         files = write_pair(run, quants or None, merge_base, mmproj, imatrix, progress=bars())
     if lm_studio is not None:
-        files.append(put_into(run / "gguf", lm_studio.expanduser()))
+        files.append(put_into(run / run_folder.GGUF, lm_studio.expanduser()))
     for path in files:
         click.echo(path)
 

@@ -19,7 +19,7 @@ from minipovid.inference.backends import Choice
 from minipovid.inference.llama_cpp import Runtime
 from minipovid.pairs.check import Report, check
 from minipovid.recipe import read as recipe
-from minipovid.recipe import schema
+from minipovid.recipe import run_folder, schema
 from minipovid.report import report
 from minipovid.train.run import train
 from minipovid.verify import verify
@@ -49,8 +49,8 @@ def demo(out: Path) -> dict[str, Any]:
     run = train(settings, out)
     _say("3/7  merging and writing GGUF")
     files = export(run)
-    base = run / "base"
-    export_base(settings.model.path, base / "gguf", ["f16"])
+    base = run / run_folder.BASE
+    export_base(settings.model.path, base / run_folder.GGUF, ["f16"])
     _say("4/7  proving the files: do they answer as the trained model does?")
     proof = verify(run)
     _say("5/7  examining both models in llama.cpp on held-out pictures")

@@ -30,6 +30,7 @@ from minipovid.evaluate.selection import Seat as Seat
 from minipovid.evaluate.selection import find as find
 from minipovid.images.embedded import Store
 from minipovid.inference.backends import Backend
+from minipovid.recipe import run_folder
 
 if TYPE_CHECKING:
     from minipovid.inference.remote import Asked
@@ -43,7 +44,7 @@ def evaluate(
     `judge` makes the model that reads the answers, for benchmarks that want one. Raises MinipovidError, before anything
     is asked, for files that are not a benchmark's, missing pictures and a missing judge.
     """
-    store = Store(run / "eval" / "images")
+    store = Store(run / run_folder.EVAL / "images")
     pictures: list[Mapping[str, Path]] = []
     for seat in seats:  # all that can be wrong is wrong before hours are spent
         pictures.append(seat.pictures(store))
@@ -51,7 +52,7 @@ def evaluate(
         wanted = _judging(seat.benchmark)
         if wanted is not None and judge is None:
             raise MinipovidError(f"{seat.label} needs a judge: name a model with --judge (officially {wanted.judge}).")
-    with alone(run / "eval"):
+    with alone(run / run_folder.EVAL):
         return [_examined(run, *each, backend, judge) for each in zip(seats, pictures, strict=True)]
 
 
@@ -63,7 +64,7 @@ def _judging(benchmark: Benchmark) -> Judging | None:
 def _examined(
     run: Path, seat: Seat, pictures: Mapping[str, Path], backend: Backend, judge: Callable[[], Asked] | None
 ) -> Result:
-    answers = ask(seat.exam.questions, pictures, backend, run / "eval", f"{seat.label} by {backend.name}")
+    answers = ask(seat.exam.questions, pictures, backend, run / run_folder.EVAL, f"{seat.label} by {backend.name}")
     by: dict[str, Any] = {}
     wanted = _judging(seat.benchmark)
     if judge is not None and wanted is not None:

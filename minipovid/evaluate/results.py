@@ -22,6 +22,7 @@ from minipovid.common.files import finished
 from minipovid.evaluate import benchmarks, statistics
 from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Benchmark, Counts, Mark, Sheet
 from minipovid.evaluate.statistics import Change, Interval
+from minipovid.recipe import run_folder
 from minipovid.recipe.strict import validated
 
 ANSWERS, WORDS = "_answers", "_words"  # counts that every benchmark gets
@@ -124,19 +125,19 @@ def count(marks: Sequence[Mark]) -> dict[str, int]:
 
 def write(run: Path, result: Result, answers: Sequence[Answer], marks: Sequence[Mark]) -> None:
     """The three files; scores.json tells of every result in RUN/eval."""
-    with finished(run / "eval" / f"{result.name}.jsonl") as draft, draft.open("w", encoding="utf-8") as file:
+    with finished(run / run_folder.EVAL / f"{result.name}.jsonl") as draft, draft.open("w", encoding="utf-8") as file:
         for answer, mark in zip(answers, marks, strict=True):
             file.write(json.dumps(_row(answer, mark), ensure_ascii=True) + "\n")
-    with finished(run / "eval" / f"{result.name}.json") as draft:
+    with finished(run / run_folder.EVAL / f"{result.name}.json") as draft:
         draft.write_text(json.dumps(result.as_dict(), default=str) + "\n", encoding="utf-8")
     scores = {each.name: each.brief() for each in read(run)}
-    with finished(run / "scores.json") as draft:
+    with finished(run / run_folder.SCORES) as draft:
         draft.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
 
 
 def read(run: Path) -> Iterator[Result]:
     """Every result of a run, by name. Raises MinipovidError for a damaged one."""
-    for path in sorted((run / "eval").glob("*.json")):
+    for path in sorted((run / run_folder.EVAL).glob("*.json")):
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
             figures = {name: Interval(*map(_float, each)) for name, each in told.pop("figures").items()}
@@ -151,7 +152,7 @@ def read(run: Path) -> Iterator[Result]:
 
 def rows(run: Path, result: Result) -> list[dict[str, Any]]:
     """The answers of a result: id, image, prompt, answer, verdict, right, wrong, unit."""
-    lines = (run / "eval" / f"{result.name}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (run / run_folder.EVAL / f"{result.name}.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(line) for line in lines]
     return [row for row in found if isinstance(row, dict) and {"id", "prompt", "answer", "verdict"} <= row.keys()]
 

@@ -30,8 +30,8 @@ from minipovid.inference.llama_cpp import find_pair
 from minipovid.models.hub import resolve_model
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair as Preference
-from minipovid.pairs.source import held_out, locate
-from minipovid.recipe import read as recipes
+from minipovid.pairs.source import locate, split
+from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 
 __all__ = ["export", "export_base", "export_lora", "export_merged", "lm_studio", "open_pair", "refresh_card"]
@@ -53,7 +53,7 @@ def export(
     number of pairs that an importance matrix is gathered on. `progress` is called with (file name, bytes written, bytes
     in all). Raises MinipovidError for what the user can mend.
     """
-    recipe = _recipe(run)
+    recipe = run_folder.recipe(run)
     names = table.known(quants or recipe.export.quants)
     chosen = _merge_base(merge_base or recipe.export.merge_base, recipe)
     examples = _examples(run, recipe, recipe.export.imatrix if imatrix is None else imatrix)
@@ -62,17 +62,17 @@ def export(
     bases = {name: _base_for(name, chosen, recipe.model.load_in_4bit) for name in names}
     n_ctx = min(recipe.data.max_length, pair.context_length)
     wanted = Wanted(bases, table.known_mmproj(mmproj or recipe.export.mmproj), examples, n_ctx)
-    with alone(run / "gguf"):
-        files = write_pair(pair, run / "gguf", wanted, progress)
-        write_modelfile(run / "gguf", pair.chat, files[0], files[-1], pair.words[1].first)
-        write_card(run / "gguf", facts_of(files[0], recipe, run))
+    with alone(run / run_folder.GGUF):
+        files = write_pair(pair, run / run_folder.GGUF, wanted, progress)
+        write_modelfile(run / run_folder.GGUF, pair.chat, files[0], files[-1], pair.words[1].first)
+        write_card(run / run_folder.GGUF, facts_of(files[0], recipe, run))
     return files
 
 
 def refresh_card(run: Path) -> None:
     """Tell new scores in the model card of a run that has been exported; nothing where it has not."""
-    if (run / "gguf" / "README.md").is_file():
-        write_card(run / "gguf", facts_of(find_pair(run)[0], _recipe(run), run))
+    if (run / run_folder.GGUF / "README.md").is_file():
+        write_card(run / run_folder.GGUF, facts_of(find_pair(run)[0], run_folder.recipe(run), run))
 
 
 def export_base(
@@ -93,9 +93,9 @@ def export_lora(run: Path, quant: str = "f16", progress: Progress | None = None)
     """
     if quant.lower() not in ("f16", "f32"):
         raise MinipovidError(f"A LoRA GGUF is written as f16 or f32, not as {quant}; the base's file is what is small.")
-    quant, recipe = quant.lower(), _recipe(run)
+    quant, recipe = quant.lower(), run_folder.recipe(run)
     model = resolve_model(recipe.model.path, recipe.model.revision, weights=False)
-    source = Source(model, _adapter(run), recipe.model.path, recipe, run)
+    source = Source(model, run_folder.adapter(run), recipe.model.path, recipe, run)
     places = lora_gguf.places(source.family, source.config, source.factors)
     architecture = source.family.text_metadata(source.config)["general.architecture"]
     keys = {
@@ -105,7 +105,7 @@ def export_lora(run: Path, quant: str = "f16", progress: Progress | None = None)
         **source.spoken(),
     }
     keys[STAMP] = hashlib.sha256(json.dumps([FORMAT, quant, keys], sort_keys=True).encode()).hexdigest()
-    path = run / "gguf" / source.title.lora(quant)
+    path = run / run_folder.GGUF / source.title.lora(quant)
     shown = None if progress is None else lambda done, total: progress(path.name, done, total)
     with alone(path.parent):
         remove_stale(source, path.parent)
@@ -117,35 +117,24 @@ def export_lora(run: Path, quant: str = "f16", progress: Progress | None = None)
 
 def export_merged(run: Path, merge_base: str | None = None, progress: Progress | None = None) -> Path:
     """Write RUN/merged/, the merged model in Hugging Face's layout (safetensors); returns the folder."""
-    recipe = _recipe(run)
+    recipe = run_folder.recipe(run)
     chosen = _merge_base(merge_base or recipe.export.merge_base, recipe)
-    with alone(run / "merged"):
-        write_merged(open_pair(run), run / "merged", _base_for("f16", chosen, recipe.model.load_in_4bit), progress)
-    return run / "merged"
+    merged = run / run_folder.MERGED
+    with alone(merged):
+        write_merged(open_pair(run), merged, _base_for("f16", chosen, recipe.model.load_in_4bit), progress)
+    return merged
 
 
 def open_pair(run: Path) -> Pair:
     """Everything that the files of a run are made of. Raises MinipovidError where there is no finished run."""
-    recipe = _recipe(run)
+    recipe = run_folder.recipe(run)
     model = resolve_model(recipe.model.path, recipe.model.revision)
-    return Pair(model, _adapter(run), recipe.model.path, recipe.model.dtype, recipe, run, _texts(run))
-
-
-def _recipe(run: Path) -> Recipe:
-    if not (run / "recipe.yaml").is_file():
-        raise MinipovidError(f"{run} is no run folder: it holds no recipe.yaml.")
-    return recipes.read(run / "recipe.yaml")
-
-
-def _adapter(run: Path) -> Path:
-    if not (run / "adapter" / "adapter_model.safetensors").is_file():
-        raise MinipovidError(f"{run} holds no trained adapter; finish the training with `minipovid train` first.")
-    return run / "adapter"
+    return Pair(model, run_folder.adapter(run), recipe.model.path, recipe.model.dtype, recipe, run, _texts(run))
 
 
 def _pairs(run: Path) -> Iterable[Preference]:
     """The run's own pairs; none for a run that was made elsewhere without them."""
-    kept = run / "pairs.jsonl"
+    kept = run / run_folder.PAIRS
     return (row for row in jsonl.read(kept) if isinstance(row, Preference)) if kept.is_file() else ()
 
 
@@ -158,8 +147,7 @@ def _examples(run: Path, recipe: Recipe, number: int) -> list[Example]:
     """Pictures, prompts and chosen answers that training saw: verify's pairs stay unseen."""
     if not number:
         return []
-    pairs = list(_pairs(run))
-    trained = pairs[: len(pairs) - held_out(len(pairs), recipe.data)][:number]
+    trained = split(list(_pairs(run)), recipe.data).trained[:number]
     if not trained:
         raise MinipovidError(f"{run} holds no pairs.jsonl to gather an importance matrix on; use --imatrix 0.")
     root = locate(recipe.data)[1]

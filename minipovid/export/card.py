@@ -20,6 +20,7 @@ from minipovid.export import writer
 from minipovid.export.naming import FILE_NAME, UNKNOWN, Origin, Title
 from minipovid.export.quants import HELP
 from minipovid.models.chat_template import IMAGE, Chat
+from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 
 STAMP = "minipovid.inputs"  # what a file was made of
@@ -238,7 +239,7 @@ def _has_class_token(mmproj: Path) -> bool:
 def _scores(run: Path | None) -> str:
     rows = [
         {"benchmark": name.rpartition(".")[0], "by": name.rpartition(".")[2], "figure": figure, **_figure(*interval)}
-        for name, of in _read(run, "scores.json").items()
+        for name, of in _read(run, run_folder.SCORES).items()
         for figure, interval in of.get("figures", {}).items()
         if figure in of["headline"]
     ]
@@ -256,7 +257,7 @@ def _figure(value: float | None, low: float | None, high: float | None) -> dict[
 
 def _verified(run: Path | None, stamps: Set[str | None]) -> str:
     """The verdict on the files that stand here; rows of files that were since made of other inputs are left out."""
-    verdict = _read(run, "verify.json")
+    verdict = _read(run, run_folder.VERDICT)
     rows = [dict(row) for row in verdict.get("table", ())]
     rows = [row for row in rows if (row.pop("stamp", "") or None) in {None, *stamps}]
     if not any(row.get("MiB") for row in rows):

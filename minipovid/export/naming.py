@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 
 VERSION = "v1.0"
@@ -157,10 +158,10 @@ def provenance(recipe: Recipe, run: Path) -> dict[str, Any]:
         "minipovid.batch_size": recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps,
         "minipovid.trained_in_4bit": recipe.model.load_in_4bit,
         "minipovid.data": Path(recipe.data.path).name,
-        **_logged(run / "log.jsonl"),
+        **_logged(run / run_folder.LOG),
     }
-    if (run / "pairs.jsonl").is_file():
-        keys["minipovid.pairs_sha256"] = hashlib.sha256((run / "pairs.jsonl").read_bytes()).hexdigest()
+    if (run / run_folder.PAIRS).is_file():
+        keys["minipovid.pairs_sha256"] = hashlib.sha256((run / run_folder.PAIRS).read_bytes()).hexdigest()
     return {key: value for key, value in keys.items() if value != []}
 
 

@@ -21,9 +21,9 @@ import torch
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import read_json
 from minipovid.models.stored_tensors import StoredTensor, Tensors
+from minipovid.recipe import run_folder
 
 ROWS = 1024  # of a matrix in memory at a time while it is hashed
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.\w+)?\.weight")
 # Settings that change nothing in scale * B @ A, or that are read below; any other that is set is refused by its name.
 _PLAIN = {
@@ -55,10 +55,10 @@ def read(folder: Path, canonical: Callable[[str], str]) -> dict[str, Factor]:
 
     Raises MinipovidError, naming the setting or tensor, where the adapter is more than plain LoRA.
     """
-    settings = read_json(folder / SETTINGS)
+    settings = read_json(folder / run_folder.ADAPTER_SETTINGS)
     _check(settings, folder)
     halves: dict[str, dict[str, StoredTensor]] = {}
-    for key, tensor in Tensors(folder / WEIGHTS).items():
+    for key, tensor in Tensors(folder / run_folder.ADAPTER_WEIGHTS).items():
         match = _KEY.fullmatch(key)
         if not match:
             raise MinipovidError(f"The adapter {folder} holds {key}, which is no LoRA matrix; it cannot be merged.")

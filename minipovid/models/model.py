@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from minipovid.common.errors import MinipovidError
 from minipovid.models.tree_attention.forest import Forest
 from minipovid.models.tree_attention.layers import LastLayer
+from minipovid.recipe import run_folder
 
 POLICY, REFERENCE = "default", "reference"  # adapter names; peft saves "default" under plain names
 
@@ -80,7 +81,7 @@ class Model:
 
         Raises MinipovidError where its tensors are not the model's, by name and shape.
         """
-        saved = load_file(folder / "adapter_model.safetensors")
+        saved = load_file(folder / run_folder.ADAPTER_WEIGHTS)
         own = get_peft_model_state_dict(self.peft, adapter_name=POLICY, save_embedding_layers=False)
         if {key: value.shape for key, value in saved.items()} != {key: value.shape for key, value in own.items()}:
             odd = sorted(set(saved) ^ set(own)) or sorted(key for key in own if own[key].shape != saved[key].shape)

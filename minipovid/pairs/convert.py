@@ -23,6 +23,7 @@ from minipovid.images.load import inside, load
 from minipovid.pairs import formats as shelf
 from minipovid.pairs.formats import Unpaired, jsonl, where
 from minipovid.pairs.pair import BadRow, Pair
+from minipovid.recipe import run_folder
 
 PICTURES = "images"  # the folder of pictures below an import, or beside an export
 GROUP_ROWS, GROUP_BYTES = 100, 32 << 20  # of parquet written at once, whichever comes first
@@ -57,7 +58,7 @@ def import_pairs(
     begun = {"source": str(path.resolve()), "format": name}
     _claim(to, begun)
     work = _Import(images or (path if path.is_dir() else path.parent), to, progress)
-    jsonl.write(to / "pairs.jsonl", work.pairs(islice(shelf.reader(name).read(path), limit)))
+    jsonl.write(to / run_folder.PAIRS, work.pairs(islice(shelf.reader(name).read(path), limit)))
     counts = work.counts(name)
     rows = {"bad_rows": [row._asdict() for row in work.bad], "unpaired_rows": [row._asdict() for row in work.unpaired]}
     _note(to, {**begun, "finished": True, **counts._asdict(), **rows})

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from minipovid.common.caches import cache_folder
 from minipovid.common.errors import MinipovidError
@@ -16,7 +17,7 @@ from minipovid.pairs import formats as formats
 from minipovid.pairs.formats import Unpaired, where
 from minipovid.pairs.make import builtin
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.recipe import read as recipes
+from minipovid.recipe import run_folder
 from minipovid.recipe.schema import BUILTIN, DataSection, ModelSection
 
 
@@ -54,7 +55,7 @@ def _builtin() -> Source:
 def _found(path: Path, format: str | None) -> Source:
     if not path.exists():
         raise MinipovidError(f"There is no file {path}; name a file of pairs, a run folder, or {BUILTIN}.")
-    if (path / "recipe.yaml").is_file():
+    if (path / run_folder.RECIPE).is_file():
         return _of_run(path)
     root = path if path.is_dir() else path.parent
     return Source(path, format or formats.detect(path), root)
@@ -62,11 +63,11 @@ def _found(path: Path, format: str | None) -> Source:
 
 def _of_run(run: Path) -> Source:
     """The pairs that a run trained on, by its own recipe's model and length."""
-    recipe = recipes.read(run / "recipe.yaml")
-    if not (run / "pairs.jsonl").is_file():
+    recipe = run_folder.recipe(run)
+    if not (run / run_folder.PAIRS).is_file():
         raise MinipovidError(f"{run} holds no pairs.jsonl yet; name the file of pairs, {recipe.data.path}.")
     root = locate(recipe.data)[1]
-    return Source(run / "pairs.jsonl", "jsonl", root, recipe.model, recipe.data.max_length)
+    return Source(run / run_folder.PAIRS, "jsonl", root, recipe.model, recipe.data.max_length)
 
 
 def load_pairs(section: DataSection, encoder: Encoder) -> tuple[list[Pair], list[BadRow]]:
@@ -97,9 +98,17 @@ def load_pairs(section: DataSection, encoder: Encoder) -> tuple[list[Pair], list
     return pairs, bad
 
 
-def held_out(pairs: int, section: DataSection) -> int:
-    """How many of a run's pairs, the last ones, no training sees."""
-    return min(section.held_out, pairs // 10)
+class Split(NamedTuple):
+    """A run's pairs, parted."""
+
+    trained: list[Pair]
+    held_out: list[Pair]
+
+
+def split(pairs: list[Pair], section: DataSection) -> Split:
+    """The last pairs, a tenth at most, are held out: `verify` asks about them, and no training sees them."""
+    at = len(pairs) - min(section.held_out, len(pairs) // 10)
+    return Split(pairs[:at], pairs[at:])
 
 
 def locate(section: DataSection) -> tuple[Path, Path]:

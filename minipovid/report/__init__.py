@@ -17,6 +17,7 @@ from typing import Any
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
+from minipovid.recipe import run_folder
 from minipovid.report import page, tables
 from minipovid.report.runs import Book
 from minipovid.report.verdict import Verdict
@@ -68,7 +69,7 @@ def report(runs: Sequence[Path], out: Path | None = None) -> Report:
         raise MinipovidError("A report needs at least one run folder.")
     book = Book.of(runs)
     verdict = Verdict.of(book)
-    target = out or runs[-1] / "report.html"
+    target = out or runs[-1] / run_folder.REPORT
     with finished(target) as draft:
         draft.write_text(page.html(book, verdict), encoding="utf-8")
     return Report(target, book, verdict)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from minipovid.evaluate.benchmarks import FAILED, UNPARSED
+from minipovid.recipe import run_folder
 from minipovid.report import pictures
 from minipovid.report.runs import Book, Exam, Sitting
 from minipovid.report.texts import marked
@@ -135,7 +136,7 @@ def _file(sitting: Sitting, name: str) -> Path | None:
         return None
     roots = [
         Path(sitting.result.pictures),
-        *(each.run.folder / "eval" / "images" for each in (sitting, sitting.against) if each),
+        *(each.run.folder / run_folder.EVAL / "images" for each in (sitting, sitting.against) if each),
     ]
     return pictures.found(name, *roots)
 

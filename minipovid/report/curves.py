@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from minipovid.recipe import run_folder
 from minipovid.report import svg
 from minipovid.report.runs import Run
 
@@ -69,7 +70,7 @@ class Log:
 
 def read(run: Run, stages: Sequence[str] = ()) -> Log:
     """Lines that are none, as the half of one that a killed run leaves, are passed over."""
-    path = run.folder / "log.jsonl"
+    path = run.folder / run_folder.LOG
     lines = [_parsed(text) for text in _text(path).splitlines()]
     steps = [line for line in lines if _is_number(line.get("step")) and "loss" in line]
     return Log(run, steps, [str(line["warning"]) for line in lines if "warning" in line], stages)

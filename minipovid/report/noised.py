@@ -20,6 +20,7 @@ from minipovid.models.hub import resolve_model
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.make import builtin
 from minipovid.pairs.pair import Pair
+from minipovid.recipe import run_folder
 from minipovid.recipe.schema import BUILTIN, ModelSection, Recipe
 from minipovid.report import pictures
 from minipovid.report.texts import differing, marked
@@ -43,7 +44,7 @@ class Example:
 def examples(run: Path, recipe: Recipe, count: int = SHOWN) -> list[Example]:
     """Of the run's pairs, some with different pictures; none where the pictures or the model's settings are gone."""
     transform = _transform(recipe.model)
-    if transform is None or not (run / "pairs.jsonl").is_file():
+    if transform is None or not (run / run_folder.PAIRS).is_file():
         return []
     uncached = recipe.noise.model_copy(update={"cache_gib": 0.0})
     noiser = Noiser.of(transform, uncached, recipe.seed)
@@ -74,7 +75,7 @@ def _made(run: Path, recipe: Recipe, noiser: Noiser) -> Iterator[Example]:
 
 def _spread(run: Path) -> Iterator[Pair]:
     """Descriptions before short answers, one for each picture."""
-    rows = [row for row in islice(jsonl.read(run / "pairs.jsonl"), _READ) if isinstance(row, Pair)]
+    rows = [row for row in islice(jsonl.read(run / run_folder.PAIRS), _READ) if isinstance(row, Pair)]
     rows.sort(key=lambda pair: len(pair.chosen) < 40)
     seen: set[str] = set()
     for pair in rows:

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from minipovid.common.errors import MinipovidError
-from minipovid.recipe import read as recipes
+from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 from minipovid.report import answers, curves, noised, numbers, sizes, surroundings, tables, texts, tracks
 from minipovid.report import verdict as verdicts
@@ -127,7 +127,7 @@ def _json(value: Any) -> Markup:
 
 def _recipe(run: Path) -> Recipe | None:
     try:
-        return recipes.read(run / "recipe.yaml") if (run / "recipe.yaml").is_file() else None
+        return run_folder.recipe(run) if (run / run_folder.RECIPE).is_file() else None
     except MinipovidError:  # of another version, as may be: the rest of the report needs it not
         return None
 

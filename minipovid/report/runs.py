@@ -19,8 +19,9 @@ from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import results
 from minipovid.evaluate.results import Result
 from minipovid.evaluate.statistics import Change, mcnemar
+from minipovid.recipe import run_folder
 
-BASE, HF_BASE = "base", "hf-base"  # RUN/base, and the backend that asks the model before training
+HF_BASE = "hf-base"  # the backend that asks the model before training
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Sitting:
     @property
     def way(self) -> str:
         """How it was asked: a base model through transformers is asked as the trained one is."""
-        return self.result.backend.removesuffix(f"-{BASE}")
+        return self.result.backend.removesuffix(f"-{run_folder.BASE}")
 
     @cached_property
     def rows(self) -> list[dict[str, object]]:
@@ -140,7 +141,7 @@ class Book:
     @property
     def title(self) -> str:
         """The run, or all of them; a run's own base goes without saying."""
-        *others, last = _names(self.runs[self.runs[0].name == BASE and len(self.runs) == 2 :])
+        *others, last = _names(self.runs[self.runs[0].name == run_folder.BASE and len(self.runs) == 2 :])
         return f"{', '.join(others)} and {last}" if others else last
 
 
@@ -150,12 +151,12 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _runs(folders: Sequence[Path]) -> list[Run]:
     for folder in folders:
-        if not any((folder / name).exists() for name in ("recipe.yaml", "log.jsonl", "eval", "verify.json", "gguf")):
+        if not any((folder / name).exists() for name in run_folder.PARTS):
             raise MinipovidError(
                 f"{folder} is no run folder; `minipovid train` makes one, and `minipovid eval` its scores."
             )
-    if len(folders) == 1 and (folders[0] / BASE / "eval").is_dir():
-        return [Run(BASE, folders[0] / BASE), Run(_called(folders[0]), folders[0])]
+    if len(folders) == 1 and (folders[0] / run_folder.BASE / run_folder.EVAL).is_dir():
+        return [Run(run_folder.BASE, folders[0] / run_folder.BASE), Run(_called(folders[0]), folders[0])]
     names = [_called(folder) for folder in folders]
     twice = {name for name in names if names.count(name) > 1}
     return [

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from minipovid import __version__
+from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 from minipovid.report.texts import anonymous
 
@@ -56,7 +57,7 @@ class Proof:
 def proof(run: Path) -> Proof | None:
     """None where nothing was verified, or the file is damaged."""
     try:
-        told = json.loads((run / "verify.json").read_text(encoding="utf-8"))
+        told = json.loads((run / run_folder.VERDICT).read_text(encoding="utf-8"))
         table = [dict(row) for row in told["table"]]
         said = [anonymous(str(line)) for line in (*told.get("causes", []), *told.get("notes", []))]
         columns = [key for key in COLUMNS if any(row.get(key) not in (None, "") for row in table)]

@@ -11,7 +11,6 @@ There is no random state to save: pictures, noise, crops and order are functions
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished, remove
+from minipovid.recipe import run_folder
 
 if TYPE_CHECKING:
     from minipovid.models.model import Model
@@ -52,7 +52,7 @@ def save(
     processes: int = 1,
 ) -> None:
     """Write checkpoint-<global step> and remove all but the newest `keep`. `meter`: what the log has not told yet."""
-    with finished(run / f"checkpoint-{position.global_step}") as draft:
+    with finished(run / f"{run_folder.CHECKPOINT}{position.global_step}") as draft:
         model.save_adapter(draft)
         reference = {key: value.detach() for key, value in model.adapter("reference").items()}
         if reference:
@@ -156,5 +156,6 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 def _checkpoints(run: Path) -> list[Path]:
     """Oldest first."""
-    numbered = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in run.glob("checkpoint-*")}
-    return sorted((path for path, match in numbered.items() if match), key=lambda path: int(path.name.split("-")[1]))
+    paths = run.glob(f"{run_folder.CHECKPOINT}*")
+    steps = {path: path.name.removeprefix(run_folder.CHECKPOINT) for path in paths}
+    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from minipovid.common.files import finished
 from minipovid.pairs.pair import BadRow
+from minipovid.recipe import run_folder
 
 SINKING = -0.1  # nats per token that the chosen answer may lose against the reference before we warn
 MACHINE = ("pairs_per_s", "tokens_per_s", "data_wait", "peak_gib")
@@ -36,7 +37,7 @@ class Meter:
     """Collects the figures of optimiser steps and writes a line every `every` steps."""
 
     def __init__(self, run: Path, stage: int, every: int, state: Mapping[str, Any] | None = None) -> None:
-        self.log, self.stage, self.every = run / "log.jsonl", stage, every
+        self.log, self.stage, self.every = run / run_folder.LOG, stage, every
         self.warned = bool(state and state["warned"])
         self._clear()
         if state:

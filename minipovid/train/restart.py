@@ -15,6 +15,7 @@ from minipovid.common.files import finished, sweep
 from minipovid.pairs import formats as pairs
 from minipovid.pairs.source import locate
 from minipovid.recipe import read as recipes
+from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 from minipovid.train import checkpoint as resume
 
@@ -40,9 +41,9 @@ def check_inputs(recipe: Recipe) -> None:
 
 def _check_start(recipe: Recipe, start: Path) -> None:
     """The earlier run's adapter means the same weights only on the same base and at the same scale."""
-    if not (start / "adapter").is_dir():
+    if not (start / run_folder.ADAPTER).is_dir():
         raise MinipovidError(f"start_from: {start} holds no finished run (no folder adapter/ in it).")
-    earlier = recipes.read(start / "recipe.yaml")
+    earlier = run_folder.recipe(start)
     for section in ("model", "lora"):
         theirs, ours = (getattr(r, section).model_dump() for r in (earlier, recipe))
         for key in theirs:
@@ -60,7 +61,7 @@ def held(recipe: Recipe, run: Path) -> Recipe:
     """
     if not _is_begun(run):
         return recipe
-    before = recipes.read(run / "recipe.yaml").train
+    before = run_folder.recipe(run).train
     settled = {key: getattr(before, key) for key in AUTO if getattr(recipe.train, key) == "auto"}
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=settled)})
 
@@ -70,7 +71,7 @@ def claim(run: Path, recipe: Recipe) -> None:
     run.mkdir(parents=True, exist_ok=True)
     sweep(run)
     if _is_begun(run):
-        before, now = (recipes.flat(r.model_dump()) for r in (recipes.read(run / "recipe.yaml"), recipe))
+        before, now = (recipes.flat(r.model_dump()) for r in (run_folder.recipe(run), recipe))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and not key.startswith(FREE):
                 raise MinipovidError(
@@ -78,10 +79,10 @@ def claim(run: Path, recipe: Recipe) -> None:
                     f"here); choose another --out, or remove that folder."
                 )
     else:
-        (run / "pairs.jsonl").unlink(missing_ok=True)
-    with finished(run / "recipe.yaml") as draft:
+        (run / run_folder.PAIRS).unlink(missing_ok=True)
+    with finished(run / run_folder.RECIPE) as draft:
         recipes.write(recipe, draft)
 
 
 def _is_begun(run: Path) -> bool:
-    return (run / "adapter").is_dir() or resume.latest(run) is not None
+    return (run / run_folder.ADAPTER).is_dir() or resume.latest(run) is not None

@@ -37,8 +37,8 @@ from minipovid.models.load import config_of, load, settled
 from minipovid.models.model import Model
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair
-from minipovid.pairs.source import held_out, load_pairs, locate
-from minipovid.recipe import read as recipes
+from minipovid.pairs.source import load_pairs, locate, split
+from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 from minipovid.train import checkpoint as resume
 from minipovid.train import log as meter
@@ -84,7 +84,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def _advice(run: Path) -> str:
     begun = resume.latest(run) is not None
     other = " Settings that would change the result want another --out, as this run has begun." if begun else ""
-    return plan.advice(recipes.read(run / "recipe.yaml")) + other
+    return plan.advice(run_folder.recipe(run)) + other
 
 
 @dataclass
@@ -124,10 +124,10 @@ class Trainer:
             recipe = recipe.model_copy(update={"model": settled(recipe.model)})
             claim(run, plan.settle(held(recipe, run)))
         accelerator.wait_for_everyone()
-        if (run / "adapter").is_dir():
+        if (run / run_folder.ADAPTER).is_dir():
             tracked.finish(accelerator)
             return None
-        recipe = recipes.read(run / "recipe.yaml")
+        recipe = run_folder.recipe(run)
         checkpointing = recipe.train.gradient_checkpointing
         assert checkpointing != "auto"
         model = load(
@@ -145,7 +145,7 @@ class Trainer:
                 self.position = position
                 yield position
         if self.accelerator.is_main_process:
-            with finished(self.run / "adapter") as draft:
+            with finished(self.run / run_folder.ADAPTER) as draft:
                 self.model.save_adapter(draft)
         self.accelerator.wait_for_everyone()
         self.tracked.finish(self.accelerator)
@@ -156,27 +156,27 @@ def _dataset(recipe: Recipe, run: Path, model: Model, accelerator: Accelerator) 
     reads them; the last ones there are held out."""
     encoder = Encoder.of(model, recipe.data.max_length)
     root = locate(recipe.data)[1]
-    kept = run / "pairs.jsonl"
+    kept = run / run_folder.PAIRS
     if accelerator.is_main_process and not kept.is_file():
         pairs, bad = load_pairs(recipe.data, encoder)
         for row in bad:
             print(f"skipped {row.where}: {row.why}", file=sys.stderr)
-        meter.begin(run / "log.jsonl", len(pairs) - held_out(len(pairs), recipe.data), bad)
+        meter.begin(run / run_folder.LOG, len(split(pairs, recipe.data).trained), bad)
         jsonl.write(kept, pairs)
     accelerator.wait_for_everyone()
     rows = list(jsonl.read(kept))
     pairs = [row for row in rows if isinstance(row, Pair)]
     if len(pairs) < len(rows):
         raise MinipovidError(f"{kept} was changed and holds rows that are no pairs; remove {run} and train again.")
-    pairs = pairs[: len(pairs) - held_out(len(pairs), recipe.data)]
-    return PairDataset(pairs, root, encoder, model.family.image_transform(model.folder), recipe)
+    trained = split(pairs, recipe.data).trained
+    return PairDataset(trained, root, encoder, model.family.image_transform(model.folder), recipe)
 
 
 def _begin(recipe: Recipe, run: Path, model: Model, accelerator: Accelerator) -> Position:
     """Where to go on: at the newest checkpoint, at an earlier run's adapter, or at the untouched base."""
     newest = resume.latest(run)
     if accelerator.is_main_process:
-        meter.rewind(run / "log.jsonl", newest.position.global_step if newest else 0)
+        meter.rewind(run / run_folder.LOG, newest.position.global_step if newest else 0)
     accelerator.wait_for_everyone()
     if newest is not None:
         if newest.processes != accelerator.num_processes:
@@ -187,7 +187,7 @@ def _begin(recipe: Recipe, run: Path, model: Model, accelerator: Accelerator) ->
         resume.restore(newest.folder, model)
         return newest.position
     if recipe.start_from is not None:
-        model.load_adapter(Path(recipe.start_from) / "adapter")
+        model.load_adapter(Path(recipe.start_from) / run_folder.ADAPTER)
         model.freeze_reference()
     return Position()
 

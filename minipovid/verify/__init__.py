@@ -17,12 +17,12 @@ from pathlib import Path
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
 from minipovid.pairs import source
+from minipovid.recipe import run_folder
 from minipovid.verify import inputs
 from minipovid.verify.table import Bench, Progress
 from minipovid.verify.verdict import Verdict
 
-__all__ = ["REPORT", "Progress", "Verdict", "verify"]
-REPORT = "verify.json"
+__all__ = ["Progress", "Verdict", "verify"]
 
 
 def verify(
@@ -47,7 +47,7 @@ def verify(
     made = inputs.made_of(run, recipe, notes)
     bench = Bench(run, recipe, asked, source.locate(recipe.data)[1], made, progress or _silent, n_gpu_layers)
     verdict = Verdict.of(bench.rows(names, notes), len(asked), notes)
-    with finished(run / REPORT) as draft:
+    with finished(run / run_folder.VERDICT) as draft:
         draft.write_text(json.dumps(verdict.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return verdict
 

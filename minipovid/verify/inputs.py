@@ -8,27 +8,24 @@ from pathlib import Path
 from minipovid.common.errors import MinipovidError
 from minipovid.export.gguf_pair import Pair as Made
 from minipovid.inference.llama_cpp import find_pair
-from minipovid.models import adapter as lora
 from minipovid.models.hub import resolve_model
 from minipovid.pairs import source
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair
-from minipovid.recipe import read as recipes
+from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 
 
 def settings(run: Path) -> Recipe:
     """The run's recipe. Raises MinipovidError where nothing was trained."""
-    if not (run / "recipe.yaml").is_file():
-        raise MinipovidError(f"{run} is no run folder: it holds no recipe.yaml.")
-    if not (run / "adapter" / lora.WEIGHTS).is_file():
-        raise MinipovidError(f"{run} holds no trained adapter; finish the training with `minipovid train` first.")
-    return recipes.read(run / "recipe.yaml")
+    recipe = run_folder.recipe(run)
+    run_folder.adapter(run)
+    return recipe
 
 
 def quantisations(run: Path, wanted: Sequence[str] | None) -> list[str]:
     """Those of RUN/gguf, largest file first, or the wanted ones. Raises MinipovidError where one is not there."""
-    there = [path for path in (run / "gguf").glob("*.gguf") if not path.name.startswith("mmproj-")]
+    there = [path for path in (run / run_folder.GGUF).glob("*.gguf") if not path.name.startswith("mmproj-")]
     there = sorted((path for path in there if not path.stem.endswith("-LoRA")), key=lambda path: -path.stat().st_size)
     names = [quant.lower() for quant in wanted] if wanted else [path.stem.rpartition("-")[2].lower() for path in there]
     checked: list[str | None] = [*names] or [None]
@@ -39,16 +36,16 @@ def quantisations(run: Path, wanted: Sequence[str] | None) -> list[str]:
 
 def held_out(run: Path, recipe: Recipe, most: int, notes: list[str]) -> list[Pair]:
     """The last pairs of the run, at most so many; a note where training saw them."""
-    kept = run / "pairs.jsonl"
+    kept = run / run_folder.PAIRS
     if not kept.is_file():
         raise MinipovidError(f"{run} holds no pairs.jsonl, which training writes; verify it where it was trained.")
     pairs = [row for row in jsonl.read(kept) if isinstance(row, Pair)]
     if not pairs:
         raise MinipovidError(f"{kept} holds no pairs; train again.")
-    count = source.held_out(len(pairs), recipe.data)
-    if not count:
+    asked = source.split(pairs, recipe.data).held_out
+    if not asked:
         notes.append("The pairs were trained on: this run held none out.")
-    return pairs[-min(count or most, most) :]
+    return (asked or pairs)[-most:]
 
 
 def made_of(run: Path, recipe: Recipe, notes: list[str]) -> Made | None:
@@ -59,4 +56,4 @@ def made_of(run: Path, recipe: Recipe, notes: list[str]) -> Made | None:
     except MinipovidError:
         notes.append(f"The base {section.path} is not on this machine: the files' weights were not looked into.")
         return None
-    return Made(folder, run / "adapter", section.path, section.dtype, recipe, run)
+    return Made(folder, run / run_folder.ADAPTER, section.path, section.dtype, recipe, run)

@@ -19,6 +19,7 @@ from minipovid.images.load import inside
 from minipovid.inference.llama_cpp import Runtime, find_pair
 from minipovid.models import adapter as lora
 from minipovid.pairs.pair import Pair
+from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 from minipovid.verify import files, measures, weights
 from minipovid.verify import sheet as sheets
@@ -30,7 +31,7 @@ from minipovid.verify.expected import Expected, has_4bit
 from minipovid.verify.sheet import ANSWERS, Sheet
 from minipovid.verify.verdict import Measured
 
-SHEET, MERGED = Path("verify", "trained.safetensors"), Path("verify", "merged")  # in the run folder
+SHEET, MERGED = Path(run_folder.VERIFY, "trained.safetensors"), Path(run_folder.VERIFY, "merged")  # in the run folder
 ROOM = 64  # tokens beyond data.max_length: a faulty file may add some
 Progress = Callable[[str, int, int], None]  # (who is being asked, pairs done, pairs in all)
 
@@ -77,7 +78,7 @@ class Bench:
         """Of what the trained model says: the adapter, its base by name, how that was loaded."""
         model = self.recipe.model
         settings = [model.path, model.revision, model.load_in_4bit, model.dtype, self.recipe.data.max_length]
-        return json.dumps([sheets.FORMAT, lora.sha256(self.run / "adapter"), *settings])
+        return json.dumps([sheets.FORMAT, lora.sha256(self.run / run_folder.ADAPTER), *settings])
 
     def _need_means(self, path: Path) -> None:
         if self.can_compute:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from training_cases import STAGES, a_recipe, lines
 
 from minipovid.common.errors import MinipovidError
-from minipovid.pairs.source import held_out
+from minipovid.pairs.source import split
 from minipovid.recipe import read as recipes
 from minipovid.train import checkpoint as resume
 from minipovid.train import log as meter
@@ -58,7 +58,8 @@ def test_the_last_pairs_are_held_out(world: Path, tmp_path: Path) -> None:
     trainer = Trainer.open(recipe, tmp_path / "run")
     assert [pair.id for pair in trainer.dataset.pairs] == [str(number) for number in range(11)]
     assert len((tmp_path / "run" / "pairs.jsonl").read_text().splitlines()) == 12
-    assert (held_out(9, recipe.data), held_out(1000, recipe.data)) == (0, 32)
+    parts = [split([trainer.dataset.pairs[0]] * count, recipe.data) for count in (9, 1000)]
+    assert [(len(part.trained), len(part.held_out)) for part in parts] == [(9, 0), (968, 32)]
 
 
 def test_first_step_is_ln2_and_the_margin_grows(world: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from minipovid.models.hub import SETTINGS, resolve_model
 from minipovid.models.model import Model
 from minipovid.models.parts.text import context
 from minipovid.models.stored_tensors import Tensors
-from minipovid.recipe import read as recipes
+from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 
 COLUMNS = 4096  # behind a prefix, answers included, in the cache at a time: 2 GiB of a 7B model's keys and values
@@ -277,18 +277,15 @@ def _room() -> Iterator[None]:
 
 
 def _recipe(run: Path) -> Recipe:
-    if (run / "recipe.yaml").is_file():
-        return recipes.read(run / "recipe.yaml")
-    if (run / "gguf").is_dir():
+    if (run / run_folder.GGUF).is_dir() and not (run / run_folder.RECIPE).is_file():
         raise MinipovidError(f"{run} holds GGUF files alone, and transformers reads none; use --backend gguf.")
-    raise MinipovidError(f"{run} is no run folder: it holds no recipe.yaml.")
+    return run_folder.recipe(run)
 
 
 def _load(choice: Choice, recipe: Recipe) -> Model:
     """The model. Only that of "adapter" has an adapter that adds anything."""
     run = choice.run
-    if choice.weights == "adapter" and not (run / "adapter" / lora.WEIGHTS).is_file():
-        raise MinipovidError(f"{run} holds no trained adapter; finish the training with `minipovid train` first.")
+    adapter = run_folder.adapter(run) if choice.weights == "adapter" else None
     if choice.weights == "merged":
         changes = {"path": str(_merged(run)), "load_in_4bit": False}
     else:
@@ -297,15 +294,15 @@ def _load(choice: Choice, recipe: Recipe) -> Model:
         changes = {"path": str(base)}
     section = recipe.model.model_copy(update={**changes, "revision": None})
     model = load.load(section, recipe.lora, seed=recipe.seed)
-    if choice.weights == "adapter":
-        model.load_adapter(run / "adapter")
+    if adapter is not None:
+        model.load_adapter(adapter)
     return model
 
 
 def _merged(run: Path) -> Path:
-    if not (run / "merged" / "config.json").is_file():
+    if not (run / run_folder.MERGED / "config.json").is_file():
         raise MinipovidError(f"{run} holds no merged model; write it with `minipovid export {run} --merged`.")
-    return run / "merged"
+    return run / run_folder.MERGED
 
 
 def _ends(model: Model, end: str) -> set[int]:
@@ -325,7 +322,7 @@ def _identity(choice: Choice, model: Model, chat: chats.Chat) -> dict[str, Any]:
         "backend": "transformers",
         "weights": choice.weights,
         "model": Tensors(model.folder).fingerprint(),
-        "adapter": lora.sha256(choice.run / "adapter") if choice.weights == "adapter" else None,
+        "adapter": lora.sha256(choice.run / run_folder.ADAPTER) if choice.weights == "adapter" else None,
         "settings": hashlib.sha256(json.dumps([files, chat.dumps()]).encode()).hexdigest(),
         "load_in_4bit": quantised,
         "dtype": str(model.head.weight.dtype).removeprefix("torch."),

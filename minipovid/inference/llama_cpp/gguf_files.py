@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.common.errors import MinipovidError
+from minipovid.recipe import run_folder
 
 MMPROJ = "mmproj"
 
@@ -16,7 +17,7 @@ def find_pair(folder: Path, quant: str | None = None) -> tuple[Path, Path]:
     Without `quant` the largest, that is the most exact file. Files that others named are taken where the folder holds
     one file with mmproj in its name.
     """
-    place = folder / "gguf" if (folder / "gguf").is_dir() else folder
+    place = folder / run_folder.GGUF if (folder / run_folder.GGUF).is_dir() else folder
     texts = [path for path in sorted(place.glob("*.gguf")) if _is_text(path)]
     wanted = [path for path in texts if quant is None or _quant(path) == quant.lower()]
     if not wanted:

@@ -34,9 +34,11 @@ from minipovid.pairs.make.ledger import Ledger
 from minipovid.pairs.make.makers import Maker, Outcome, Workshop
 from minipovid.pairs.make.progress import Progress
 from minipovid.pairs.pair import BadRow, Pair
+from minipovid.recipe import run_folder
 
 if TYPE_CHECKING:
     from minipovid.pairs.make.makers import Seeds
+
 
 _KEPT = "What was finished is kept; the same command goes on from there."
 
@@ -178,7 +180,7 @@ def _written(seeds: Seeds, journal: Journal, maker: Maker, to: Path, stopped: st
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     with finished(to / "failures.jsonl") as draft, draft.open("w", encoding="utf-8", errors="replace") as file:
-        jsonl.write(to / "pairs.jsonl", entered())
+        jsonl.write(to / run_folder.PAIRS, entered())
     counts = ledger.counts
     counts.stopped, counts.cost = stopped, maker.cost(counts.usage)
     counts.this_run = maker.spent()

@@ -17,6 +17,7 @@ from minipovid.pairs import make
 from minipovid.pairs.formats import Seed
 from minipovid.pairs.make.makers import Workshop, rule
 from minipovid.pairs.pair import BadRow
+from minipovid.recipe import run_folder
 from minipovid.tinyworld.world import once
 
 
@@ -24,11 +25,11 @@ def pairs() -> tuple[Path, Path]:
     """(the file of pairs, the folder that its image paths are relative to), in the cache folder. Takes some seconds."""
     world = tinyworld.materialise(cache_folder() / tinyworld.NAME)
     folder = world / f"pairs-{rule.VERSION.replace(' ', '-')}"
-    return once(folder, _stands, lambda draft: _make(world, draft)) / "pairs.jsonl", world
+    return once(folder, _stands, lambda draft: _make(world, draft)) / run_folder.PAIRS, world
 
 
 def _stands(folder: Path) -> bool:
-    return (folder / "pairs.jsonl").is_file()
+    return (folder / run_folder.PAIRS).is_file()
 
 
 def _make(world: Path, to: Path) -> None:
