@@ -48,14 +48,14 @@ from gguf import GGUFReader
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from minipovid.evaluate import Seat, find
+from minipovid.evaluate import Selected, find
 from minipovid.evaluate.ask import ask
 from minipovid.evaluate.benchmarks import Answer
 from minipovid.export import export_base
 from minipovid.inference import backends
-from minipovid.inference.backends import Choice
+from minipovid.inference.backends import BackendOptions
 from minipovid.inference.llama_cpp import PICTURE, Runtime, find_pair
-from minipovid.inference.llama_cpp.kv_cache import Memory
+from minipovid.inference.llama_cpp.kv_cache import KvCache
 from minipovid.inference.llama_cpp.libraries import cores, version
 from minipovid.inference.llama_cpp.tower import Tower
 from minipovid.inference.llama_cpp.vision import Picture
@@ -132,7 +132,7 @@ def look(path: Path, heads: int) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def speak(pair: Path, seat: Seat, ends: bool) -> None:
+def speak(pair: Path, seat: Selected, ends: bool) -> None:
     """Leave the head whole words, blind to what all prompts have in common: else it says the same word to all.
 
     Where an answer `ends`, </s> looks for the direction of a word that has been said.
@@ -163,7 +163,7 @@ def _directions(width: int) -> Any:
 # --- what is asked ---
 
 
-def write(folder: Path, case: Case, pictures: int, seed: int) -> Seat:
+def write(folder: Path, case: Case, pictures: int, seed: int) -> Selected:
     """A POPE file with six questions on each of so many pictures, which no other seed has."""
     dice, size = random.Random(f"{case} {seed}"), SIDE[case.tower][0]
     folder.mkdir(parents=True)
@@ -228,16 +228,16 @@ class Ours:
     def __init__(self, pair: Path, threads: int) -> None:
         runtime = {"n_ctx": CONTEXT, "n_threads": threads}
         self._pair, self._stack = find_pair(pair), ExitStack()
-        self.backend = self._stack.enter_context(backends.opened("gguf", Choice(pair, runtime=runtime)))
+        self.backend = self._stack.enter_context(backends.opened("gguf", BackendOptions(pair, runtime=runtime)))
 
-    def answer(self, seat: Seat, folder: Path) -> Round:
+    def answer(self, seat: Selected, folder: Path) -> Round:
         clock, questions = Clock(), seat.exam.questions
         pictures = {question.image: seat.root / question.image for question in questions}
 
-        def kind(_: Memory, part: Any, *__: Any) -> str | None:
+        def kind(_: KvCache, part: Any, *__: Any) -> str | None:
             return "picture" if isinstance(part, Picture) else None
 
-        with clock.watching(Tower, "encode", lambda *_: "tower"), clock.watching(Memory, "_read_step", kind):
+        with clock.watching(Tower, "encode", lambda *_: "tower"), clock.watching(KvCache, "_read_step", kind):
             begun, cpu = time.perf_counter(), time.process_time()
             answers: list[Answer] = ask(questions, pictures, self.backend, folder / "eval", "ours")
             seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
@@ -270,7 +270,7 @@ class Peer:
             verbose=False,
         )
 
-    def answer(self, seat: Seat, folder: Path) -> Round:
+    def answer(self, seat: Selected, folder: Path) -> Round:
         from llama_cpp import mtmd_cpp
 
         clock = Clock()
@@ -327,7 +327,7 @@ def measured(folder: Path, case: Case, options: argparse.Namespace) -> dict[str,
     return compared(rounds, options.pictures, case)
 
 
-def same_tokens(sides: Mapping[str, Any], seat: Seat) -> None:
+def same_tokens(sides: Mapping[str, Any], seat: Selected) -> None:
     """Ask once, and see that both sides make the same of a prompt."""
     sides["ours"].answer(seat, seat.root / "ours")
     question = seat.exam.questions[0]

@@ -15,7 +15,7 @@ from minipovid.evaluate import Result, evaluate, find
 from minipovid.export import export, export_base
 from minipovid.images import load as images
 from minipovid.inference import backends
-from minipovid.inference.backends import Choice
+from minipovid.inference.backends import BackendOptions
 from minipovid.inference.llama_cpp import Runtime
 from minipovid.pairs.check import Report, check
 from minipovid.recipe import read as recipe
@@ -80,7 +80,7 @@ def summary(checked: Report) -> list[dict[str, str]]:
 
 def examined(folder: Path, quant: str = "f16", split: str = "eval", backend: str = "gguf") -> dict[str, Result]:
     """The model in a run folder, on the tiny world's held-out pictures; by benchmark."""
-    with backends.opened(backend, Choice(folder, quant=quant)) as answering:
+    with backends.opened(backend, BackendOptions(folder, quant=quant)) as answering:
         results = evaluate(folder, find([schema.BUILTIN], split=split), answering)
     return {result.benchmark: result for result in results}
 

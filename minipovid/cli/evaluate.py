@@ -15,7 +15,7 @@ from minipovid.common.errors import MinipovidError
 
 if TYPE_CHECKING:
     from minipovid.evaluate import Result
-    from minipovid.inference.remote import Asked
+    from minipovid.inference.remote import ChatModel
 
 
 @click.command("eval")
@@ -92,14 +92,14 @@ def evaluate(
     from minipovid.evaluate import find
     from minipovid.export import refresh_card
     from minipovid.inference import backends
-    from minipovid.inference.backends import Choice, Decoding
+    from minipovid.inference.backends import BackendOptions, Decoding
     from minipovid.recipe import read as recipes
 
     named = _backend(backend, {"gguf": quant, "hf": weights, "openai": model, "predictions": predictions})
     seats = find(benchmarks, recipes.settings(overrides), _folders(images), mode=mode)
     if predictions is not None and len(seats) > 1:
         raise MinipovidError("--predictions answers one benchmark; name one at a time.")
-    choice = Choice(
+    choice = BackendOptions(
         run=run,
         decoding=Decoding(temperature, seed),
         quant=quant,
@@ -141,9 +141,9 @@ def _folders(images: Sequence[str]) -> Mapping[str, Path]:
     return found
 
 
-def _judge(model: str, concurrency: int, max_requests: int | None) -> Callable[[], Asked]:
+def _judge(model: str, concurrency: int, max_requests: int | None) -> Callable[[], ChatModel]:
     @cache
-    def teacher() -> Asked:
+    def teacher() -> ChatModel:
         from minipovid.inference.remote import Limits
         from minipovid.inference.remote.client import Teacher
         from minipovid.pairs.make import answers

@@ -91,12 +91,12 @@ def make(
     """
     from minipovid.pairs import formats as shelf
     from minipovid.pairs import make as making
-    from minipovid.pairs.make.makers import Workshop
+    from minipovid.pairs.make.makers import MakerOptions
 
     def seeds() -> Any:
         return shelf.seeds(file, format)
 
-    shop = Workshop(seeds, lambda: _teacher(**teacher), kind=kind, picture=picture, seed=seed, count_on=count_on)
+    shop = MakerOptions(seeds, lambda: _teacher(**teacher), kind=kind, picture=picture, seed=seed, count_on=count_on)
     by = making.maker(maker, shop)
     root = images or (file if file.is_dir() else file.parent)
     if estimate:

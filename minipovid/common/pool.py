@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 GRACE = 10.0  # seconds that what is in hand gets to come home after Ctrl-C: it was paid for
 
 
-class Crew(Generic[Item, Result]):
+class Pool(Generic[Item, Result]):
     """`workers` threads that turn items into results; an error of one is raised where the results are read.
 
         with Crew(work, items, workers=16, stop=teacher.stop) as crew:
@@ -47,7 +47,7 @@ class Crew(Generic[Item, Result]):
         self._hearing = ExitStack()
         self._interrupted = False
 
-    def __enter__(self) -> Crew[Item, Result]:
+    def __enter__(self) -> Pool[Item, Result]:
         mine = threading.current_thread() is threading.main_thread()
         if mine and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._hearing.enter_context(interrupts.deferred(self._interrupt))

@@ -26,18 +26,18 @@ from minipovid.evaluate.benchmarks import Answer, Benchmark, Judging
 from minipovid.evaluate.judge import judged
 from minipovid.evaluate.results import Result as Result
 from minipovid.evaluate.results import count, figures_of, graded, write
-from minipovid.evaluate.selection import Seat as Seat
+from minipovid.evaluate.selection import Selected as Selected
 from minipovid.evaluate.selection import find as find
 from minipovid.images.embedded import Store
 from minipovid.inference.backends import Backend
 from minipovid.recipe import run_folder
 
 if TYPE_CHECKING:
-    from minipovid.inference.remote import Asked
+    from minipovid.inference.remote import ChatModel
 
 
 def evaluate(
-    run: Path, seats: Sequence[Seat], backend: Backend, judge: Callable[[], Asked] | None = None
+    run: Path, seats: Sequence[Selected], backend: Backend, judge: Callable[[], ChatModel] | None = None
 ) -> list[Result]:
     """Examine whoever answers; answers and scores land in the run folder, each benchmark's when it is done.
 
@@ -62,7 +62,7 @@ def _judging(benchmark: Benchmark) -> Judging | None:
 
 
 def _examined(
-    run: Path, seat: Seat, pictures: Mapping[str, Path], backend: Backend, judge: Callable[[], Asked] | None
+    run: Path, seat: Selected, pictures: Mapping[str, Path], backend: Backend, judge: Callable[[], ChatModel] | None
 ) -> Result:
     answers = ask(seat.exam.questions, pictures, backend, run / run_folder.EVAL, f"{seat.label} by {backend.name}")
     by: dict[str, Any] = {}
@@ -82,7 +82,9 @@ def _options(benchmark: Benchmark, files: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def _result(run: Path, seat: Seat, backend: Backend, answers: Sequence[Answer], judged_by: dict[str, Any]) -> Result:
+def _result(
+    run: Path, seat: Selected, backend: Backend, answers: Sequence[Answer], judged_by: dict[str, Any]
+) -> Result:
     benchmark = seat.benchmark
     sheet = graded(benchmark, answers)
     identity = {

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from minipovid.common.append_only import Lines
 from minipovid.common.errors import MinipovidError
-from minipovid.common.pool import Crew
+from minipovid.common.pool import Pool
 from minipovid.evaluate.benchmarks import Answer
 from minipovid.evaluate.selection import parts
 from minipovid.images import load as images
@@ -105,5 +105,5 @@ def _answered(todo: Sequence[Part], backend: Backend) -> Iterator[tuple[str, str
         return part.keys[0], next(backend.answers(part.questions, part.picture))
 
     # One by one: an answer that has come is kept, whatever becomes of the next.
-    with Crew(work, (single for part in todo for single in part.singles()), backend.hands) as crew:
+    with Pool(work, (single for part in todo for single in part.singles()), backend.hands) as crew:
         yield from crew.results()

@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from minipovid.common.errors import MinipovidError
-from minipovid.common.pool import Crew
+from minipovid.common.pool import Pool
 from minipovid.evaluate.benchmarks import Answer, Judging, Request
-from minipovid.inference.remote import Asked, Message, Reply, Stopped, Unanswered, Usage
+from minipovid.inference.remote import ChatModel, Message, Reply, Stopped, Unanswered, Usage
 
 _SHOWN = 5  # different reasons for no reply that are recorded
 
 
-class Verdict(NamedTuple):
+class JudgeReply(NamedTuple):
     """What came of asking about one answer: the last reply, who gave it, and why there was none."""
 
     text: str | None
@@ -35,7 +35,7 @@ class Verdict(NamedTuple):
 
 
 def judged(
-    benchmark: Judging, answers: Sequence[Answer], teacher: Asked, label: str
+    benchmark: Judging, answers: Sequence[Answer], teacher: ChatModel, label: str
 ) -> tuple[list[Answer], dict[str, Any]]:
     """The answers with their judgements, in order; and who judged and what it took, ready for JSON.
 
@@ -58,20 +58,20 @@ def judged(
 
 
 def _through(
-    benchmark: Judging, answers: Sequence[Answer], teacher: Asked, step: Callable[[], object]
-) -> tuple[dict[int, Verdict], Stopped | None]:
+    benchmark: Judging, answers: Sequence[Answer], teacher: ChatModel, step: Callable[[], object]
+) -> tuple[dict[int, JudgeReply], Stopped | None]:
     """The verdicts by the answers' places, and what ended it early."""
-    verdicts: dict[int, Verdict] = {}
+    verdicts: dict[int, JudgeReply] = {}
     ended: Stopped | None = None
 
-    def work(item: tuple[int, Answer]) -> tuple[int, Verdict | Stopped]:
+    def work(item: tuple[int, Answer]) -> tuple[int, JudgeReply | Stopped]:
         place, answer = item
         try:
             return place, _verdict(benchmark, answer, teacher)
         except Stopped as stopped:
             return place, stopped
 
-    with Crew(work, enumerate(answers), teacher.concurrency, teacher.stop) as crew:
+    with Pool(work, enumerate(answers), teacher.concurrency, teacher.stop) as crew:
         for place, verdict in crew.results():
             if isinstance(verdict, Stopped):
                 crew.close()
@@ -82,7 +82,7 @@ def _through(
     return verdicts, ended
 
 
-def _verdict(benchmark: Judging, answer: Answer, teacher: Asked) -> Verdict:
+def _verdict(benchmark: Judging, answer: Answer, teacher: ChatModel) -> JudgeReply:
     """Raises Stopped."""
     text: str | None = None
     models: set[str] = set()
@@ -93,23 +93,23 @@ def _verdict(benchmark: Judging, answer: Answer, teacher: Asked) -> Verdict:
         try:
             reply = _asked(teacher, request, attempt)
         except Unanswered as error:
-            return Verdict(None, frozenset(models), str(error))  # what the next attempts had brought, nobody knows
+            return JudgeReply(None, frozenset(models), str(error))  # what the next attempts had brought, nobody knows
         models |= {reply.model} - {""}
         if reply.refused or reply.finish_reason == "content_filter":
             continue  # no judgement, whatever it says
         text = reply.text
         if benchmark.understands(answer, text):
             break
-    return Verdict(text, frozenset(models))
+    return JudgeReply(text, frozenset(models))
 
 
-def _asked(teacher: Asked, request: Request, attempt: int) -> Reply:
+def _asked(teacher: ChatModel, request: Request, attempt: int) -> Reply:
     turns = [Message(role, text) for role, text in request.turns]
     version = f"judge {attempt}"
     return teacher.ask(turns, None, version, temperature=request.temperature, max_tokens=request.max_tokens)
 
 
-def _account(teacher: Asked, before: Usage, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def _account(teacher: ChatModel, before: Usage, verdicts: Sequence[JudgeReply]) -> dict[str, Any]:
     """`model` is who replied; who was asked, where the server never says."""
     models = sorted({model for verdict in verdicts for model in verdict.models})
     now = teacher.spent()

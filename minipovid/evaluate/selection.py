@@ -41,7 +41,7 @@ _TINY: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Seat:
+class Selected:
     """One benchmark over one file or folder, its options set, and the pictures' folder."""
 
     label: str
@@ -100,7 +100,7 @@ def find(
     folders: Mapping[str, Path] | None = None,
     split: str = "eval",
     mode: str | None = None,
-) -> list[Seat]:
+) -> list[Selected]:
     """The seats that the specs name; `settings` are options and `folders` pictures by label or benchmark, "" for all.
     `mode`, where given, is that of all that have one.
 
@@ -110,7 +110,7 @@ def find(
     for name, options in settings.items():
         if not isinstance(options, Mapping):
             raise MinipovidError(f"--set {name}: an option has two names, {name}.KEY=VALUE.")
-    seats: list[Seat] = []
+    seats: list[Selected] = []
     for spec in specs:
         for label, name, options, path in _tiny(split) if spec == BUILTIN else [_parsed(spec)]:
             reading = {"mode": mode} if mode is not None and _has_mode(name) else {}
@@ -120,7 +120,7 @@ def find(
             beside = folders.get("", path if path.is_dir() else path.parent)
             home = _world() if spec == BUILTIN else beside
             folder = folders.get(label, folders.get(name, home))
-            seats.append(Seat(label, name, options, path, folder))
+            seats.append(Selected(label, name, options, path, folder))
     _check(seats, {*settings, *folders} - {""})
     return seats
 
@@ -129,7 +129,7 @@ def _has_mode(name: str) -> bool:
     return hasattr(shelf.load("evaluate.benchmarks", name).Benchmark, "mode")
 
 
-def _check(seats: Sequence[Seat], named: Iterable[str]) -> None:
+def _check(seats: Sequence[Selected], named: Iterable[str]) -> None:
     labels = [seat.label for seat in seats]
     for label in labels:
         if labels.count(label) > 1:

@@ -19,7 +19,7 @@ from minipovid.export import lora_gguf, writer
 from minipovid.export import quants as table
 from minipovid.export.card import facts_of, write_card
 from minipovid.export.folder import Progress, Wanted, check_quants, remove_stale, write_pair
-from minipovid.export.gguf_pair import FORMAT, STAMP, Pair
+from minipovid.export.gguf_pair import FORMAT, STAMP, GgufPair
 from minipovid.export.importance import Example
 from minipovid.export.lm_studio import lm_studio
 from minipovid.export.ollama import write_modelfile
@@ -29,7 +29,7 @@ from minipovid.images.load import inside
 from minipovid.inference.llama_cpp import find_pair
 from minipovid.models.hub import resolve_model
 from minipovid.pairs.formats import jsonl
-from minipovid.pairs.pair import Pair as Preference
+from minipovid.pairs.pair import Pair
 from minipovid.pairs.source import locate, split
 from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
@@ -81,7 +81,7 @@ def export_base(
     """Write the GGUF pair of a model as it is, without any adapter: the "before" of a before/after table."""
     names = table.known(quants)
     check_quants(names, has_imatrix=False)
-    pair = Pair(resolve_model(path, revision), None, path, "float32")
+    pair = GgufPair(resolve_model(path, revision), None, path, "float32")
     with alone(out):
         return write_pair(pair, out, Wanted(dict.fromkeys(names, "original")), progress)
 
@@ -125,17 +125,17 @@ def export_merged(run: Path, merge_base: str | None = None, progress: Progress |
     return merged
 
 
-def open_pair(run: Path) -> Pair:
+def open_pair(run: Path) -> GgufPair:
     """Everything that the files of a run are made of. Raises MinipovidError where there is no finished run."""
     recipe = run_folder.recipe(run)
     model = resolve_model(recipe.model.path, recipe.model.revision)
-    return Pair(model, run_folder.adapter(run), recipe.model.path, recipe.model.dtype, recipe, run, _texts(run))
+    return GgufPair(model, run_folder.adapter(run), recipe.model.path, recipe.model.dtype, recipe, run, _texts(run))
 
 
-def _pairs(run: Path) -> Iterable[Preference]:
+def _pairs(run: Path) -> Iterable[Pair]:
     """The run's own pairs; none for a run that was made elsewhere without them."""
     kept = run / run_folder.PAIRS
-    return (row for row in jsonl.read(kept) if isinstance(row, Preference)) if kept.is_file() else ()
+    return (row for row in jsonl.read(kept) if isinstance(row, Pair)) if kept.is_file() else ()
 
 
 def _texts(run: Path) -> list[str]:

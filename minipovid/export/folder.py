@@ -13,7 +13,7 @@ from pathlib import Path
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished, need_space, sweep
 from minipovid.export import importance, quants, writer
-from minipovid.export.gguf_pair import STAMP, Pair
+from minipovid.export.gguf_pair import STAMP, GgufPair
 from minipovid.export.importance import Example
 from minipovid.export.quants import QUANTS
 from minipovid.export.source import ADAPTER, Source
@@ -35,7 +35,7 @@ class Wanted:
     n_ctx: int | None = None  # tokens of the longest example, or more
 
 
-def write_pair(pair: Pair, out: Path, wanted: Wanted, progress: Progress | None = None) -> list[Path]:
+def write_pair(pair: GgufPair, out: Path, wanted: Wanted, progress: Progress | None = None) -> list[Path]:
     """The text GGUF of each quantisation and the mmproj, in this order; finished ones are left as they are.
 
     What an earlier, killed export left unfinished is removed. Raises MinipovidError where the disk is too small, before
@@ -61,7 +61,7 @@ def write_pair(pair: Pair, out: Path, wanted: Wanted, progress: Progress | None 
 class _Work:
     """One export: the files, their stamps, and how each is made."""
 
-    def __init__(self, pair: Pair, out: Path, wanted: Wanted, progress: Progress | None) -> None:
+    def __init__(self, pair: GgufPair, out: Path, wanted: Wanted, progress: Progress | None) -> None:
         self.pair, self.out, self.wanted, self.progress = pair, out, wanted, progress
         self.vision = out / pair.title.mmproj(wanted.mmproj)
         self._keys: dict[str, str] = {}  # of the importance matrices, by merge base

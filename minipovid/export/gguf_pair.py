@@ -27,7 +27,7 @@ File = Literal["text", "mmproj"]
 Progress = Callable[[int, int], None]  # (bytes written, bytes in all)
 
 
-class Pair(Source):
+class GgufPair(Source):
     """Everything that both files of a pair are made of. Nothing is written before a `write_` method is called.
 
     `dtype` is the one that training loaded a 4-bit base in. Raises MinipovidError where base or adapter holds what

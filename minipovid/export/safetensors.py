@@ -31,7 +31,7 @@ from minipovid.models.stored_tensors import INDEX, StoredTensor
 
 if TYPE_CHECKING:
     from minipovid.export.folder import Progress
-    from minipovid.export.gguf_pair import Pair
+    from minipovid.export.gguf_pair import GgufPair
 
 KINDS = {"F32": Kind.F32, "F16": Kind.F16, "BF16": Kind.BF16}
 CHUNK = 2**23  # bytes of an unchanged tensor that are copied at a time
@@ -41,7 +41,7 @@ Shards = Mapping[str, Mapping[str, StoredTensor]]  # file name -> canonical name
 
 
 def write_merged(
-    pair: Pair, folder: Path, merge_base: str, progress: Progress | None = None, max_shard_bytes: int = 5 * 2**30
+    pair: GgufPair, folder: Path, merge_base: str, progress: Progress | None = None, max_shard_bytes: int = 5 * 2**30
 ) -> Path:
     """Write base plus adapter to `folder`, which appears when all of it is there; one made of the same is kept.
 

@@ -19,8 +19,8 @@ from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
 from minipovid.recipe import run_folder
 from minipovid.report import page, tables
-from minipovid.report.runs import Book
-from minipovid.report.verdict import Verdict
+from minipovid.report.runs import Results
+from minipovid.report.verdict import ReportVerdict
 
 __all__ = ["Report", "report"]
 
@@ -30,8 +30,8 @@ class Report:
     """What was written and what it says."""
 
     page: Path
-    book: Book
-    verdict: Verdict
+    book: Results
+    verdict: ReportVerdict
 
     @property
     def rows(self) -> list[dict[str, str]]:
@@ -67,8 +67,8 @@ def report(runs: Sequence[Path], out: Path | None = None) -> Report:
     """
     if not runs:
         raise MinipovidError("A report needs at least one run folder.")
-    book = Book.of(runs)
-    verdict = Verdict.of(book)
+    book = Results.of(runs)
+    verdict = ReportVerdict.of(book)
     target = out or runs[-1] / run_folder.REPORT
     with finished(target) as draft:
         draft.write_text(page.html(book, verdict), encoding="utf-8")

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from minipovid.evaluate.benchmarks import FAILED, UNPARSED
 from minipovid.recipe import run_folder
 from minipovid.report import pictures
-from minipovid.report.runs import Book, Exam, Sitting
+from minipovid.report.runs import Exam, Results, Scored
 from minipovid.report.texts import marked
 
 Kind = Literal["fixed", "new", "still"]
@@ -76,7 +76,7 @@ class Album:
     missing: int  # pictures that could not be found
 
     @classmethod
-    def of(cls, book: Book, limit: int = PICTURES) -> Album:
+    def of(cls, book: Results, limit: int = PICTURES) -> Album:
         cards: dict[str, Card] = {}
         counts: Counter[Kind] = Counter()
         compared = any(exam.main for exam in book.exams)
@@ -130,7 +130,7 @@ def _cases(exam: Exam, compared: bool) -> Iterator[tuple[str, Path | None, Case]
             yield str(new["image"]), _file(sitting, str(new["image"])), case
 
 
-def _file(sitting: Sitting, name: str) -> Path | None:
+def _file(sitting: Scored, name: str) -> Path | None:
     """Where the pictures lie, or where those from inside data files were put."""
     if not name:
         return None

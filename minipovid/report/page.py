@@ -20,8 +20,8 @@ from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 from minipovid.report import answers, curves, noised, numbers, sizes, surroundings, tables, texts, tracks
 from minipovid.report import verdict as verdicts
-from minipovid.report.runs import Book, Exam, Pairing, Sitting
-from minipovid.report.verdict import Verdict
+from minipovid.report.runs import Exam, Pairing, Results, Scored
+from minipovid.report.verdict import ReportVerdict
 
 _HERE = Path(__file__).parent
 
@@ -73,7 +73,7 @@ class Table:
     notes: Sequence[str]
 
 
-def html(book: Book, verdict: Verdict) -> str:
+def html(book: Results, verdict: ReportVerdict) -> str:
     """The whole page."""
     recipe = _recipe(book.last.folder)
     logs = [curves.read(run, _stages(_recipe(run.folder))) for run in book.runs]
@@ -136,12 +136,12 @@ def _stages(recipe: Recipe | None) -> list[str]:
     return [str(stage.loss["name"]) for stage in recipe.stages] if recipe else []
 
 
-def _tables(book: Book) -> list[Table]:
+def _tables(book: Results) -> list[Table]:
     colours = tracks.colours(book)
     return [_table(exam, colours) for exam in book.exams]
 
 
-def _table(exam: Exam, colours: dict[Sitting, int]) -> Table:
+def _table(exam: Exam, colours: dict[Scored, int]) -> Table:
     heads = [
         Head(
             each.run.name,
@@ -168,7 +168,7 @@ def _table(exam: Exam, colours: dict[Sitting, int]) -> Table:
     return Table(exam.label, protocols, heads, lines, pairings, remarks, notes)
 
 
-def _cell(exam: Exam, figure: str, sitting: Sitting) -> Cell | None:
+def _cell(exam: Exam, figure: str, sitting: Scored) -> Cell | None:
     interval = sitting.result.figures.get(figure)
     if interval is None:
         return None
@@ -180,7 +180,7 @@ def _cell(exam: Exam, figure: str, sitting: Sitting) -> Cell | None:
     return Cell(value, span, verdicts.kind(figure, sitting), *told)
 
 
-def _missing(shown: dict[str, Any], book: Book) -> list[tuple[str, str]]:
+def _missing(shown: dict[str, Any], book: Results) -> list[tuple[str, str]]:
     """(what is not here, which command makes it)."""
     compared = any(exam.main for exam in book.exams)
     cases = (

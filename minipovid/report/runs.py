@@ -45,13 +45,13 @@ class Pairing:
 
 
 @dataclass(frozen=True, eq=False)
-class Sitting:
+class Scored:
     """One result of one run, and the one that it is held against, if there is any."""
 
     run: Run
     result: Result
     is_before: bool
-    against: Sitting | None = None
+    against: Scored | None = None
     changes: Mapping[str, Change] = field(default_factory=dict)  # of every figure; empty where against nothing
     why_not: str = ""  # one sentence, where there is something to hold it against but the two cannot be compared
 
@@ -103,7 +103,7 @@ class Exam:
     """One benchmark: who sat it, the one before first."""
 
     label: str
-    sittings: Sequence[Sitting]
+    sittings: Sequence[Scored]
 
     @property
     def figures(self) -> list[str]:
@@ -111,7 +111,7 @@ class Exam:
         return list(dict.fromkeys(name for sitting in self.sittings for name in sitting.result.headline()))
 
     @property
-    def main(self) -> Sitting | None:
+    def main(self) -> Scored | None:
         """The sitting that the headline is about: of the last run, the most alike in how it was asked."""
         compared = [sitting for sitting in self.sittings if sitting.against]
         alike = [each for each in compared if each.against and each.against.way == each.way]
@@ -120,14 +120,14 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Book:
+class Results:
     """All runs of a report."""
 
     runs: Sequence[Run]  # as they were named, and RUN/base before a single one that has it
     exams: Sequence[Exam]
 
     @classmethod
-    def of(cls, folders: Sequence[Path]) -> Book:
+    def of(cls, folders: Sequence[Path]) -> Results:
         """Raises MinipovidError where a folder is no run."""
         runs = _runs(folders)
         held = {run: list(results.read(run.folder)) for run in runs}
@@ -169,17 +169,17 @@ def _called(folder: Path) -> str:
     return folder.resolve().name
 
 
-def _sittings(label: str, held: Mapping[Run, Sequence[Result]]) -> list[Sitting]:
+def _sittings(label: str, held: Mapping[Run, Sequence[Result]]) -> list[Scored]:
     """Those of the first run, and of base models within runs, and then the others held against them."""
     found = [(run, result) for run, own in held.items() for result in own if result.label == label]
     first = next(iter(held)) if len(held) > 1 else None
-    before = [Sitting(*each, True) for each in found if each[0] == first or each[1].backend == HF_BASE]
+    before = [Scored(*each, True) for each in found if each[0] == first or each[1].backend == HF_BASE]
     known = {each.result.name for each in before if each.run != first}
     after = [each for each in found if each[0] != first and each[1].name not in known]
-    return before + [_held(Sitting(*each, False), before) for each in after]
+    return before + [_held(Scored(*each, False), before) for each in after]
 
 
-def _held(sitting: Sitting, before: Sequence[Sitting]) -> Sitting:
+def _held(sitting: Scored, before: Sequence[Scored]) -> Scored:
     """Held against the one that was asked in the same way, else against the first that can be compared."""
     reasons = []
     for other in sorted(before, key=lambda each: each.way != sitting.way):

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate.statistics import Change, Interval
 from minipovid.report import numbers, svg, tables
-from minipovid.report.runs import HF_BASE, Book, Exam, Sitting
+from minipovid.report.runs import HF_BASE, Exam, Results, Scored
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Sizes:
     told: str  # do they agree?
 
 
-def of(book: Book) -> list[Sizes]:
+def of(book: Results) -> list[Sizes]:
     """Of the last run; nothing where it was asked in one way alone."""
     found = []
     for exam in book.exams:
@@ -58,7 +58,7 @@ def of(book: Book) -> list[Sizes]:
     return found
 
 
-def n_bytes(sitting: Sitting) -> int | None:
+def n_bytes(sitting: Scored) -> int | None:
     """Of the language model's GGUF, as it was when it answered: the first of its files."""
     by = sitting.result.identity.get("answered_by") or {}
     files = by.get("files") if isinstance(by, dict) else None
@@ -68,7 +68,7 @@ def n_bytes(sitting: Sitting) -> int | None:
         return None
 
 
-def _sizes(exam: Exam, own: Sequence[Sitting]) -> Sizes:
+def _sizes(exam: Exam, own: Sequence[Scored]) -> Sizes:
     figures = _figures(exam, own[0])
     changes = [_changes(own[0], other) for other in own]
     backends = [
@@ -86,7 +86,7 @@ def _sizes(exam: Exam, own: Sequence[Sitting]) -> Sizes:
     )
 
 
-def _figures(exam: Exam, sitting: Sitting) -> list[str]:
+def _figures(exam: Exam, sitting: Scored) -> list[str]:
     """Rates of hallucination first; of several kinds of questions the hardest alone."""
     rates = [name for name in exam.figures if sitting.result.is_lower_better(name)]
     hardest = [name for name in rates if name.startswith("adversarial/")] or rates
@@ -98,7 +98,7 @@ def _figures(exam: Exam, sitting: Sitting) -> list[str]:
     return [*hardest, *others][:4]
 
 
-def _changes(reference: Sitting, other: Sitting) -> dict[str, Change]:
+def _changes(reference: Scored, other: Scored) -> dict[str, Change]:
     if reference is other:
         return {}
     try:
@@ -107,7 +107,7 @@ def _changes(reference: Sitting, other: Sitting) -> dict[str, Change]:
         return {}
 
 
-def _cell(exam: Exam, figure: str, sitting: Sitting, change: Change | None) -> Cell | None:
+def _cell(exam: Exam, figure: str, sitting: Scored, change: Change | None) -> Cell | None:
     interval = sitting.result.figures.get(figure)
     if interval is None:
         return None
@@ -118,7 +118,7 @@ def _cell(exam: Exam, figure: str, sitting: Sitting, change: Change | None) -> C
     )
 
 
-def _chart(exam: Exam, figure: str, own: Sequence[Sitting]) -> tuple[str, Markup] | None:
+def _chart(exam: Exam, figure: str, own: Sequence[Scored]) -> tuple[str, Markup] | None:
     unit = tables.unit(exam, figure)
     points = [
         svg.Point(
@@ -143,7 +143,7 @@ def _scaled(interval: Interval, scale: float) -> tuple[float, float, float]:
     return interval.value * scale, interval.low * scale, interval.high * scale
 
 
-def _told(own: Sequence[Sitting], figures: Sequence[str], changes: Sequence[dict[str, Change]]) -> str:
+def _told(own: Sequence[Scored], figures: Sequence[str], changes: Sequence[dict[str, Change]]) -> str:
     """Whether any interval of a change leaves only one direction."""
     names = [
         f"{each.result.backend} ({numbers.called(figure)})"

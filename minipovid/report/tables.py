@@ -9,32 +9,32 @@ from typing import Any
 from minipovid.evaluate.statistics import Change
 from minipovid.report import numbers
 from minipovid.report.numbers import Unit
-from minipovid.report.runs import Book, Exam, Sitting
+from minipovid.report.runs import Exam, Results, Scored
 
 
 def unit(exam: Exam, figure: str) -> Unit:
     return numbers.unit_of(figure, [each.result.figures[figure] for each in _with(exam, figure)])
 
 
-def _with(exam: Exam, figure: str) -> list[Sitting]:
+def _with(exam: Exam, figure: str) -> list[Scored]:
     return [each for each in exam.sittings if figure in each.result.figures]
 
 
-def rows(book: Book) -> list[dict[str, str]]:
+def rows(book: Results) -> list[dict[str, str]]:
     """As the terminal and a model card show it. The columns of the comparison are there where anything is compared."""
     found = [_cells(exam, figure, sitting) for exam, figure, sitting in _cases(book)]
     used = {column for row in found for column, cell in row.items() if cell}
     return [{column: cell for column, cell in row.items() if column in used} for row in found]
 
 
-def _cases(book: Book) -> Iterator[tuple[Exam, str, Sitting]]:
+def _cases(book: Results) -> Iterator[tuple[Exam, str, Scored]]:
     for exam in book.exams:
         for figure in exam.figures:
             for sitting in _with(exam, figure):
                 yield exam, figure, sitting
 
 
-def _cells(exam: Exam, figure: str, sitting: Sitting) -> dict[str, str]:
+def _cells(exam: Exam, figure: str, sitting: Scored) -> dict[str, str]:
     shown, interval, change = unit(exam, figure), sitting.result.figures[figure], sitting.changes.get(figure)
     return {
         "benchmark": exam.label,
@@ -48,7 +48,7 @@ def _cells(exam: Exam, figure: str, sitting: Sitting) -> dict[str, str]:
     }
 
 
-def remarks(book: Book) -> list[str]:
+def remarks(book: Results) -> list[str]:
     """What a reader of the table must know: what was not understood, not judged, not compared, and how it was asked."""
     found = [line for exam in book.exams for sitting in exam.sittings for line in remarks_on(sitting)]
     for exam in book.exams:
@@ -63,7 +63,7 @@ def notes(exam: Exam) -> list[str]:
     return list(dict.fromkeys(note for sitting in exam.sittings for note in sitting.result.notes))
 
 
-def remarks_on(sitting: Sitting) -> Iterator[str]:
+def remarks_on(sitting: Scored) -> Iterator[str]:
     result = sitting.result
     of = f"of {result.questions:,} answers to {result.label}"
     if result.unparsed:
@@ -85,7 +85,7 @@ def _escaped(cell: str) -> str:
     return cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("_", "\\_")
 
 
-def as_dict(book: Book) -> list[dict[str, Any]]:
+def as_dict(book: Results) -> list[dict[str, Any]]:
     """Every figure of every sitting, unrounded."""
     return [
         {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from minipovid.report import numbers, tables, verdict
 from minipovid.report.numbers import PERCENT, Unit
-from minipovid.report.runs import Book, Exam, Sitting
+from minipovid.report.runs import Exam, Results, Scored
 from minipovid.report.svg import Scale, label
 
 
@@ -48,7 +48,7 @@ class Group:
     rows: Sequence[Row]
 
 
-def colours(book: Book) -> dict[Sitting, int]:
+def colours(book: Results) -> dict[Scored, int]:
     """The first colour is that of what others are held against."""
     numbered = {run: number for number, run in enumerate(book.runs)}
     shift = 1 if len(book.runs) == 1 else 0
@@ -59,7 +59,7 @@ def colours(book: Book) -> dict[Sitting, int]:
     }
 
 
-def groups(book: Book) -> list[Group]:
+def groups(book: Results) -> list[Group]:
     """The verdict's figures, before and after: rates of hallucination, what should stay high, and what is no share."""
     rates, shares, others = list[tuple[Exam, str]](), list[tuple[Exam, str]](), list[tuple[Exam, str]]()
     for exam in book.exams:
@@ -76,7 +76,7 @@ def groups(book: Book) -> list[Group]:
     return [_group(title, hint, cases, colours(book)) for title, hint, cases in told if cases]
 
 
-def _group(title: str, told: str, cases: Sequence[tuple[Exam, str]], colour: dict[Sitting, int]) -> Group:
+def _group(title: str, told: str, cases: Sequence[tuple[Exam, str]], colour: dict[Scored, int]) -> Group:
     pairs = {case: _both(case[0].main) for case in cases}
     highs = [each.result.figures[figure].high for (_, figure), both in pairs.items() for each in both]
     unit = tables.unit(*cases[0])
@@ -94,12 +94,12 @@ def _group(title: str, told: str, cases: Sequence[tuple[Exam, str]], colour: dic
     return Group(title, told, [(scale(tick), label(tick) + unit.sign.strip()) for tick in scale.ticks()], rows)
 
 
-def _both(main: Sitting | None) -> list[Sitting]:
+def _both(main: Scored | None) -> list[Scored]:
     return [each for each in (main and main.against, main) if each]
 
 
 def _marks(
-    exam: Exam, figure: str, sittings: Sequence[Sitting], scale: Scale, colour: dict[Sitting, int]
+    exam: Exam, figure: str, sittings: Sequence[Scored], scale: Scale, colour: dict[Scored, int]
 ) -> Iterator[Mark]:
     unit: Unit = tables.unit(exam, figure)
     for sitting in sittings:
@@ -111,7 +111,7 @@ def _marks(
             yield Mark(sitting.name, text, span, at, start, end, colour[sitting])
 
 
-def small(exam: Exam, figure: str, colour: dict[Sitting, int]) -> list[Mark]:
+def small(exam: Exam, figure: str, colour: dict[Scored, int]) -> list[Mark]:
     """All sittings of a share on a track from 0 to 100 %; nothing for what is no share."""
     if tables.unit(exam, figure) is not PERCENT:
         return []

@@ -16,7 +16,7 @@ from typing import Literal
 
 from minipovid.evaluate.statistics import Change
 from minipovid.report import numbers, tables
-from minipovid.report.runs import Book, Exam, Sitting
+from minipovid.report.runs import Exam, Results, Scored
 
 Kind = Literal["better", "worse", "unclear", "shift"]  # shift: a clear change that is neither, as of words
 _ORDER = ("better", "worse", "shift", "unclear")
@@ -43,7 +43,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReportVerdict:
     """The headline, a sentence that bounds it, and the changes behind it."""
 
     headline: str
@@ -51,14 +51,14 @@ class Verdict:
     findings: Sequence[Finding]
 
     @classmethod
-    def of(cls, book: Book) -> Verdict:
+    def of(cls, book: Results) -> ReportVerdict:
         found = [finding for exam in book.exams for finding in _findings(exam)]
         if not found:
             return cls(_without(book), "", [])
         return cls(_headline(found), _bounds(book, found), found)
 
 
-def _without(book: Book) -> str:
+def _without(book: Results) -> str:
     if not book.exams:
         return "Nothing was examined yet."
     if any(sitting.why_not for exam in book.exams for sitting in exam.sittings):
@@ -79,7 +79,7 @@ def _findings(exam: Exam) -> Iterator[Finding]:
             yield Finding(exam, figure, said, *of, *_told(exam, figure, said, sitting), change)
 
 
-def shown(exam: Exam, sitting: Sitting) -> list[str]:
+def shown(exam: Exam, sitting: Scored) -> list[str]:
     """The figures of a verdict: of the overview, and what a silent model would lose; one kind of questions."""
     overview = sitting.result.headline()
     names = [name for name in sitting.result.figures if name in overview or sitting.result.is_coverage(name)]
@@ -96,11 +96,11 @@ def _one_kind(names: Sequence[str]) -> list[str]:
     return kept or list(names)[:4]
 
 
-def _is_rate(sitting: Sitting, figure: str) -> bool:
+def _is_rate(sitting: Scored, figure: str) -> bool:
     return sitting.result.is_lower_better(figure)
 
 
-def kind(figure: str, sitting: Sitting) -> Kind:
+def kind(figure: str, sitting: Scored) -> Kind:
     """What the change of a figure is, as far as its interval says."""
     change = sitting.changes[figure]
     if not tables.is_clear(change):
@@ -110,7 +110,7 @@ def kind(figure: str, sitting: Sitting) -> Kind:
     return "better" if (change.value < 0) == _is_rate(sitting, figure) else "worse"
 
 
-def _told(exam: Exam, figure: str, kind: Kind, sitting: Sitting) -> tuple[str, str]:
+def _told(exam: Exam, figure: str, kind: Kind, sitting: Scored) -> tuple[str, str]:
     """What changed from what to what, and what speaks for it."""
     assert sitting.against is not None
     unit, change = tables.unit(exam, figure), sitting.changes[figure]
@@ -162,7 +162,7 @@ def _price(found: Sequence[Finding], fell: bool) -> str:
     return ", and it says less." if shorter else "."
 
 
-def _bounds(book: Book, found: Sequence[Finding]) -> str:
+def _bounds(book: Results, found: Sequence[Finding]) -> str:
     """How far the headline reaches, in one or two sentences."""
     mains = {finding.exam.label: finding.exam.main for finding in found}
     told = [f"{each.result.questions:,} answers to {label}" for label, each in mains.items() if each]

@@ -33,7 +33,7 @@ VARYING = (*MACHINE, "reference/computed")
 SAMPLE = 4096  # entries of each tensor that Changed looks at
 
 
-class Meter:
+class TrainingLog:
     """Collects the figures of optimiser steps and writes a line every `every` steps."""
 
     def __init__(self, run: Path, stage: int, every: int, state: Mapping[str, Any] | None = None) -> None:

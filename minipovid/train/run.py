@@ -234,7 +234,7 @@ class Stage:
     def steps(self) -> Iterator[Position]:
         """Train to the end of the stage; after the last step the position is where the next stage begins."""
         trainer, logging_steps = self.trainer, self.settings.logging_steps
-        log = meter.Meter(trainer.run, self.index, logging_steps, self.open_sums)
+        log = meter.TrainingLog(trainer.run, self.index, logging_steps, self.open_sums)
         is_main = self.accelerator.is_main_process
         drawn = trainer.progress and is_main and sys.stderr.isatty()
         name = f"stage {self.index + 1}/{len(trainer.recipe.stages)}"

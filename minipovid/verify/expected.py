@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from minipovid.export.gguf_pair import Pair
+from minipovid.export.gguf_pair import GgufPair
 from minipovid.export.merge import Rows, interleave
 from minipovid.verify.spans import Floats, Span, windows
 
@@ -16,7 +16,7 @@ class Expected:
     """Base and adapter behind one GGUF. Its tensors go by their names there; rows are [rows, columns] in float32."""
 
     def __init__(
-        self, pair: Pair, file: Literal["text", "mmproj"], merge_base: str, scales: Mapping[str, float]
+        self, pair: GgufPair, file: Literal["text", "mmproj"], merge_base: str, scales: Mapping[str, float]
     ) -> None:
         """`scales` are the adapter's, by canonical name, as the library says that trained it."""
         self.pair, self.file, self.merge_base, self.scales = pair, file, merge_base, scales
@@ -74,6 +74,6 @@ class Expected:
         return self._kept[name, span]
 
 
-def has_4bit(pair: Pair) -> bool:
+def has_4bit(pair: GgufPair) -> bool:
     """Can the model's linear layers be had in 4 bits here? Not where a row's end is no block's end."""
     return all(pair.base[name].shape[-1] % 64 == 0 for name, place in pair.places.items() if place.in_4bit)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minipovid.common.errors import MinipovidError
-from minipovid.export.gguf_pair import Pair as Made
+from minipovid.export.gguf_pair import GgufPair
 from minipovid.inference.llama_cpp import find_pair
 from minipovid.models.hub import resolve_model
 from minipovid.pairs import source
@@ -48,7 +48,7 @@ def held_out(run: Path, recipe: Recipe, most: int, notes: list[str]) -> list[Pai
     return (asked or pairs)[-most:]
 
 
-def made_of(run: Path, recipe: Recipe, notes: list[str]) -> Made | None:
+def made_of(run: Path, recipe: Recipe, notes: list[str]) -> GgufPair | None:
     """What the files were made of; None, with a note, where the base is not on this machine. Nothing is downloaded."""
     section = recipe.model
     try:
@@ -56,4 +56,4 @@ def made_of(run: Path, recipe: Recipe, notes: list[str]) -> Made | None:
     except MinipovidError:
         notes.append(f"The base {section.path} is not on this machine: the files' weights were not looked into.")
         return None
-    return Made(folder, run / run_folder.ADAPTER, section.path, section.dtype, recipe, run)
+    return GgufPair(folder, run / run_folder.ADAPTER, section.path, section.dtype, recipe, run)

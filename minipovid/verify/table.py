@@ -13,8 +13,7 @@ import numpy as np
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import remove
-from minipovid.export.gguf_pair import STAMP
-from minipovid.export.gguf_pair import Pair as Made
+from minipovid.export.gguf_pair import STAMP, GgufPair
 from minipovid.images.load import inside
 from minipovid.inference.llama_cpp import Runtime, find_pair
 from minipovid.models import adapter as lora
@@ -44,7 +43,7 @@ class Bench:
     recipe: Recipe
     pairs: Sequence[Pair]
     root: Path  # of their pictures
-    made: Made | None  # what the files were made of; None where the base is not here
+    made: GgufPair | None  # what the files were made of; None where the base is not here
     progress: Progress
     n_gpu_layers: int = 0  # of a GGUF that llama.cpp computes on a GPU; -1: all
     _due: dict[tuple[str, str], Expected] = field(default_factory=dict)  # by file and merge base

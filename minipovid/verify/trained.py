@@ -19,7 +19,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from minipovid.common.errors import MinipovidError
-from minipovid.export.gguf_pair import Pair as Made
+from minipovid.export.gguf_pair import GgufPair
 from minipovid.images.transform import ImageTransform
 from minipovid.models import load
 from minipovid.models import model as models
@@ -42,7 +42,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def compute(
-    made: Made, recipe: Recipe, pairs: Sequence[Pair], digests: Sequence[str], root: Path, progress: Progress
+    made: GgufPair, recipe: Recipe, pairs: Sequence[Pair], digests: Sequence[str], root: Path, progress: Progress
 ) -> Sheet:
     """Load the trained model and let it say what it has to. Raises MinipovidError where it cannot be loaded.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from minipovid.common import pool as crew_module
-from minipovid.common.pool import Crew
+from minipovid.common.pool import Pool
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def slow_square(number: int) -> int:
 
 
 def test_every_item_becomes_a_result() -> None:
-    with Crew(slow_square, iter(range(100)), 8) as crew:
+    with Pool(slow_square, iter(range(100)), 8) as crew:
         assert sorted(crew.results()) == [n * n for n in range(100)]
 
 
@@ -46,7 +46,7 @@ def test_ctrl_c_while_a_result_is_noted_loses_none(pressed_at: int) -> None:
 
     with (
         pytest.raises(KeyboardInterrupt),
-        Crew(work, iter(range(100)), 4, lambda: told.append("stop")) as crew,
+        Pool(work, iter(range(100)), 4, lambda: told.append("stop")) as crew,
     ):
         for result in crew.results():
             if len(noted) == pressed_at:
@@ -65,20 +65,20 @@ def test_ctrl_c_wakes_a_reader_that_waits() -> None:
 
     threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
     noted: list[int] = []
-    with pytest.raises(KeyboardInterrupt), Crew(work, iter(range(9)), 2, go.set) as crew:
+    with pytest.raises(KeyboardInterrupt), Pool(work, iter(range(9)), 2, go.set) as crew:
         noted.extend(crew.results())
     assert sorted(noted) == [0, 1]
 
 
 def test_ctrl_c_after_the_last_result_is_heard_too() -> None:
-    with pytest.raises(KeyboardInterrupt), Crew(slow_square, iter(range(3)), 2) as crew:
+    with pytest.raises(KeyboardInterrupt), Pool(slow_square, iter(range(3)), 2) as crew:
         assert len(list(crew.results())) == 3
         signal.raise_signal(signal.SIGINT)
 
 
 def test_a_second_ctrl_c_interrupts_at_once() -> None:
     noted: list[int] = []
-    with pytest.raises(KeyboardInterrupt), Crew(slow_square, iter(range(50)), 2) as crew:
+    with pytest.raises(KeyboardInterrupt), Pool(slow_square, iter(range(50)), 2) as crew:
         for result in crew.results():
             signal.raise_signal(signal.SIGINT)
             noted.append(result)
@@ -89,7 +89,7 @@ def test_what_hangs_is_waited_for_no_longer_than_the_grace(monkeypatch: pytest.M
     monkeypatch.setattr(crew_module, "GRACE", 0.2)
     never = threading.Event()
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), Crew(lambda item: never.wait(60), iter(range(2)), 2) as crew:
+    with pytest.raises(KeyboardInterrupt), Pool(lambda item: never.wait(60), iter(range(2)), 2) as crew:
         signal.raise_signal(signal.SIGINT)
         assert list(crew.results()) == []
     assert 0.2 <= time.monotonic() - start < 20
@@ -107,7 +107,7 @@ def test_an_error_is_raised_when_what_was_in_hand_is_finished() -> None:
         time.sleep(0.1)
         return number
 
-    with pytest.raises(OSError, match="the disk is full"), Crew(work, iter(range(30)), 3) as crew:
+    with pytest.raises(OSError, match="the disk is full"), Pool(work, iter(range(30)), 3) as crew:
         noted.extend(crew.results())
     assert sorted(noted) == [0, 2]
 
@@ -119,7 +119,7 @@ def test_a_reader_that_fails_sends_the_hands_home() -> None:
         begun.append(number)
         return slow_square(number)
 
-    with pytest.raises(OSError, match="full"), Crew(work, iter(range(10_000)), 2) as crew:
+    with pytest.raises(OSError, match="full"), Pool(work, iter(range(10_000)), 2) as crew:
         for _ in crew.results():
             raise OSError("full")
     time.sleep(0.05)
@@ -131,7 +131,7 @@ def test_a_reader_that_fails_sends_the_hands_home() -> None:
 def test_a_handler_that_is_not_pythons_own_stays() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with Crew(slow_square, iter(range(20)), 2) as crew:
+        with Pool(slow_square, iter(range(20)), 2) as crew:
             for _ in crew.results():
                 assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
                 signal.raise_signal(signal.SIGINT)
@@ -143,7 +143,7 @@ def test_a_thread_may_lead_a_crew() -> None:
     found: list[int] = []
 
     def lead() -> None:
-        with Crew(slow_square, iter(range(5)), 2) as crew:
+        with Pool(slow_square, iter(range(5)), 2) as crew:
             found.extend(crew.results())
 
     thread = threading.Thread(target=lead)

@@ -21,7 +21,7 @@ from minipovid.evaluate import Result, evaluate, find, results
 from minipovid.evaluate.ask import ask
 from minipovid.evaluate.benchmarks import Answer
 from minipovid.inference import backends
-from minipovid.inference.backends import Choice, Question, predictions
+from minipovid.inference.backends import BackendOptions, Question, predictions
 
 
 class Scripted:
@@ -282,7 +282,7 @@ def test_tinyworld_is_pope_and_chair() -> None:
 
 def written(tmp_path: Path, text: str, name: str = "answers.jsonl") -> predictions.Written:
     (tmp_path / name).write_text(text)
-    return predictions.open(Choice(tmp_path, predictions=tmp_path / name))
+    return predictions.open(BackendOptions(tmp_path, predictions=tmp_path / name))
 
 
 def lines(*rows: Mapping[str, Any]) -> str:
@@ -388,12 +388,12 @@ def test_a_result_with_a_wrong_part_is_one_sentence(exam_file: Path, tmp_path: P
 def test_predictions_must_be_named(tmp_path: Path) -> None:
     with (
         pytest.raises(MinipovidError, match="name it with --predictions"),
-        backends.opened("predictions", Choice(tmp_path)),
+        backends.opened("predictions", BackendOptions(tmp_path)),
     ):
         pass
     with (
         pytest.raises(MinipovidError, match="There is no 'ggufs' among the backends"),
-        backends.opened("ggufs", Choice(tmp_path)),
+        backends.opened("ggufs", BackendOptions(tmp_path)),
     ):
         pass
 

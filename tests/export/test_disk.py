@@ -23,7 +23,7 @@ from minipovid.cli import main
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished, need_space
 from minipovid.export import export, export_merged, open_pair
-from minipovid.export.gguf_pair import Pair
+from minipovid.export.gguf_pair import GgufPair
 from minipovid.export.safetensors import write_merged
 from minipovid.recipe import read as recipes
 
@@ -265,7 +265,7 @@ def test_the_base_is_missing(run: Path, template: Path, tmp_path: Path, gone: st
 def test_the_base_is_cut_short_while_it_is_read(run: Path, template: Path, tmp_path: Path) -> None:
     """After the headers were read and found whole."""
     base = shutil.copytree(template / MODEL, tmp_path / MODEL)
-    pair = Pair(base, run / "adapter", str(base), "float32")
+    pair = GgufPair(base, run / "adapter", str(base), "float32")
     with (base / "model.safetensors").open("r+b") as file:
         file.truncate(file.seek(0, os.SEEK_END) - 1000)
     with pytest.raises(MinipovidError, match="model.safetensors was cut short while .* was read; fetch it again"):

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import alone
 from minipovid.export import export, export_base, refresh_card, vocabulary
-from minipovid.export.gguf_pair import Pair
+from minipovid.export.gguf_pair import GgufPair
 from minipovid.export.merge import interleave
 from minipovid.export.naming import label, title
 from minipovid.export.nf4 import Nf4Tensor
@@ -685,6 +685,6 @@ def test_a_changed_weight_changes_the_fingerprint(base: Path, tmp_path: Path) ->
 
 def test_pair_reads_no_weight_before_it_writes(base: Path) -> None:
     """Opening a pair costs nothing: only headers, so wrong adapters are refused before minutes are spent."""
-    pair = Pair(base, None, "toy", "float32")
+    pair = GgufPair(base, None, "toy", "float32")
     assert pair.title.stem == "toy-151.9K-base-v1.0"
     assert len(pair.places) == 3 + 2 * 9 + 57

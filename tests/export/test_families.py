@@ -22,14 +22,14 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 
 from minipovid.common.errors import MinipovidError
 from minipovid.export import vocabulary
-from minipovid.export.gguf_pair import Pair
+from minipovid.export.gguf_pair import GgufPair
 from minipovid.inference.llama_cpp import Runtime
 from minipovid.models import load
 from minipovid.models.encoder import Encoder
 from minipovid.models.families import llava
 from minipovid.models.parts import Place
 from minipovid.models.parts import vision as vision_layout
-from minipovid.pairs.pair import Pair as PreferencePair
+from minipovid.pairs.pair import Pair
 from minipovid.recipe.schema import LoraSection, ModelSection
 from minipovid.train import data, scoring
 from minipovid.train.batch import Batch
@@ -106,7 +106,7 @@ class Exported(NamedTuple):
     """One checkpoint and the GGUF files made of it."""
 
     original: Original
-    pair: Pair
+    pair: GgufPair
     folder: Path
 
     def open(self, quant: str, mmproj: str) -> Runtime:
@@ -121,7 +121,7 @@ class Exported(NamedTuple):
 
 def exported(folder: Path, **settings: Any) -> Exported:
     base = tiny_llava.build(folder / "base", **settings)
-    return Exported(Original(base), Pair(base, None, "tiny", "float32"), folder)
+    return Exported(Original(base), GgufPair(base, None, "tiny", "float32"), folder)
 
 
 Made = Callable[[str, str], Exported]  # (name of the pairing, size)
@@ -420,7 +420,7 @@ def test_training_scores_as_transformers_does(made: Made, name: str, in_4bit: bo
         original.model = model.base
     to_ids = Encoder.of(model, 4096)
     images = list(pictures(28, 3))
-    pairs = [PreferencePair("", "", QUESTIONS[i], ANSWERS[i], ANSWERS[3 - i], {}) for i in range(3)]
+    pairs = [Pair("", "", QUESTIONS[i], ANSWERS[i], ANSWERS[3 - i], {}) for i in range(3)]
     items = [
         (to_ids(pair.prompt, pair.texts()), {"clean": original.transform(image)})
         for pair, image in zip(pairs, images, strict=True)
@@ -443,7 +443,7 @@ def test_both_spellings_give_the_same_files(tmp_path: Path) -> None:
     written = []
     for spelling in ("hub", "saved"):
         base = tiny_llava.build(tmp_path / spelling / "base", text="qwen2", tower="siglip", spelling=spelling)
-        pair = Pair(base, None, "tiny", "float32")
+        pair = GgufPair(base, None, "tiny", "float32")
         pair.write_text(base / "text.gguf", "f16", "original")
         pair.write_mmproj(base / "mmproj.gguf")
         written.append([(base / name).read_bytes() for name in ("text.gguf", "mmproj.gguf")])

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from minipovid.common.errors import MinipovidError
 from minipovid.export import export_base, lora_gguf
-from minipovid.export.gguf_pair import Pair
+from minipovid.export.gguf_pair import GgufPair
 from minipovid.export.naming import FILE_NAME, title
 from minipovid.models import adapter as lora
 from minipovid.models.families import llava
@@ -81,7 +81,7 @@ def test_it_answers_as_the_merged_file(base: Path, base_gguf: Path, tmp_path: Pa
     """Within 1e-4 nats per token at F32, where the adapter moves tokens by several; at F16, with factors and the rows
     that meet them rounded to 11 bits, within 0.15 % of what it moves."""
     adapter = tiny_llava.adapter(base, tmp_path / "adapter", **settings)
-    Pair(base, adapter, "toy", "float32").write_text(tmp_path / "merged.gguf", "f32", "original")
+    GgufPair(base, adapter, "toy", "float32").write_text(tmp_path / "merged.gguf", "f32", "original")
     before, merged = logps(base_gguf), logps(tmp_path / "merged.gguf")
     moved = np.abs(before - merged).max()
     assert moved > 3

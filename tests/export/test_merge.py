@@ -22,7 +22,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.common.threads import ahead
 from minipovid.export import writer
 from minipovid.export.folder import Wanted, write_pair
-from minipovid.export.gguf_pair import Pair
+from minipovid.export.gguf_pair import GgufPair
 from minipovid.export.merge import Merged
 from minipovid.export.nf4 import Nf4Tensor, quantised
 from minipovid.export.safetensors import write_merged
@@ -88,7 +88,7 @@ def test_every_tensor_is_pefts_own_merge(
         expected = scales.get(f"{layer}.{module}", scales.get(module, factor.scale))
         assert factor.scale == pytest.approx(expected), name
     merged = Merged(stored(base), factors, None)
-    config = Pair(base, None, "toy", "float32").config
+    config = GgufPair(base, None, "toy", "float32").config
     theirs = merged_by_peft(base, folder)
     for name, factor in factors.items():
         place = llava.place(name, config)
@@ -106,7 +106,7 @@ def test_a_factor_reads_a_once_per_tensor(base: Path, adapter: Path, monkeypatch
     monkeypatch.setattr(StoredTensor, "rows", lambda self, *span: read.append(self.name) or rows(self, *span))
     merged = Merged(stored(base), lora.read(adapter, llava.canonical), None)
     name = "language_model.layers.0.self_attn.v_proj.weight"
-    blocks = list(merged.blocks(name, llava.place(name, Pair(base, None, "toy", "float32").config)))  # type: ignore
+    blocks = list(merged.blocks(name, llava.place(name, GgufPair(base, None, "toy", "float32").config)))  # type: ignore
     assert len(blocks) == 8
     assert sum("lora_A" in each for each in read) == 1
     assert sum("lora_B" in each for each in read) == 8
@@ -336,7 +336,7 @@ def test_every_spelling_exports_to_the_same_bytes(base: Path, adapter: Path, tmp
     first: dict[str, bytes] = {}
     pairs = [(folder, adapter) for folder in bases.values()] + [(base, folder) for folder in adapters.values()]
     for number, (model, folder) in enumerate(pairs):
-        pair = Pair(model, folder, "toy-7b", "float32")
+        pair = GgufPair(model, folder, "toy-7b", "float32")
         wanted = Wanted({"f16": "original", "q8_0": "original"})
         files = {path.name: path.read_bytes() for path in write_pair(pair, tmp_path / f"out{number}", wanted)}
         first = first or files
@@ -374,7 +374,7 @@ def load(folder: Path) -> Any:
 def test_merged_model_loads_and_is_pefts(adapter: Path, tmp_path: Path, dtype: str) -> None:
     """Within float32's rounding, or one of the base's type: peft itself rounds the product, and then the sum."""
     folder = tiny_llava.build(tmp_path / "base", dtype=dtype, shards=2)
-    pair = Pair(folder, adapter, "toy", "float32")
+    pair = GgufPair(folder, adapter, "toy", "float32")
     out = write_merged(pair, tmp_path / "merged", "original", max_shard_bytes=200_000)
     assert len(list(out.glob("model-*.safetensors"))) > 2
     assert all(path.stat().st_size < 210_000 for path in out.glob("model-*.safetensors"))
@@ -405,7 +405,7 @@ def test_merged_folder_has_what_the_base_has(base: Path, adapter: Path, tmp_path
     (tmp_path / "base" / "config.json").write_text(
         json.dumps({**config, "quantization_config": {"load_in_4bit": True}})
     )
-    out = write_merged(Pair(tmp_path / "base", adapter, "toy", "float32"), tmp_path / "merged", "original")
+    out = write_merged(GgufPair(tmp_path / "base", adapter, "toy", "float32"), tmp_path / "merged", "original")
     assert {path.name for path in out.iterdir()} == {path.name for path in base.iterdir()} | {"minipovid.json"}
     assert json.loads((out / "config.json").read_text()) == config
     assert AutoProcessor.from_pretrained(out).tokenizer("A red circle.").input_ids
@@ -413,7 +413,7 @@ def test_merged_folder_has_what_the_base_has(base: Path, adapter: Path, tmp_path
 
 def test_merged_on_the_4bit_base(base: Path, adapter: Path, tmp_path: Path) -> None:
     """Linear weights of the language model are those of NF4 plus the adapter's; the head is as it was."""
-    pair = Pair(base, adapter, "toy", "float32")
+    pair = GgufPair(base, adapter, "toy", "float32")
     got = stored(write_merged(pair, tmp_path / "merged", "nf4"))
     name = "language_model.layers.1.mlp.down_proj.weight"
     factor = pair.factors[name]
@@ -425,7 +425,7 @@ def test_merged_on_the_4bit_base(base: Path, adapter: Path, tmp_path: Path) -> N
 
 def test_merged_again_only_where_something_changed(base: Path, adapter: Path, tmp_path: Path) -> None:
     calls: list[Any] = []
-    pair, out = Pair(base, adapter, "toy", "float32"), tmp_path / "merged"
+    pair, out = GgufPair(base, adapter, "toy", "float32"), tmp_path / "merged"
     write_merged(pair, out, "original", lambda *call: calls.append(call))
     size = sum(tensor.n_bytes for tensor in pair.base.values())
     assert calls[-1] == ("model.safetensors", size, size)
@@ -439,5 +439,5 @@ def test_merged_again_only_where_something_changed(base: Path, adapter: Path, tm
 def test_a_folder_of_somebody_else_is_left_alone(base: Path, adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(MinipovidError, match="exists and holds no model that minipovid merged; choose another folder"):
-        write_merged(Pair(base, adapter, "toy", "float32"), tmp_path, "original")
+        write_merged(GgufPair(base, adapter, "toy", "float32"), tmp_path, "original")
     assert (tmp_path / "thesis.tex").read_text() == "precious"

@@ -25,7 +25,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from minipovid.common.errors import MinipovidError
 from minipovid.export import export_merged
 from minipovid.inference import backends
-from minipovid.inference.backends import Choice, Decoding, Question, hf
+from minipovid.inference.backends import BackendOptions, Decoding, Question, hf
 from minipovid.inference.llama_cpp.stream import whole
 from minipovid.models import load
 from minipovid.models.encoder import Encoder
@@ -80,7 +80,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(run: Path) -> hf.Trained:
-    return hf.open(Choice(run))
+    return hf.open(BackendOptions(run))
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_answers_are_those_of_generate(run: Path, pictures: list[Path], weights:
         "merged": lambda: plain(run / "merged"),
         "base": lambda: plain(CHECKPOINT),
     }
-    backend, oracle = hf.open(Choice(run, weights=weights)), loaded[weights]()
+    backend, oracle = hf.open(BackendOptions(run, weights=weights)), loaded[weights]()
     for picture in pictures:
         expected = generated(oracle, CHECKPOINT, picture, PROMPTS)
         assert list(backend.answers(ask(), picture)) == expected
@@ -162,7 +162,7 @@ def test_other_formats_and_towers(kind: Mapping[str, str], tmp_path: Path) -> No
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "0.png")
     prompts = ["What is this?", "Is there a red circle?\nAnswer yes or no.", "What"]
-    found = list(hf.open(Choice(made)).answers(ask(prompts), tmp_path / "0.png"))
+    found = list(hf.open(BackendOptions(made)).answers(ask(prompts), tmp_path / "0.png"))
     expected = generated(by_peft(made, base), base, tmp_path / "0.png", prompts)
     assert found == [told.rstrip("\ufffd").strip() for told in expected]
     assert len(set(found)) == 3 and sum(map(len, found)) > 100
@@ -186,12 +186,14 @@ def dequantised(run: Path) -> Any:
 
 def test_the_base_is_quantised_as_the_recipe_says(run: Path, pictures: list[Path], tmp_path: Path) -> None:
     made = a_run(tmp_path / "run", in_4bit=True)
-    found = list(hf.open(Choice(made)).answers(ask(), pictures[0]))
+    found = list(hf.open(BackendOptions(made)).answers(ask(), pictures[0]))
     assert found == generated(dequantised(made), CHECKPOINT, pictures[0], PROMPTS)
-    base = hf.open(Choice(made, weights="base"))
+    base = hf.open(BackendOptions(made, weights="base"))
     assert base.identity()["load_in_4bit"] is True
-    assert base.identity()["model"] == hf.open(Choice(run)).identity()["model"]
-    both = [list(backend.answers(ask(), pictures[1])) for backend in (base, hf.open(Choice(run, weights="base")))]
+    assert base.identity()["model"] == hf.open(BackendOptions(run)).identity()["model"]
+    both = [
+        list(backend.answers(ask(), pictures[1])) for backend in (base, hf.open(BackendOptions(run, weights="base")))
+    ]
     assert both[0] != both[1]  # four bits are seen in what the base says
 
 
@@ -279,7 +281,7 @@ def test_training_finds_every_token_the_likeliest(dtype: str, pictures: list[Pat
     """`score`, which training uses, over the answers: the same prompt, picture and precision. In bfloat16 two tokens
     may be as likely as each other but for rounding: no logit is more than a quarter above the one that was taken."""
     made = a_run(tmp_path / "run", dtype=dtype)
-    settings, backend = recipes.read(made / "recipe.yaml"), hf.open(Choice(made))
+    settings, backend = recipes.read(made / "recipe.yaml"), hf.open(BackendOptions(made))
     assert backend.identity()["dtype"] == dtype
     said = list(backend.answers(ask(), pictures[0]))
     pairs = [
@@ -331,7 +333,7 @@ def test_an_answer_ends_where_the_context_does(trained: hf.Trained, pictures: li
 def test_a_character_that_was_cut_off_is_left_out(kind: str, tmp_path: Path) -> None:
     """Wherever max_tokens cuts an answer in two, what is told is what llama.cpp's side makes of the same bytes."""
     base = tiny_llava.build(tmp_path / "base", text=kind)
-    backend = hf.open(Choice(a_run(tmp_path / "run", base)))
+    backend = hf.open(BackendOptions(a_run(tmp_path / "run", base)))
     tokenizer, byte = backend._model.tokenizer, {letter: number for number, letter in bytes_to_unicode().items()}
 
     def raw(piece: str) -> bytes:
@@ -352,17 +354,17 @@ def test_a_character_that_was_cut_off_is_left_out(kind: str, tmp_path: Path) -> 
 
 def test_sampling(run: Path, pictures: list[Path]) -> None:
     """A rerun draws the same, alone or together; another seed and another question draw otherwise; cold is greedy."""
-    greedy = list(hf.open(Choice(run)).answers(ask(), pictures[0]))
+    greedy = list(hf.open(BackendOptions(run)).answers(ask(), pictures[0]))
 
     def drawn(temperature: float, seed: int, together: bool = True) -> list[str]:
-        backend = hf.open(Choice(run, Decoding(temperature, seed)))
+        backend = hf.open(BackendOptions(run, Decoding(temperature, seed)))
         groups = [ask()] if together else [[question] for question in ask()]
         return [answer for group in groups for answer in backend.answers(group, pictures[0])]
 
     assert drawn(1.0, 7) == drawn(1.0, 7) == drawn(1.0, 7, together=False)
     assert drawn(1.0, 7) != drawn(1.0, 8)
     assert drawn(1e-9, 7) == drawn(1e-320, 8) == greedy
-    hot = hf.open(Choice(run, Decoding(3.0)))
+    hot = hf.open(BackendOptions(run, Decoding(3.0)))
     assert len(set(hot.answers(ask([PROMPTS[0]] * 4), pictures[0]))) == 4  # by id, for the prompt is the same
 
 
@@ -387,8 +389,8 @@ def test_names_and_identities(run: Path, trained: hf.Trained, tmp_path: Path) ->
     other = Path(shutil.copytree(run, tmp_path / "other"))
     shutil.rmtree(other / "adapter")
     tiny_llava.adapter(CHECKPOINT, other / "adapter", r=4, alpha=2, seed=1)
-    choices = [Choice(run), *(Choice(run, weights=weights) for weights in ("merged", "base"))]
-    opened = [*map(hf.open, choices), hf.open(Choice(run, Decoding(0.7, 3))), hf.open(Choice(other))]
+    choices = [BackendOptions(run), *(BackendOptions(run, weights=weights) for weights in ("merged", "base"))]
+    opened = [*map(hf.open, choices), hf.open(BackendOptions(run, Decoding(0.7, 3))), hf.open(BackendOptions(other))]
     assert [backend.name for backend in opened] == ["hf", "hf-merged", "hf-base", "hf", "hf"]
     told = [json.dumps(backend.identity(), sort_keys=True) for backend in opened]
     assert len(set(told)) == 5
@@ -400,13 +402,13 @@ def test_names_and_identities(run: Path, trained: hf.Trained, tmp_path: Path) ->
 
 
 def test_opened_by_name_and_closed(run: Path, pictures: list[Path], trained: hf.Trained) -> None:
-    with backends.opened("hf", Choice(run)) as backend:
+    with backends.opened("hf", BackendOptions(run)) as backend:
         assert list(backend.answers(ask(), pictures[0])) == list(trained.answers(ask(), pictures[0]))
     assert not hasattr(backend, "_model")
 
 
 def test_the_adapter_changes_answers(run: Path, trained: hf.Trained, pictures: list[Path]) -> None:
-    base = hf.open(Choice(run, weights="base"))
+    base = hf.open(BackendOptions(run, weights="base"))
     both = [[answer for path in pictures for answer in each.answers(ask(), path)] for each in (trained, base)]
     assert both[0] != both[1]
 
@@ -437,7 +439,7 @@ def test_a_broken_picture_is_one_sentence(trained: hf.Trained, tmp_path: Path) -
         list(trained.answers(ask(), tmp_path / "0.png"))
 
 
-def refusal(choice: Choice) -> str:
+def refusal(choice: BackendOptions) -> str:
     with pytest.raises(MinipovidError) as error:
         hf.open(choice)
     return str(error.value)
@@ -445,16 +447,16 @@ def refusal(choice: Choice) -> str:
 
 def test_missing_pieces(tmp_path: Path) -> None:
     made = a_run(tmp_path / "run")
-    asked = Choice(made, weights="merged")
+    asked = BackendOptions(made, weights="merged")
     assert refusal(asked) == f"{made} holds no merged model; write it with `minipovid export {made} --merged`."
     (made / "adapter" / "adapter_model.safetensors").unlink()
     trained = f"{made} holds no trained adapter; finish the training with `minipovid train` first."
-    assert refusal(Choice(made)) == trained
-    assert hf.open(Choice(made, weights="base")).name == "hf-base"  # needs none
+    assert refusal(BackendOptions(made)) == trained
+    assert hf.open(BackendOptions(made, weights="base")).name == "hf-base"  # needs none
     (tmp_path / "base" / "gguf").mkdir(parents=True)
-    told = refusal(Choice(tmp_path / "base"))
+    told = refusal(BackendOptions(tmp_path / "base"))
     assert told == f"{tmp_path / 'base'} holds GGUF files alone, and transformers reads none; use --backend gguf."
-    assert refusal(Choice(tmp_path / "no")) == f"{tmp_path / 'no'} is no run folder: it holds no recipe.yaml."
+    assert refusal(BackendOptions(tmp_path / "no")) == f"{tmp_path / 'no'} is no run folder: it holds no recipe.yaml."
 
 
 def test_the_base_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,15 +466,15 @@ def test_the_base_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (made / "recipe.yaml").write_text(elsewhere.replace("revision: null", "revision: v1", 1))
     settled = recipes.read(made / "recipe.yaml").model
     assert (settled.path, settled.revision) == ("some/where", "v1")
-    told = refusal(Choice(made))
+    told = refusal(BackendOptions(made))
     wanted = "The model some/where is not on this machine; fetch it with `hf download some/where --revision v1`."
     assert told == wanted
     gone = tmp_path / "gone"
     (made / "recipe.yaml").write_text(settings.replace("path: tinyworld", f"path: {gone}", 1))
-    assert refusal(Choice(made)).startswith(f"There is no model {gone}")
+    assert refusal(BackendOptions(made)).startswith(f"There is no model {gone}")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **settings: _cached(settings))
     (made / "recipe.yaml").write_text(elsewhere)
-    assert hf.open(Choice(made)).name == "hf"
+    assert hf.open(BackendOptions(made)).name == "hf"
 
 
 def _cached(settings: Mapping[str, Any]) -> str:
@@ -481,7 +483,7 @@ def _cached(settings: Mapping[str, Any]) -> str:
 
 
 def test_no_room_is_one_sentence(run: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = hf.open(Choice(run))
+    backend = hf.open(BackendOptions(run))
 
     def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -490,4 +492,4 @@ def test_no_room_is_one_sentence(run: Path, pictures: list[Path], monkeypatch: p
     with pytest.raises(MinipovidError, match="^The GPU has not enough memory for this model in transformers; use"):
         list(backend.answers(ask(), pictures[0]))
     monkeypatch.setattr(load, "load", full)
-    assert refusal(Choice(run)).startswith("The GPU has not enough memory")
+    assert refusal(BackendOptions(run)).startswith("The GPU has not enough memory")

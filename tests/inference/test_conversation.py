@@ -19,7 +19,7 @@ from minipovid.export import export_base
 from minipovid.inference import llama_cpp
 from minipovid.inference.llama_cpp import Runtime, Sampling
 from minipovid.inference.llama_cpp import kv_cache as memory
-from minipovid.inference.llama_cpp.kv_cache import Memory
+from minipovid.inference.llama_cpp.kv_cache import KvCache
 from minipovid.inference.llama_cpp.language import Language
 from minipovid.inference.llama_cpp.sampling import Sampler
 from minipovid.inference.llama_cpp.stream import Stream, whole
@@ -48,13 +48,13 @@ def runtime(files: list[Path]) -> Iterator[Runtime]:
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many positions llama.cpp computes, step by step; a picture counts as -1."""
     found: list[int] = []
-    read = Memory._read_step
+    read = KvCache._read_step
 
-    def spy(self: Memory, part: Any, first_output: int) -> Any:
+    def spy(self: KvCache, part: Any, first_output: int) -> Any:
         found.append(-1 if isinstance(part, Picture) else len(part))
         return read(self, part, first_output)
 
-    monkeypatch.setattr(Memory, "_read_step", spy)
+    monkeypatch.setattr(KvCache, "_read_step", spy)
     return found
 
 
@@ -395,7 +395,7 @@ def test_a_reply_that_ends_early_lets_others_in(runtime: Runtime, how: str, monk
             del reply
         else:
             with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-                patch.setattr(Memory, "read", lambda *_: 1 / 0)
+                patch.setattr(KvCache, "read", lambda *_: 1 / 0)
                 next(reply)
         assert not runtime._turns._lock.locked()
     finally:
@@ -454,7 +454,7 @@ def test_a_reply_is_closed_while_it_is_read(runtime: Runtime, monkeypatch: pytes
     reply = runtime.say([ONE], Sampling(max_tokens=50))
     first, ends = next(reply), []
     with monkeypatch.context() as patch:
-        slow = Slow(patch, Memory, "read")
+        slow = Slow(patch, KvCache, "read")
         reader = in_thread(lambda: list(reply), ends)
         assert slow.begun.wait(30)
         reply.close()  # would wait for ever, were it to wait
@@ -489,7 +489,7 @@ def test_a_reply_that_holds_no_text_yet_is_closed(runtime: Runtime, monkeypatch:
     """Half characters give no piece, so the reading does not come out between its steps; it ends all the same."""
     monkeypatch.setattr(Stream, "add", lambda self, raw: "")
     reply, ends = runtime.say([ONE], Sampling(max_tokens=400)), []
-    slow = Slow(monkeypatch, Memory, "read")
+    slow = Slow(monkeypatch, KvCache, "read")
     reader = in_thread(lambda: list(reply), ends)
     assert slow.begun.wait(30)
     reply.close()
@@ -517,7 +517,7 @@ CALLS: dict[str, tuple[Any, str, Callable[[Runtime], Any]]] = {
     "pick": (Sampler, "pick", lambda runtime: list(runtime.say([ONE]))),
     "piece": (Language, "piece", lambda runtime: runtime.answer_ids(picture(1), "What?", 1)),
     "answer": (llama_cpp, "whole", lambda runtime: runtime.answer(picture(1), "What?", 1)),
-    "logps": (Memory, "read", lambda runtime: runtime.logps(picture(1), "What?", "No.")),
+    "logps": (KvCache, "read", lambda runtime: runtime.logps(picture(1), "What?", "No.")),
     "embed": (Tower, "encode", lambda runtime: runtime.embed(picture(1))),
 }
 

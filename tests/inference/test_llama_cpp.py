@@ -21,7 +21,7 @@ from twin import QUESTIONS, Twin, cosines, picture
 
 from minipovid.common.errors import MinipovidError
 from minipovid.export import export_base
-from minipovid.export.gguf_pair import Pair
+from minipovid.export.gguf_pair import GgufPair
 from minipovid.images import load as images
 from minipovid.inference.llama_cpp import Runtime, Sampling, find_pair, libraries
 from minipovid.inference.llama_cpp.stream import whole
@@ -53,7 +53,7 @@ def runtime(files: list[Path]) -> Iterator[Runtime]:
 def exact(folder: Path, files: list[Path]) -> Iterator[Runtime]:
     """Everything in float32: weights of both files and the memory."""
     vision = folder.parent / "exact-mmproj.gguf"
-    Pair(folder, None, "tiny", "float32").write_mmproj(vision, "f32")
+    GgufPair(folder, None, "tiny", "float32").write_mmproj(vision, "f32")
     with Runtime(files[1], vision, n_ctx=256, kv_f32=True) as runtime:
         yield runtime
 
@@ -443,7 +443,7 @@ def test_an_adapter_that_the_model_already_holds(
     folder: Path, files: list[Path], adapter: Path, tmp_path: Path
 ) -> None:
     """It would be added twice. One that was trained further is another one; so is any on a base."""
-    merged = Pair(folder, adapter, "tiny", "float16")
+    merged = GgufPair(folder, adapter, "tiny", "float16")
     text = tmp_path / "merged-F16.gguf"
     merged.write_text(text, "f16", "original")
     same = write_lora(adapter, tmp_path / "a-LoRA.gguf", adapter_sha256=str(merged.adapter_sha256))

@@ -31,7 +31,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.export import export_base
 from minipovid.inference import serve as serving
 from minipovid.inference.llama_cpp import Reply, Runtime, Sampling
-from minipovid.inference.llama_cpp.locks import Turns
+from minipovid.inference.llama_cpp.locks import Locks
 from minipovid.inference.llama_cpp.stream import Stream
 from minipovid.inference.serve import app as apps
 from minipovid.inference.serve import bound, key_from, serve, server
@@ -600,7 +600,7 @@ class SlowRuntime:
     n_ctx, at_work = 99, False
 
     def say(self, turns: Sequence[Turn], sampling: Sampling) -> Reply:
-        return Reply(self.step, 7, 99, Stream(), Turns())
+        return Reply(self.step, 7, 99, Stream(), Locks())
 
     def step(self, said: list[int]) -> tuple[int, bytes]:
         self.at_work = True

@@ -26,7 +26,7 @@ from minipovid.inference.remote.retry import Pause
 from minipovid.inference.remote.server import Server
 from minipovid.pairs import make as making
 from minipovid.pairs.formats import Seed, jsonl
-from minipovid.pairs.make.makers import Outcome, Workshop, povid
+from minipovid.pairs.make.makers import MakerOptions, Outcome, povid
 from minipovid.pairs.pair import BadRow, Pair
 
 KEY = "sk-very-secret-0123456789"
@@ -207,13 +207,13 @@ def test_the_prompts_are_whole_and_named_in_the_pair(tmp_path: Path, photos: Pat
 
 def test_an_unknown_kind_of_prompt_is_refused() -> None:
     with pytest.raises(MinipovidError, match="no kind 'wild' of prompt; known: auto, description, reasoning"):
-        making.maker("povid", Workshop(seeds=lambda: [], teacher=lambda: pytest.fail("asked"), kind="wild"))
+        making.maker("povid", MakerOptions(seeds=lambda: [], teacher=lambda: pytest.fail("asked"), kind="wild"))
 
 
 def test_makers_are_found_on_the_shelf() -> None:
     assert making.makers() == ["povid", "rule"]
     with pytest.raises(MinipovidError, match="There is no 'jsonl' among the makers. Known: povid, rule."):
-        making.maker("jsonl", Workshop(seeds=lambda: [], teacher=lambda: pytest.fail("asked")))
+        making.maker("jsonl", MakerOptions(seeds=lambda: [], teacher=lambda: pytest.fail("asked")))
 
 
 @pytest.mark.parametrize(("limits", "pairs"), [(Limits(requests=7), 7), (Limits(tokens=780), 7)])

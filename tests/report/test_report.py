@@ -34,8 +34,8 @@ from minipovid.recipe import read as recipe
 from minipovid.report import Report, answers, curves, noised, numbers, report, sizes, svg, texts
 from minipovid.report.numbers import PERCENT, PLAIN, WORDS
 from minipovid.report.page import typeset
-from minipovid.report.runs import Book, Run
-from minipovid.report.verdict import Verdict, _of_rates
+from minipovid.report.runs import Results, Run
+from minipovid.report.verdict import ReportVerdict, _of_rates
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def test_a_base_asked_through_transformers_is_the_before_of_what_is_asked_so(fil
     run = tmp_path / "run"
     for model in (Model(0.5, name="hf-base"), Model(0.1, name="hf"), Model(0.1)):
         examine(run, file, model)
-    chair = Book.of([run]).exams[0]
+    chair = Results.of([run]).exams[0]
     assert [each.result.backend for each in chair.sittings] == ["hf-base", "gguf-f16", "hf"]
     assert chair.main is chair.sittings[2], "the one that was asked in the same way"
     assert [each.is_before for each in chair.sittings] == [True, False, False]
@@ -227,7 +227,7 @@ def test_runs_of_one_name_are_told_apart(file: Path, tmp_path: Path) -> None:
     folders = [tmp_path / parent / "run" for parent in ("a", "b")]
     for folder in folders:
         examine(folder, file, Model(0.3))
-    assert [run.name for run in Book.of(folders).runs] == ["a/run", "b/run"]
+    assert [run.name for run in Results.of(folders).runs] == ["a/run", "b/run"]
 
 
 def test_another_protocol_is_said_and_not_compared(file: Path, tmp_path: Path) -> None:
@@ -256,10 +256,10 @@ def test_unread_answers_are_told(tmp_path: Path, file: Path) -> None:
 # --- the verdict ---
 
 
-def verdict(tmp_path: Path, file: Path, before: Model, after: Model) -> Verdict:
+def verdict(tmp_path: Path, file: Path, before: Model, after: Model) -> ReportVerdict:
     examine(tmp_path / "base", file, before)
     examine(tmp_path, file, after)
-    return Verdict.of(Book.of([tmp_path]))
+    return ReportVerdict.of(Results.of([tmp_path]))
 
 
 def test_better_is_said_with_numbers(told: Report) -> None:

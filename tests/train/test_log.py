@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minipovid.train import log as meter
-from minipovid.train.log import MACHINE, Changed, Meter
+from minipovid.train.log import MACHINE, Changed, TrainingLog
 
 
 class Clock:
@@ -36,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_line_by_hand(tmp_path: Path, clock: Clock) -> None:
     """Losses 1 over 2 pairs and 4 over 1: a mean of 2. In 4 s: 3 pairs, 700 tokens, 0.5 s of waiting."""
-    log = Meter(tmp_path, stage=1, every=2)
+    log = TrainingLog(tmp_path, stage=1, every=2)
     clock.now += 1
     assert log.add({"loss": 1.0}, 2, 1, 0.1, False, tokens=500, waited_s=0.4) is None
     clock.now += 3
@@ -49,7 +49,7 @@ def test_a_line_by_hand(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_the_next_line_begins_anew(tmp_path: Path, clock: Clock) -> None:
-    log = Meter(tmp_path, 0, 1)
+    log = TrainingLog(tmp_path, 0, 1)
     for tokens in (900, 100):
         clock.now += 2
         line = log.add({}, 1, 1, 0.0, False, tokens=tokens, waited_s=5.0)
@@ -59,11 +59,11 @@ def test_the_next_line_begins_anew(tmp_path: Path, clock: Clock) -> None:
 
 def test_after_a_restart_means_tell_of_all_pairs_and_speeds_of_the_new_ones(tmp_path: Path, clock: Clock) -> None:
     """4 pairs with loss 1 before, 2 with loss 4 in the 2 s since: a mean of 2, and one pair a second."""
-    log = Meter(tmp_path, 0, 2)
+    log = TrainingLog(tmp_path, 0, 2)
     clock.now += 50
     log.add({"loss": 1.0}, 4, 1, 0.0, False, tokens=10**6, waited_s=40.0)
     state = json.loads(json.dumps(log.state))
-    resumed = Meter(tmp_path, 0, 2, state)
+    resumed = TrainingLog(tmp_path, 0, 2, state)
     clock.now += 2
     line = resumed.add({"loss": 4.0}, 2, 2, 0.0, False, tokens=30, waited_s=1.0)
     assert line is not None
@@ -71,7 +71,7 @@ def test_after_a_restart_means_tell_of_all_pairs_and_speeds_of_the_new_ones(tmp_
 
 
 def test_machine_names_all_that_differs_between_two_runs(tmp_path: Path, clock: Clock) -> None:
-    log = Meter(tmp_path, 0, 1)
+    log = TrainingLog(tmp_path, 0, 1)
     clock.now += 1
     line = log.add({"loss": 1.0}, 1, 1, 0.0, True)
     assert line is not None

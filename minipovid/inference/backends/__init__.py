@@ -32,7 +32,7 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BackendOptions:
     """What a user may say about who answers; each backend takes what concerns it."""
 
     run: Path
@@ -73,7 +73,7 @@ class Backend(Protocol):
 
 
 @contextmanager
-def opened(name: str, choice: Choice) -> Iterator[Backend]:
+def opened(name: str, choice: BackendOptions) -> Iterator[Backend]:
     """Raises MinipovidError for an unknown name, and what the backend raises."""
     backend: Backend = shelf.load("inference.backends", name).open(choice)
     try:

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from minipovid.inference.backends import Choice, Decoding, Question, refuse_placeholders
+from minipovid.inference.backends import BackendOptions, Decoding, Question, refuse_placeholders
 from minipovid.inference.llama_cpp import Runtime, Sampling, find_pair
 from minipovid.models.chat_template import Turn
 
 
-def open(choice: Choice) -> Files:
+def open(choice: BackendOptions) -> Files:
     """Raises MinipovidError where the run has no such file, or llama.cpp cannot load it."""
     return Files(choice)
 
@@ -24,7 +24,7 @@ class Files:
 
     hands = 1  # one answer is computed at a time
 
-    def __init__(self, choice: Choice) -> None:
+    def __init__(self, choice: BackendOptions) -> None:
         self._files = find_pair(choice.run, choice.quant)
         self._decoding: Decoding = choice.decoding
         self._options = dict(choice.runtime)

@@ -34,7 +34,7 @@ from transformers import DynamicCache
 from minipovid.common.errors import MinipovidError
 from minipovid.common.threads import one_core_each
 from minipovid.images import load as images
-from minipovid.inference.backends import Choice, Question, refuse_placeholders
+from minipovid.inference.backends import BackendOptions, Question, refuse_placeholders
 from minipovid.inference.llama_cpp import SMALL
 from minipovid.models import adapter as lora
 from minipovid.models import chat_template as chats
@@ -52,7 +52,7 @@ UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 PREFIX = -1  # owns a column that every question sees
 
 
-def open(choice: Choice) -> Trained:
+def open(choice: BackendOptions) -> Trained:
     """Raises MinipovidError where the run, its adapter, its merged model or its base is missing, or too large here."""
     return Trained(choice)
 
@@ -62,7 +62,7 @@ class Trained:
 
     hands = 1  # one picture is computed at a time
 
-    def __init__(self, choice: Choice) -> None:
+    def __init__(self, choice: BackendOptions) -> None:
         self._weights, self._decoding = choice.weights, choice.decoding
         recipe = _recipe(choice.run)
         with _room():
@@ -282,7 +282,7 @@ def _recipe(run: Path) -> Recipe:
     return run_folder.recipe(run)
 
 
-def _load(choice: Choice, recipe: Recipe) -> Model:
+def _load(choice: BackendOptions, recipe: Recipe) -> Model:
     """The model. Only that of "adapter" has an adapter that adds anything."""
     run = choice.run
     adapter = run_folder.adapter(run) if choice.weights == "adapter" else None
@@ -313,7 +313,7 @@ def _ends(model: Model, end: str) -> set[int]:
     return {token for token in found if token is not None}
 
 
-def _identity(choice: Choice, model: Model, chat: chats.Chat) -> dict[str, Any]:
+def _identity(choice: BackendOptions, model: Model, chat: chats.Chat) -> dict[str, Any]:
     """What decides an answer; every weight is known by its first bytes, the adapter by all of them."""
     quantised = any(isinstance(module, bitsandbytes.nn.Linear4bit) for module in model.base.modules())
     settings = sorted(path for pattern in SETTINGS for path in model.folder.glob(pattern))

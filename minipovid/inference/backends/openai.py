@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.common.errors import MinipovidError
-from minipovid.inference.backends import Choice, Decoding, Question
+from minipovid.inference.backends import BackendOptions, Decoding, Question
 from minipovid.inference.remote import Message, Reply, Stopped, Unanswered
 from minipovid.inference.remote.client import Teacher
 from minipovid.inference.remote.picture import Picture
@@ -24,7 +24,7 @@ MAX_SIDE = 1024  # pixels of a picture that is sent; COCO's have 640
 _log = logging.getLogger(__name__)
 
 
-def open(choice: Choice) -> Remote:
+def open(choice: BackendOptions) -> Remote:
     """Raises MinipovidError where no model is named, or the environment names no server."""
     if choice.model is None:
         raise MinipovidError("This backend asks a server: name the model with --model, as the server calls it.")

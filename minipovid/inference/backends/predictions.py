@@ -17,14 +17,14 @@ from typing import Any
 from minipovid.common import data_files as rows
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
-from minipovid.inference.backends import Choice, Question
+from minipovid.inference.backends import BackendOptions, Question
 
 IDS = ("question_id", "id", "image_id", "index", "questionId")
 # The likeliest first: in many files "answer" is the right one, beside a "prediction".
 TEXTS = ("model_prediction", "prediction", "model_answer", "response", "output", "caption", "text", "answer")
 
 
-def open(choice: Choice) -> Written:
+def open(choice: BackendOptions) -> Written:
     """Raises MinipovidError where no file is named, it is not there, or a row has no answer or the id of another."""
     if choice.predictions is None:
         raise MinipovidError("This backend reads answers from a file: name it with --predictions.")

@@ -25,14 +25,14 @@ from minipovid.common.errors import MinipovidError
 from minipovid.images.transform import ImageTransform
 from minipovid.inference.llama_cpp.activations import watch_products
 from minipovid.inference.llama_cpp.gguf_files import find_pair
-from minipovid.inference.llama_cpp.kv_cache import Memory, Prompt
+from minipovid.inference.llama_cpp.kv_cache import KvCache, Prompt
 from minipovid.inference.llama_cpp.language import Language
 from minipovid.inference.llama_cpp.libraries import Floats, cores
-from minipovid.inference.llama_cpp.locks import Turns
+from minipovid.inference.llama_cpp.locks import Locks
 from minipovid.inference.llama_cpp.reply import Reply
 from minipovid.inference.llama_cpp.sampling import Sampler, Sampling
 from minipovid.inference.llama_cpp.stream import Stream, whole
-from minipovid.inference.llama_cpp.vision import Eyes, Picture
+from minipovid.inference.llama_cpp.vision import Picture, VisionModel
 from minipovid.models.chat_template import IMAGE, Chat, Turn
 
 __all__ = ["Reply", "Runtime", "Sampling", "find_pair"]
@@ -65,18 +65,18 @@ class Runtime:
         Raises MinipovidError where a file is missing, is not minipovid's, or cannot be loaded, where the model already
         holds the adapter, and for an `n_ctx` that it was not trained for.
         """
-        self.path, self._turns = model_gguf, Turns()
+        self.path, self._turns = model_gguf, Locks()
         on_gpu, watch = n_gpu_layers != 0, watch_products(observe) if observe else None
         with ExitStack() as loaded:
             self._language = language = Language(model_gguf, n_gpu_layers, lora)
             loaded.callback(language.close)
             self.n_ctx = language.context(n_ctx)
             threads = n_threads or (1 if language.n_bytes < SMALL else cores())
-            self._eyes: Eyes | None = None
+            self._eyes: VisionModel | None = None
             if mmproj_gguf is not None:
-                self._eyes = Eyes(mmproj_gguf, language.model, use_gpu=on_gpu, n_threads=threads)
+                self._eyes = VisionModel(mmproj_gguf, language.model, use_gpu=on_gpu, n_threads=threads)
                 loaded.callback(self._eyes.close)
-            self._memory = Memory(
+            self._memory = KvCache(
                 language, self._eyes, n_ctx=self.n_ctx, n_threads=threads, on_gpu=on_gpu, kv_f32=kv_f32, watch=watch
             )
             loaded.callback(self._memory.close)
@@ -227,7 +227,7 @@ class Runtime:
         with self._turns.computing:
             return self._language.parts(written)
 
-    def _sight(self) -> Eyes:
+    def _sight(self) -> VisionModel:
         if self._eyes is None:
             raise MinipovidError(f"{self.path.name} was opened without its mmproj, so it sees no pictures.")
         return self._eyes

@@ -15,13 +15,13 @@ from minipovid.common.errors import MinipovidError
 from minipovid.inference.llama_cpp.ggml import F32, Watch
 from minipovid.inference.llama_cpp.language import Language
 from minipovid.inference.llama_cpp.libraries import NO_FLASH_ATTENTION, Floats, libraries, listen, reason, rows
-from minipovid.inference.llama_cpp.vision import Eyes, Picture
+from minipovid.inference.llama_cpp.vision import Picture, VisionModel
 
 Prompt = Sequence["list[int] | Picture"]  # tokens and pictures, in order
 STEP = 256  # tokens that are read in one go
 
 
-class Memory:
+class KvCache:
     """One conversation's worth of memory: `n_ctx` positions, each a token or a row of a picture.
 
     A new prompt keeps what it has in common with the one before and reads the rest. What was read in one go is kept or
@@ -34,7 +34,7 @@ class Memory:
     def __init__(
         self,
         language: Language,
-        eyes: Eyes | None,
+        eyes: VisionModel | None,
         *,
         n_ctx: int,
         n_threads: int,

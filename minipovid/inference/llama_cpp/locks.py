@@ -32,7 +32,7 @@ class Computing:
             free()
 
 
-class Turns:
+class Locks:
     """A lock that any thread may give back, and that a thread which holds it need not wait for.
 
     An answer that was left half-read must not keep its own reader waiting for ever: it gives way, and if it is read on

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
 
-from minipovid.inference.llama_cpp.locks import Turns
+from minipovid.inference.llama_cpp.locks import Locks
 from minipovid.inference.llama_cpp.stream import Stream
 
 # The next token behind the prompt and those said, with its bytes; None where the answer ends.
@@ -31,7 +31,7 @@ class Reply:
     read to its end, closed or forgotten: use `with`, or `close`, where reading may stop early.
     """
 
-    def __init__(self, step: Step, prompt_tokens: int, max_tokens: int, stream: Stream, turns: Turns) -> None:
+    def __init__(self, step: Step, prompt_tokens: int, max_tokens: int, stream: Stream, turns: Locks) -> None:
         self.prompt_tokens = prompt_tokens  # rows of pictures among them
         self._state, self._reading = _State(), threading.Lock()
         self._pieces = _read(self._state, step, max_tokens, stream, turns)
@@ -78,7 +78,7 @@ class Reply:
         self.close()
 
 
-def _read(state: _State, step: Step, max_tokens: int, stream: Stream, turns: Turns) -> Generator[str, None, None]:
+def _read(state: _State, step: Step, max_tokens: int, stream: Stream, turns: Locks) -> Generator[str, None, None]:
     ended = False
     with turns.taken():
         while not ended and len(state.said) < max_tokens:

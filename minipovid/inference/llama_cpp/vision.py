@@ -46,7 +46,7 @@ class Recent(Generic[Value]):
         return value
 
 
-class Eyes:
+class VisionModel:
     """An mmproj file beside a language model. Raises MinipovidError where it is none or does not fit the model.
 
     `class_token` tells what the pictures need: see `self_test`.

@@ -101,7 +101,7 @@ class Stopped(Exception):
         self.mend = mend
 
 
-class Asked(Protocol):
+class ChatModel(Protocol):
     """Whoever answers: minipovid.inference.remote.client.Teacher is one."""
 
     @property

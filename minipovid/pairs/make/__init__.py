@@ -22,7 +22,7 @@ from minipovid.common import shelf
 from minipovid.common.caches import cache_folder
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
-from minipovid.common.pool import Crew
+from minipovid.common.pool import Pool
 from minipovid.images import embedded as pictures
 from minipovid.images import load as images
 from minipovid.images.embedded import Embedded, Store
@@ -31,7 +31,7 @@ from minipovid.pairs.formats import Seed, jsonl
 from minipovid.pairs.make.journal import NAME, Journal
 from minipovid.pairs.make.ledger import Counts as Counts
 from minipovid.pairs.make.ledger import Ledger
-from minipovid.pairs.make.makers import Maker, Outcome, Workshop
+from minipovid.pairs.make.makers import Maker, MakerOptions, Outcome
 from minipovid.pairs.make.progress import Progress
 from minipovid.pairs.pair import BadRow, Pair
 from minipovid.recipe import run_folder
@@ -68,7 +68,7 @@ def makers() -> list[str]:
     return shelf.names("pairs.make.makers")
 
 
-def maker(name: str, shop: Workshop) -> Maker:
+def maker(name: str, shop: MakerOptions) -> Maker:
     """Raises MinipovidError where the shelf has no such maker, and what the maker raises."""
     made: Maker = shelf.load("pairs.make.makers", name).maker(shop)
     return made
@@ -154,7 +154,7 @@ def _through(
 
     ended: Stopped | None = None
     try:
-        with Crew(work, tasks, maker.workers, maker.stop) as crew:
+        with Pool(work, tasks, maker.workers, maker.stop) as crew:
             for seed, outcome in crew.results():
                 if isinstance(outcome, Stopped):
                     crew.close()

@@ -15,7 +15,7 @@ from minipovid.common.caches import cache_folder
 from minipovid.pairs import formats as formats
 from minipovid.pairs import make
 from minipovid.pairs.formats import Seed
-from minipovid.pairs.make.makers import Workshop, rule
+from minipovid.pairs.make.makers import MakerOptions, rule
 from minipovid.pairs.pair import BadRow
 from minipovid.recipe import run_folder
 from minipovid.tinyworld.world import once
@@ -36,5 +36,5 @@ def _make(world: Path, to: Path) -> None:
     def seeds() -> Iterator[Seed | BadRow]:
         return formats.seeds(world / "seeds.json", "llava")
 
-    maker = make.maker("rule", Workshop(seeds, count_on=world / "everyday.txt"))
+    maker = make.maker("rule", MakerOptions(seeds, count_on=world / "everyday.txt"))
     make.make(seeds, maker, to, root=world, progress=False)

@@ -113,7 +113,7 @@ class Forecast:
 _HEAD = f"  {'':<10}{'GiB':>5}{'needs':>7}  {'fits':<6}{'checkpointing':<15}{'micro_batch':<13}{'s/step':<8}time"
 
 
-class Verdict(NamedTuple):
+class FitVerdict(NamedTuple):
     """Does it fit a card, and what to change where it does not."""
 
     fits: bool
@@ -149,7 +149,7 @@ def forecast(model: Shapes, recipe: Recipe, memory_gib: float = 0.0, on_gpu: boo
     )
 
 
-def verdict(predicted: Forecast, recipe: Recipe, card_gib: float) -> Verdict:
+def verdict(predicted: Forecast, recipe: Recipe, card_gib: float) -> FitVerdict:
     """Whether the recipe fits a card, and if not, which changes make it fit; and which known cards it fits."""
     model = shapes(recipe.model.path, recipe.model.revision)
     recipe = settled_for(model, recipe, card_gib)
@@ -158,15 +158,15 @@ def verdict(predicted: Forecast, recipe: Recipe, card_gib: float) -> Verdict:
     cards = f" Of the known cards, {_listed(known)} can do it." if known else ""
     if start <= card_gib:
         fits = "It fits, but tightly" if is_tight(start, card_gib) else "It fits"
-        return Verdict(True, card_gib, {}, f"{fits}: {start:.1f} of {card_gib:g} GiB{_how(recipe)}.{cards}")
+        return FitVerdict(True, card_gib, {}, f"{fits}: {start:.1f} of {card_gib:g} GiB{_how(recipe)}.{cards}")
     changes, peak = economise(model, recipe, card_gib)
     if not changes:
-        return Verdict(
+        return FitVerdict(
             False, card_gib, {}, f"It does not fit: {start:.1f} of {card_gib:g} GiB; use a smaller model.{cards}"
         )
     end = f"then it takes {peak:.1f} GiB" if peak <= card_gib else f"and a smaller model: {peak:.1f} GiB is left"
     sentence = f"It does not fit: {start:.1f} of {card_gib:g} GiB; set {_settings(changes)}, {end}.{cards}"
-    return Verdict(False, card_gib, changes, sentence)
+    return FitVerdict(False, card_gib, changes, sentence)
 
 
 def advice(recipe: Recipe, memory_gib: float | None = None) -> str:

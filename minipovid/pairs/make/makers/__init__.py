@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from minipovid.common.errors import MinipovidError
-from minipovid.inference.remote import Asked, Usage
+from minipovid.inference.remote import ChatModel, Usage
 from minipovid.pairs.pair import BadRow, Pair
 
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ def no_teacher() -> NoReturn:
 
 
 @dataclass(frozen=True)
-class Workshop:
+class MakerOptions:
     """What makers may take: `teacher` is called by who needs one."""
 
     seeds: Seeds
-    teacher: Callable[[], Asked] = no_teacher
+    teacher: Callable[[], ChatModel] = no_teacher
     kind: str = "auto"  # povid's
     picture: bool = True  # povid's
     seed: int = 0  # rule's

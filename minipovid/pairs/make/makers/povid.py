@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minipovid.common.errors import MinipovidError
-from minipovid.inference.remote import Asked, Message, Reply, Unanswered, Usage, text_tokens, tokens
+from minipovid.inference.remote import ChatModel, Message, Reply, Unanswered, Usage, text_tokens, tokens
 from minipovid.inference.remote.picture import Picture
 from minipovid.inference.remote.structured import parsed
 from minipovid.pairs.formats import Seed, short
 from minipovid.pairs.injection import NotInjected, injected, schema
-from minipovid.pairs.make.makers import Outcome, Workshop
+from minipovid.pairs.make.makers import MakerOptions, Outcome
 from minipovid.pairs.pair import Pair
 
 PROMPTS = {"description": "description.v1", "reasoning": "reasoning.v1"}
@@ -73,7 +73,7 @@ def kind_of(question: str, answer: str) -> str:
     return "reasoning" if _JUDGES.search(question) or _CONCLUDES.search(answer) else "description"
 
 
-def maker(shop: Workshop) -> Injector:
+def maker(shop: MakerOptions) -> Injector:
     """Raises MinipovidError for an unknown kind of prompt, and what the teacher raises."""
     if shop.kind != "auto" and shop.kind not in PROMPTS:
         raise MinipovidError(f"There is no kind {shop.kind!r} of prompt; known: auto, {', '.join(PROMPTS)}.")
@@ -84,7 +84,7 @@ def maker(shop: Workshop) -> Injector:
 class Injector:
     """The maker. `with_picture` False is for teachers that read and do not see."""
 
-    teacher: Asked
+    teacher: ChatModel
     kind: str = "auto"
     with_picture: bool = True
 

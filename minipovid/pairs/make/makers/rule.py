@@ -32,7 +32,7 @@ from minipovid.inference.remote import Usage
 from minipovid.pairs import lexicon
 from minipovid.pairs.formats import Seed, seeds, short
 from minipovid.pairs.lexicon import BEFORE_A_PROPERTY, SMALL, WORD, Thing, Things, article, swap_pattern, swaps
-from minipovid.pairs.make.makers import Outcome, Workshop
+from minipovid.pairs.make.makers import MakerOptions, Outcome
 from minipovid.pairs.pair import Pair, Span
 
 VERSION = "rule v2"  # raise it when the rules or the words change: pairs are made anew
@@ -124,7 +124,7 @@ def table(answers: Sequence[str]) -> Table:
     return Table(things, together, said)
 
 
-def maker(shop: Workshop) -> Rules:
+def maker(shop: MakerOptions) -> Rules:
     """Raises MinipovidError where `count_on` cannot be read or holds no answers."""
     if shop.count_on is None:
         return Rules(table([seed.answer for seed in shop.seeds() if isinstance(seed, Seed)]), shop.seed)
