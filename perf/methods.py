@@ -23,7 +23,7 @@ from minipovid.common.files import finished
 from minipovid.export import export, export_base
 from minipovid.recipe import read as recipe
 from minipovid.recipe import schema
-from minipovid.train import checkpoint as resume
+from minipovid.train import checkpoint
 from minipovid.train.run import train
 
 DPO = {"name": "dpo"}
@@ -84,7 +84,7 @@ def borrow_first_stage(run: Path, settings: schema.Recipe) -> None:
         if theirs.model_copy(update={"stages": []}) == settings.model_copy(update={"stages": []}) and (
             theirs.stages[0] == settings.stages[0]
         ):
-            found = (resume.read(path) for path in sorted(other.glob("checkpoint-*")))
+            found = (checkpoint.read(path) for path in sorted(other.glob("checkpoint-*")))
             first = next(each.folder for each in found if (each.position.stage, each.position.step) == (1, 0))
             with finished(run) as draft:
                 shutil.copytree(first, draft / first.name)

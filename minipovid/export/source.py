@@ -12,7 +12,7 @@ from minipovid.common.files import read_json
 from minipovid.export import naming, vocabulary
 from minipovid.export.naming import Title
 from minipovid.models import adapter as lora
-from minipovid.models import chat_template as chats
+from minipovid.models import chat_template
 from minipovid.models.adapter import Factor
 from minipovid.models.chat_template import IMAGE, Chat
 from minipovid.models.families import GgufFamily
@@ -54,7 +54,7 @@ class Source:
     @cached_property
     def chat(self) -> Chat:
         """How this model writes a conversation down."""
-        return chats.of(self.model, self.words[0])
+        return chat_template.of(self.model, self.words[0])
 
     @cached_property
     def adapter_sha256(self) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipovid.common.errors import MinipovidError
-from minipovid.models import chat_template as chats
+from minipovid.models import chat_template
 from minipovid.models.chat_template import Chat
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Encoder:
 
     @classmethod
     def of(cls, model: Model, max_length: int) -> Encoder:
-        chat = chats.of(model.folder, model.tokenizer)
+        chat = chat_template.of(model.folder, model.tokenizer)
         return cls(chat, model.tokenizer, model.image_token_id, model.image_tokens, max_length)
 
     def __call__(self, question: str, texts: Mapping[str, str]) -> Example:

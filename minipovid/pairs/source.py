@@ -13,7 +13,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.images import load as images
 from minipovid.images.embedded import Embedded, Store, placed
 from minipovid.models.encoder import Encoder
-from minipovid.pairs import formats as formats
+from minipovid.pairs import formats
 from minipovid.pairs.formats import Unpaired, where
 from minipovid.pairs.make import builtin
 from minipovid.pairs.pair import BadRow, Pair

@@ -22,7 +22,6 @@ from minipovid.images.views.cropped import crop
 from minipovid.images.views.noised import Noiser
 from minipovid.models.encoder import Encoder, Example
 from minipovid.models.tree_attention.tokens import Tokens
-from minipovid.pairs import formats as formats
 from minipovid.pairs.pair import ANSWERS, Pair
 from minipovid.recipe.schema import Recipe
 from minipovid.train.batch import Batch, Pictures

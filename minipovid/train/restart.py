@@ -17,7 +17,7 @@ from minipovid.pairs.source import locate
 from minipovid.recipe import read as recipes
 from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
-from minipovid.train import checkpoint as resume
+from minipovid.train import checkpoint
 
 # Keys that may change between two starts of a run: none of them can change more of a weight than its last digits.
 FREE = (
@@ -85,4 +85,4 @@ def claim(run: Path, recipe: Recipe) -> None:
 
 
 def _is_begun(run: Path) -> bool:
-    return (run / run_folder.ADAPTER).is_dir() or resume.latest(run) is not None
+    return (run / run_folder.ADAPTER).is_dir() or checkpoint.latest(run) is not None

@@ -40,9 +40,8 @@ from minipovid.pairs.pair import Pair
 from minipovid.pairs.source import load_pairs, locate, split
 from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
-from minipovid.train import checkpoint as resume
+from minipovid.train import checkpoint, losses, optimisers, plan
 from minipovid.train import log as meter
-from minipovid.train import losses, optimisers, plan
 from minipovid.train.batch import Batch
 from minipovid.train.checkpoint import Position
 from minipovid.train.data import PairDataset, collate, visiting_order
@@ -82,7 +81,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _advice(run: Path) -> str:
-    begun = resume.latest(run) is not None
+    begun = checkpoint.latest(run) is not None
     other = " Settings that would change the result want another --out, as this run has begun." if begun else ""
     return plan.advice(run_folder.recipe(run)) + other
 
@@ -174,7 +173,7 @@ def _dataset(recipe: Recipe, run: Path, model: Model, accelerator: Accelerator) 
 
 def _begin(recipe: Recipe, run: Path, model: Model, accelerator: Accelerator) -> Position:
     """Where to go on: at the newest checkpoint, at an earlier run's adapter, or at the untouched base."""
-    newest = resume.latest(run)
+    newest = checkpoint.latest(run)
     if accelerator.is_main_process:
         meter.rewind(run / run_folder.LOG, newest.position.global_step if newest else 0)
     accelerator.wait_for_everyone()
@@ -184,7 +183,7 @@ def _begin(recipe: Recipe, run: Path, model: Model, accelerator: Accelerator) ->
                 f"{run} was begun with {newest.processes} processes and this start has {accelerator.num_processes}, "
                 f"which would share the pairs out otherwise; start it with {newest.processes}, or choose another --out."
             )
-        resume.restore(newest.folder, model)
+        checkpoint.restore(newest.folder, model)
         return newest.position
     if recipe.start_from is not None:
         model.load_adapter(Path(recipe.start_from) / run_folder.ADAPTER)
@@ -272,9 +271,9 @@ class Stage:
 
     def _restore(self) -> Mapping[str, Any]:
         """Take up the optimiser where a checkpoint left it, or begin a stage; returns the log's open sums."""
-        newest = resume.latest(self.trainer.run)
+        newest = checkpoint.latest(self.trainer.run)
         if self.position.step and newest is not None:
-            resume.restore_optimizer(newest.folder, self.optimizer)
+            checkpoint.restore_optimizer(newest.folder, self.optimizer)
             return newest.meter
         if self.index:
             self.model.freeze_reference()
@@ -284,7 +283,7 @@ class Stage:
         if self.accelerator.is_main_process:
             keep = self.settings.save_total_limit
             processes = self.accelerator.num_processes
-            resume.save(self.trainer.run, self.model, self.optimizer, self.position, log, keep, processes)
+            checkpoint.save(self.trainer.run, self.model, self.optimizer, self.position, log, keep, processes)
         self.accelerator.wait_for_everyone()
 
     def _epoch(self) -> float:

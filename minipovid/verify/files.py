@@ -13,8 +13,7 @@ from typing import Any
 import gguf
 
 from minipovid.models.parts import vision as vision_layout
-from minipovid.verify import tensors as looks
-from minipovid.verify import weights
+from minipovid.verify import tensors, weights
 from minipovid.verify.causes import Cause, listed
 from minipovid.verify.expected import Expected
 
@@ -45,7 +44,7 @@ def examine(name: str, reader: Header, expected: Expected, other: Expected | Non
 
 def unread(name: str, reader: Header) -> Iterator[str]:
     """A note about weights that could not be looked into."""
-    kinds = [tensor.tensor_type for tensor in reader.tensors if not looks.is_readable(tensor.tensor_type)]
+    kinds = [tensor.tensor_type for tensor in reader.tensors if not tensors.is_readable(tensor.tensor_type)]
     if kinds:
         types = listed(sorted({kind.name for kind in kinds}))
         share = f"{len(kinds)} of {len(reader.tensors)} tensors"

@@ -20,9 +20,8 @@ from minipovid.models import adapter as lora
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
-from minipovid.verify import files, measures, weights
+from minipovid.verify import files, measures, tokens, weights
 from minipovid.verify import sheet as sheets
-from minipovid.verify import tokens as words
 from minipovid.verify import vision as eyes
 from minipovid.verify.answers import Said, ask, judge
 from minipovid.verify.causes import Cause, distinct
@@ -165,7 +164,7 @@ class Bench:
         return row
 
     def _look_into(self, text: Path, header: files.Header) -> Iterator[Cause]:
-        yield from words.examine(text.name, header, self.sheet.chat)
+        yield from tokens.examine(text.name, header, self.sheet.chat)
         merge_base = str(files.value(header, "minipovid.merge_base") or "original")
         expected = self._expected("text", merge_base)
         if expected is not None:
@@ -212,13 +211,14 @@ class Bench:
         chat, before = self.sheet.chat, len(row.causes)
         both = list(zip(self.sheet.rows, self.pairs, strict=True))
         prompts = (
-            words.compare(row.file, header, runtime, chat, pair.prompt, told.prompt_ids.tolist()) for told, pair in both
+            tokens.compare(row.file, header, runtime, chat, pair.prompt, told.prompt_ids.tolist())
+            for told, pair in both
         )
-        row.causes += filter(None, [next(filter(None, prompts), None), words.answers(row.file, runtime, chat)])
+        row.causes += filter(None, [next(filter(None, prompts), None), tokens.answers(row.file, runtime, chat)])
         if len(row.causes) > before:
             return  # answers have other tokens because of that
         answers = (
-            words.compare_answer(
+            tokens.compare_answer(
                 row.file, header, runtime, pair.prompt, getattr(pair, kind), told.answers[kind].ids.tolist()
             )
             for told, pair in both

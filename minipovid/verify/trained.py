@@ -32,7 +32,7 @@ from minipovid.train.batch import Batch
 from minipovid.train.data import PairDataset, collate
 from minipovid.train.losses import View
 from minipovid.train.scoring import score
-from minipovid.verify import vision as eyes
+from minipovid.verify import vision
 from minipovid.verify.float32 import widen
 from minipovid.verify.sheet import ANSWERS, TOP, Array, Row, Sheet, Told
 
@@ -179,19 +179,21 @@ def _features(model: Model, transform: ImageTransform) -> dict[str, Array]:
     The model computes in float32 (wide.py): faults are told apart by less than bfloat16's rounding.
     """
     found = {fault.name: _seen(model, transform, fault) for fault in _faults(model)}
-    return {name: value for name, value in found.items() if name == eyes.TRUE or value.shape == found[eyes.TRUE].shape}
+    return {
+        name: value for name, value in found.items() if name == vision.TRUE or value.shape == found[vision.TRUE].shape
+    }
 
 
 def _seen(model: Model, transform: ImageTransform, fault: _Fault) -> Array:
-    pixels = np.stack([transform.normalise(fault.canvas(picture, transform)) for picture in eyes.probes()])
+    pixels = np.stack([transform.normalise(fault.canvas(picture, transform)) for picture in vision.probes()])
     with fault.plant():
         features = model.family.image_features(model.base, torch.from_numpy(pixels).to(model.device))
-    return eyes.projected(_array(features.float()))
+    return vision.projected(_array(features.float()))
 
 
 def _faults(model: Model) -> Iterator[_Fault]:
-    yield _Fault(eyes.TRUE, eyes.padded)
-    for name, canvas in eyes.CANVASES.items():
+    yield _Fault(vision.TRUE, vision.padded)
+    for name, canvas in vision.CANVASES.items():
         yield _Fault(name, canvas)
     config: Any = model.base.config
     tower, projector = model.family.vision_modules(model.base)
@@ -200,13 +202,13 @@ def _faults(model: Model) -> Iterator[_Fault]:
         states = config.vision_config.num_hidden_layers + 1  # what enters the first layer, and what leaves each
         for layer in set(range(states)) - {used % states}:
             # Counted from the end: transformers takes 0 for "none".
-            yield _Fault(f"layer {layer}", eyes.padded, partial(_setting, config, layer - states))
+            yield _Fault(f"layer {layer}", vision.padded, partial(_setting, config, layer - states))
     embeddings = next((part for part in tower.modules() if hasattr(part, "class_embedding")), None)
     if embeddings is not None:
-        yield _Fault("class token", eyes.padded, partial(_class_token_last, embeddings))
+        yield _Fault("class token", vision.padded, partial(_class_token_last, embeddings))
     linear = [part for part in projector.modules() if isinstance(part, nn.Linear)]
     if len(linear) == 2 and linear[0].weight.shape == linear[1].weight.shape:
-        yield _Fault("projector", eyes.padded, partial(_swapped, *linear))
+        yield _Fault("projector", vision.padded, partial(_swapped, *linear))
 
 
 @contextmanager

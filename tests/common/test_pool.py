@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from minipovid.common import pool as crew_module
+from minipovid.common import pool
 from minipovid.common.pool import Pool
 
 
@@ -86,7 +86,7 @@ def test_a_second_ctrl_c_interrupts_at_once() -> None:
 
 
 def test_what_hangs_is_waited_for_no_longer_than_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew_module, "GRACE", 0.2)
+    monkeypatch.setattr(pool, "GRACE", 0.2)
     never = threading.Event()
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), Pool(lambda item: never.wait(60), iter(range(2)), 2) as crew:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from minipovid.models import chat_template as chats
+from minipovid.models import chat_template
 from minipovid.models.chat_template import Turn
 from minipovid.models.families import llava
 
@@ -45,7 +45,7 @@ class Twin:
             self.model = PeftModel.from_pretrained(self.model, adapter).merge_and_unload()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.transform = llava.image_transform(folder)
-        self.chat = chats.of(folder, self.tokenizer)
+        self.chat = chat_template.of(folder, self.tokenizer)
         self.end = self.model.generation_config.eos_token_id
 
     def features(self, image: Image.Image) -> np.ndarray:

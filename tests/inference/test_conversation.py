@@ -17,8 +17,7 @@ from twin import QUESTIONS, Twin, picture
 from minipovid.common.errors import MinipovidError
 from minipovid.export import export_base
 from minipovid.inference import llama_cpp
-from minipovid.inference.llama_cpp import Runtime, Sampling
-from minipovid.inference.llama_cpp import kv_cache as memory
+from minipovid.inference.llama_cpp import Runtime, Sampling, kv_cache
 from minipovid.inference.llama_cpp.kv_cache import KvCache
 from minipovid.inference.llama_cpp.language import Language
 from minipovid.inference.llama_cpp.sampling import Sampler
@@ -247,7 +246,7 @@ def test_long_texts_are_read_in_steps(tmp_path: Path, steps: list[int], monkeypa
         assert steps == [256, 256, 188]
         other = runtime._memory.read([[*ids[:600], *ids[500:600]]])
         assert steps == [256, 256, 188, 188]
-    monkeypatch.setattr(memory, "STEP", 1024)
+    monkeypatch.setattr(kv_cache, "STEP", 1024)
     with Runtime(files[0], None, n_ctx=1024) as runtime:
         np.testing.assert_allclose(logits, runtime._memory.read([ids], 300), rtol=0, atol=0.01)
         np.testing.assert_allclose(other, runtime._memory.read([[*ids[:600], *ids[500:600]]]), rtol=0, atol=0.01)

@@ -30,8 +30,7 @@ import tiny_llava
 import torch
 from PIL import Image
 
-from minipovid.common import data_files as rows
-from minipovid.common import shelf
+from minipovid.common import data_files, shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.images import embedded as pictures
 from minipovid.models.encoder import Encoder
@@ -932,7 +931,7 @@ def test_an_id_keeps_its_row_across_processes(tmp_path: Path) -> None:
 
 def values(text: str, tmp_path: Path) -> Iterator[Any]:
     (tmp_path / "v.json").write_text(text, encoding="utf-8")
-    return (value for _, value in rows.rows(tmp_path / "v.json"))
+    return (value for _, value in data_files.rows(tmp_path / "v.json"))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64, 1 << 20])
@@ -940,7 +939,7 @@ def test_a_json_list_is_read_the_same_in_chunks_of_any_size(
     chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """json.loads, which holds all of it, is the oracle."""
-    monkeypatch.setattr(rows, "CHUNK", chunk)
+    monkeypatch.setattr(data_files, "CHUNK", chunk)
     dice = random.Random(chunk)
     awkward = [
         1.5e-10,
@@ -975,7 +974,7 @@ def test_a_json_list_is_read_the_same_in_chunks_of_any_size(
 def test_a_broken_list_gives_its_rows_and_then_a_sentence(
     text: str, count: int, why: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "CHUNK", chunk)
+    monkeypatch.setattr(data_files, "CHUNK", chunk)
     seen = []
     with pytest.raises(MinipovidError, match=why.replace("[", r"\[")):
         for value in values(text, tmp_path):
@@ -985,16 +984,16 @@ def test_a_broken_list_gives_its_rows_and_then_a_sentence(
 
 def test_a_mistake_early_in_a_large_file_is_found_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that more text cannot heal must not make the reader swallow the rest."""
-    monkeypatch.setattr(rows, "CHUNK", 1000)
+    monkeypatch.setattr(data_files, "CHUNK", 1000)
     text = '[{"a": nonsense}, ' + " " * 1_000_000 + "]"
-    monkeypatch.setattr(rows, "LONGEST", 5000)
+    monkeypatch.setattr(data_files, "LONGEST", 5000)
     with pytest.raises(MinipovidError, match="Expecting value"):
         list(values(text, tmp_path))
 
 
 def test_a_value_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "CHUNK", 1000)
-    monkeypatch.setattr(rows, "LONGEST", 20_000)
+    monkeypatch.setattr(data_files, "CHUNK", 1000)
+    monkeypatch.setattr(data_files, "LONGEST", 20_000)
     with pytest.raises(MinipovidError, match="a value is longer than 20,000 characters"):
         list(values('["' + "x" * 1_000_000 + '"]', tmp_path))
 
@@ -1004,15 +1003,15 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
     whole = (tmp_path / "d.parquet").read_bytes()
     (tmp_path / "d.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(MinipovidError, match="The pairs .* cannot be read"):
-        list(rows.rows(tmp_path / "d.parquet"))
+        list(data_files.rows(tmp_path / "d.parquet"))
 
 
 def test_folders_hold_one_kind_of_data_file(tmp_path: Path) -> None:
     with pytest.raises(MinipovidError, match="holds no data file"):
-        list(rows.rows(tmp_path))
+        list(data_files.rows(tmp_path))
     as_json(tmp_path, [TRL], "b.jsonl")
     as_json(tmp_path, [TRL, 5], "a.jsonl")
-    assert list(rows.rows(tmp_path)) == [("1 of a.jsonl", TRL), ("2 of a.jsonl", 5), ("1 of b.jsonl", TRL)]
+    assert list(data_files.rows(tmp_path)) == [("1 of a.jsonl", TRL), ("2 of a.jsonl", 5), ("1 of b.jsonl", TRL)]
     as_json(tmp_path, [TRL], "c.json")
     with pytest.raises(MinipovidError, match=r"holds \.json and \.jsonl files; name the one that holds the pairs"):
-        list(rows.rows(tmp_path))
+        list(data_files.rows(tmp_path))

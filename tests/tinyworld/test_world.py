@@ -18,7 +18,7 @@ import pytest
 from world_claims import RELATIONS, claims, holds
 
 from minipovid.common.errors import MinipovidError
-from minipovid.pairs import formats as formats
+from minipovid.pairs import formats
 from minipovid.pairs.formats import Seed
 from minipovid.tinyworld import CHECKPOINT, OBJECTS, materialise, seeds, text, world
 from minipovid.tinyworld.scenes import (

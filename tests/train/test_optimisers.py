@@ -13,8 +13,7 @@ from torch import nn
 
 from minipovid.common.errors import MinipovidError
 from minipovid.recipe.schema import TrainSection
-from minipovid.train import checkpoint as resume
-from minipovid.train import optimisers
+from minipovid.train import checkpoint, optimisers
 
 NAMES = ["adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
 EIGHT_BIT = {"adamw_8bit", "paged_adamw_8bit"}
@@ -63,13 +62,13 @@ def test_resuming_is_bit_for_bit(name: str, tmp_path: Path) -> None:
     steps(through, whole, range(6))
     first = an_optimiser(name, halved)
     steps(first, halved, range(3))
-    save_file(resume._moments(first), tmp_path / "optimizer.safetensors")
+    save_file(checkpoint._moments(first), tmp_path / "optimizer.safetensors")
     second = an_optimiser(name, halved)
-    resume.restore_optimizer(tmp_path, second)
+    checkpoint.restore_optimizer(tmp_path, second)
     steps(second, halved, range(3, 6))
     for one, other in zip(whole, halved, strict=True):
         assert torch.equal(one, other)
-    kept, resumed = resume._moments(through), resume._moments(second)
+    kept, resumed = checkpoint._moments(through), checkpoint._moments(second)
     assert kept.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[key]) and value.dtype == resumed[key].dtype for key, value in kept.items())
     assert {f"{index}.step" for index in range(len(SHAPES))} <= set(kept)
@@ -80,10 +79,10 @@ def test_a_weight_without_a_gradient_has_no_state_to_save(tmp_path: Path) -> Non
         weights = weights_of(SHAPES)
         optimizer = an_optimiser(name, weights)
         steps(optimizer, weights[1:], range(1))
-        save_file(resume._moments(optimizer), tmp_path / "optimizer.safetensors")
+        save_file(checkpoint._moments(optimizer), tmp_path / "optimizer.safetensors")
         assert {key.partition(".")[0] for key in load_file(tmp_path / "optimizer.safetensors")} == {"1", "2", "3"}
         fresh = an_optimiser(name, weights)
-        resume.restore_optimizer(tmp_path, fresh)
+        checkpoint.restore_optimizer(tmp_path, fresh)
         assert weights[0] not in fresh.state
         steps(fresh, weights, range(1, 2))  # its first step, the others' second
 
@@ -92,9 +91,9 @@ def test_moments_in_another_form_are_refused(tmp_path: Path) -> None:
     weights = weights_of(SHAPES)
     wide = an_optimiser("paged_adamw_32bit", weights)
     steps(wide, weights, range(1))
-    save_file(resume._moments(wide), tmp_path / "optimizer.safetensors")
+    save_file(checkpoint._moments(wide), tmp_path / "optimizer.safetensors")
     with pytest.raises(MinipovidError, match="install the version that wrote them"):
-        resume.restore_optimizer(tmp_path, an_optimiser("paged_adamw_8bit", weights))
+        checkpoint.restore_optimizer(tmp_path, an_optimiser("paged_adamw_8bit", weights))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,7 +102,9 @@ def test_bytes_per_weight(name: str) -> None:
     weights = weights_of([(50, 100)])
     optimizer = an_optimiser(name, weights)
     steps(optimizer, weights, range(1))
-    kept = {key: value for key, value in resume._moments(optimizer).items() if "qmap" not in key and "step" not in key}
+    kept = {
+        key: value for key, value in checkpoint._moments(optimizer).items() if "qmap" not in key and "step" not in key
+    }
     assert sum(value.nbytes for value in kept.values()) == (10_160 if name in EIGHT_BIT else 40_000)
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from training_cases import a_recipe, lines
 
-from minipovid.train import checkpoint as resume
+from minipovid.train import checkpoint
 from minipovid.train.run import train
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ def test_killed_processes_go_on_where_they_stopped(world: Path, tmp_path: Path) 
     run, dice, kills = tmp_path / "killed", random.Random(0), []
     while not (run / "adapter").is_dir():
         process = launch(2, recipe, run)
-        begun = resume.latest(run)
+        begun = checkpoint.latest(run)
         while process.poll() is None and resume_step(run) <= (begun.position.global_step if begun else 0):
             time.sleep(0.01)
         try:
@@ -90,7 +90,7 @@ def test_killed_processes_go_on_where_they_stopped(world: Path, tmp_path: Path) 
 
 
 def resume_step(run: Path) -> int:
-    newest = resume.latest(run)
+    newest = checkpoint.latest(run)
     return newest.position.global_step if newest else 0
 
 

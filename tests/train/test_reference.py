@@ -15,8 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from minipovid.common.errors import MinipovidError
-from minipovid.models import chat_template as chats
-from minipovid.models import load
+from minipovid.models import chat_template, load
 from minipovid.models import model as models
 from minipovid.models.encoder import Encoder
 from minipovid.pairs.pair import Pair
@@ -146,7 +145,7 @@ def test_another_seed_is_another_noise_and_nothing_else(world: Path) -> None:
 def test_another_template_is_everything(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = a_model(world)
     ask(world, model, {"name": "dpo"})
-    monkeypatch.setattr(chats, "VICUNA", replace(chats.VICUNA, begin="Look. "))
+    monkeypatch.setattr(chat_template, "VICUNA", replace(chat_template.VICUNA, begin="Look. "))
     assert ask(world, model, {"name": "dpo"})[1:] == (6, 3)
 
 

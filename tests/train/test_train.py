@@ -24,9 +24,7 @@ from training_cases import STAGES, a_recipe, lines
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs.source import split
 from minipovid.recipe import read as recipes
-from minipovid.train import checkpoint as resume
-from minipovid.train import log as meter
-from minipovid.train import losses
+from minipovid.train import checkpoint, log, losses
 from minipovid.train.losses import Judged, View
 from minipovid.train.run import Trainer, train
 from minipovid.train.stages.preference import Objective
@@ -189,7 +187,7 @@ def test_memory_that_runs_out_is_one_sentence_and_loses_nothing(
     monkeypatch.setattr(Objective, "forward", dying)
     with pytest.raises(MinipovidError, match=r"The memory ran out; .* GiB were predicted.*; set train\.micro_batch=1"):
         train(recipe, run, progress=False)
-    assert resume.latest(run).position.global_step == 6
+    assert checkpoint.latest(run).position.global_step == 6
     train(recipe, run, progress=False)
     same_bytes(run, finished_run)
 
@@ -207,7 +205,7 @@ def test_another_number_of_processes_is_refused(world: Path, finished_run: Path,
     """It would share the remaining pairs out otherwise, and skip or repeat some."""
     run = shutil.copytree(finished_run, tmp_path / "run")
     shutil.rmtree(run / "adapter")
-    state = resume.latest(run).folder / "state.json"
+    state = checkpoint.latest(run).folder / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "processes": 2}))
     with pytest.raises(MinipovidError, match="was begun with 2 processes and this start has 1"):
         train(recipes.read(run / "recipe.yaml"), run, progress=False)
@@ -249,7 +247,7 @@ def test_interrupted_at_every_step_ends_with_the_same_bytes(world: Path, finishe
             try:
                 train(recipe, run, progress=False)
             except KeyboardInterrupt:
-                assert resume.latest(run).position.global_step == starts
+                assert checkpoint.latest(run).position.global_step == starts
     assert starts == 19  # 18 steps, each interrupted, and the start that finds nothing left to do
     same_bytes(run, finished_run)
 
@@ -273,7 +271,7 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(world: Path, finished
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            newest = resume.latest(run)
+            newest = checkpoint.latest(run)
             kills.append(newest.position.global_step if newest else 0)
         for path in run.glob("**/*.safetensors"):
             if not any(part.startswith(".") for part in path.relative_to(run).parts):
@@ -314,7 +312,7 @@ def test_killed_while_a_checkpoint_is_replaced(
         patch.setattr(os, "replace", dying_rename)
         with pytest.raises(Killed):
             train(recipe, run, progress=False)
-    newest = resume.latest(run)
+    newest = checkpoint.latest(run)
     assert newest is not None and newest.position.global_step >= 6
     train(recipe, run, progress=False)
     assert not list(run.glob(".*"))
@@ -325,5 +323,5 @@ def same_bytes(run: Path, other: Path) -> None:
     """The same adapter, and the same log but for the machine's work."""
     adapters = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (run, other)]
     assert adapters[0] == adapters[1]
-    logs = [[{k: v for k, v in line.items() if k not in meter.VARYING} for line in lines(r)] for r in (run, other)]
+    logs = [[{k: v for k, v in line.items() if k not in log.VARYING} for line in lines(r)] for r in (run, other)]
     assert logs[0] == logs[1]

@@ -12,9 +12,7 @@ from gguf import quantize
 from safetensors.numpy import save_file
 
 from minipovid.models.stored_tensors import Tensors
-from minipovid.verify import answers, measures, spans, weights
-from minipovid.verify import tensors as looks
-from minipovid.verify import vision as eyes
+from minipovid.verify import answers, measures, spans, tensors, vision, weights
 from minipovid.verify.causes import Cause, distinct, listed
 from minipovid.verify.sheet import Row, Told
 from minipovid.verify.tensors import Look
@@ -122,12 +120,12 @@ def test_share_is_found_under_rounding(kind: Kind, share: float) -> None:
     rng = np.random.default_rng(1)
     base = rng.normal(size=(64, 1024)).astype(np.float32)
     adapter = (0.01 * rng.normal(size=(64, 8)) @ rng.normal(size=(8, 1024)) / 8**0.5).astype(np.float32)
-    found = looks.dequantize(quantize(base + np.float32(share) * adapter, kind), kind)
-    fitted, doubt, left = looks.fit(found, base, adapter)
+    found = tensors.dequantize(quantize(base + np.float32(share) * adapter, kind), kind)
+    fitted, doubt, left = tensors.fit(found, base, adapter)
     assert fitted is not None
     assert abs(fitted - share) < 4 * doubt + 0.02
     assert doubt < 0.05
-    assert left < looks.allowed(kind) * np.linalg.norm(base)
+    assert left < tensors.allowed(kind) * np.linalg.norm(base)
 
 
 def look(name: str, share: float, doubt: float = 0.001) -> Look:
@@ -239,10 +237,10 @@ def test_projection_keeps_distances() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 576, 4096)).astype(np.float32)
     near = a + 0.01 * b
-    true, seen = (np.linalg.norm(x - y) / np.linalg.norm(x) for x, y in ((a, near), map(eyes.projected, (a, near))))
+    true, seen = (np.linalg.norm(x - y) / np.linalg.norm(x) for x, y in ((a, near), map(vision.projected, (a, near))))
     assert seen == pytest.approx(true, rel=0.1)
-    assert eyes.projected(a[:, :64]) is not None
-    assert eyes.projected(a).shape == (576, eyes.WIDTH)
+    assert vision.projected(a[:, :64]) is not None
+    assert vision.projected(a).shape == (576, vision.WIDTH)
 
 
 class Seeing:
@@ -259,13 +257,13 @@ def test_the_nearest_known_sight_is_named_even_where_it_is_close() -> None:
     """A tower whose last layer does little: both are within the bound, and still only one is right."""
     right = np.ones((16, 8), np.float32)
     close, overflown = right * 1.03, np.full_like(right, np.inf)
-    sights = {eyes.TRUE: right, "layer 5": close, "layer 0": overflown, "crop": -right}
+    sights = {vision.TRUE: right, "layer 5": close, "layer 0": overflown, "crop": -right}
     features = {name: np.stack([each, each]) for name, each in sights.items()}
-    assert eyes.look(Seeing(right), features, "m.gguf") is None
-    wrong = eyes.look(Seeing(close), features, "m.gguf")
+    assert vision.look(Seeing(right), features, "m.gguf") is None
+    wrong = vision.look(Seeing(close), features, "m.gguf")
     assert wrong is not None
     assert wrong.sentence == "m.gguf: wrong feature layer: the features are those behind layer 5 of the tower."
-    faults = [eyes.look(Seeing(each), features, "m.gguf") for each in (-right, 5 * right, right[:4])]
+    faults = [vision.look(Seeing(each), features, "m.gguf") for each in (-right, 5 * right, right[:4])]
     assert [cause and cause.fault for cause in faults] == [
         "centre-crop instead of padding", "mmproj of another model", "mmproj of another model"
     ]  # fmt: skip
@@ -279,8 +277,8 @@ def test_a_type_that_gguf_cannot_read_is_not_judged() -> None:
         def shape(self, name: str) -> tuple[int, int]:
             return 4, 128
 
-    assert looks.look(Tensor(), Expected()) == Look("blk.0.a", Kind.Q1_0)  # type: ignore[arg-type]
-    assert [looks.is_readable(kind) for kind in (Kind.Q1_0, Kind.Q4_K, Kind.F16)] == [False, True, True]
+    assert tensors.look(Tensor(), Expected()) == Look("blk.0.a", Kind.Q1_0)  # type: ignore[arg-type]
+    assert [tensors.is_readable(kind) for kind in (Kind.Q1_0, Kind.Q4_K, Kind.F16)] == [False, True, True]
 
 
 def test_what_rounding_leaves_of_a_small_adapter() -> None:
@@ -289,6 +287,6 @@ def test_what_rounding_leaves_of_a_small_adapter() -> None:
     rng = np.random.default_rng(0)
     base = rng.normal(size=(64, 1024)).astype(np.float32)
     adapter = (1e-6 * rng.normal(size=base.shape)).astype(np.float32)
-    assert looks._due(Kind.F16, base.astype(np.float16).astype(np.float32), adapter) < 0.2
-    assert looks._due(Kind.F16, base, adapter) > weights.LOST
-    assert looks._due(Kind.F16, base.astype(np.float16).astype(np.float32), 1e5 * adapter) > 0.99
+    assert tensors._due(Kind.F16, base.astype(np.float16).astype(np.float32), adapter) < 0.2
+    assert tensors._due(Kind.F16, base, adapter) > weights.LOST
+    assert tensors._due(Kind.F16, base.astype(np.float16).astype(np.float32), 1e5 * adapter) > 0.99

@@ -17,8 +17,7 @@ from minipovid.common import shelf
 from minipovid.export import export
 from minipovid.images import load as images
 from minipovid.inference.llama_cpp import Runtime
-from minipovid.models import chat_template as chats
-from minipovid.models import load
+from minipovid.models import chat_template, load
 from minipovid.models import model as models
 from minipovid.models.encoder import Encoder
 from minipovid.recipe import read as recipe
@@ -66,7 +65,7 @@ def transformers_captions(run: Path, seat: evaluate.Seat) -> list[str]:
     folder = models.resolve_model("tinyworld")
     tokenizer, family = AutoTokenizer.from_pretrained(folder), shelf.load("models.families", "llava")
     transform = family.image_transform(folder)
-    encoder = Encoder(chats.of(folder, tokenizer), tokenizer, *family.image_token(model.config), 256)
+    encoder = Encoder(chat_template.of(folder, tokenizer), tokenizer, *family.image_token(model.config), 256)
     questions = seat.exam.questions
     captions = []
     for start in range(0, len(questions), 50):

@@ -37,8 +37,7 @@ from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import read as recipe
 from minipovid.recipe import schema, strict
-from minipovid.verify import Verdict, inputs, trained
-from minipovid.verify import float32 as wide
+from minipovid.verify import Verdict, float32, inputs, trained
 
 Rows = np.ndarray
 LAYERS, RANK, ALPHA = 4, 4, 8.0
@@ -215,7 +214,7 @@ def test_widened_matrices_are_those_of_training(bf16_run: Path, in_4bit: bool) -
     assert made is not None
     section = schema.ModelSection(path=str(made.model), load_in_4bit=in_4bit, dtype="bfloat16")
     model = load.load(section, schema.LoraSection(r=RANK))
-    wide.widen(model, made.base)
+    float32.widen(model, made.base)
     name = "language_model.layers.0.self_attn.q_proj"
     stored = made.base[f"{name}.weight"]
     layer = model.base.get_submodule(f"model.{name}.base_layer")

@@ -18,8 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runt
 
 from pydantic import Field
 
-from minipovid.common import data_files as rows
-from minipovid.common import shelf
+from minipovid.common import data_files, shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate.reading.english import Mention
 from minipovid.inference.backends import Question
@@ -67,7 +66,7 @@ def objects(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Raises MinipovidError, saying that it should be `what`, for a row that is none.
     """
-    for number, row in rows.rows(path):
+    for number, row in data_files.rows(path):
         if not isinstance(row, dict):
             raise MinipovidError(f"{path}: row {number} is not {what}.")
         yield number, row

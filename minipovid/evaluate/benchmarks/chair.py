@@ -24,7 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-from minipovid.common import data_files as rows
+from minipovid.common import data_files
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
 from minipovid.evaluate.benchmarks import Answer, Count, Counts, Exam, Sheet, Tally, described, objects, share
@@ -196,7 +196,8 @@ def _with_names(folder: Path, asked: dict[int, str]) -> dict[int, str]:
 def _pictures(folder: Path, split: str) -> dict[int, str]:
     """Number and file name of COCO's pictures."""
     return {
-        each["id"]: each["file_name"] for each in rows.within(coco_file(folder, f"captions_{split}.json"), "images")
+        each["id"]: each["file_name"]
+        for each in data_files.within(coco_file(folder, f"captions_{split}.json"), "images")
     }
 
 

@@ -37,7 +37,7 @@ from minipovid.evaluate.benchmarks import (
     share,
 )
 from minipovid.evaluate.reading.replies import BY_LETTER, LETTERS, chosen, lettered
-from minipovid.images import embedded as pictures
+from minipovid.images import embedded
 from minipovid.images.embedded import Embedded
 from minipovid.inference.backends import Question
 
@@ -117,7 +117,7 @@ class Benchmark:
         if len(options) < 2 or truth["answer"] not in ("", *options) or not row["image"]:
             raise ValueError
         prompt = (hint and f"{hint}\n") + row["question"] + lettered(options) + self.suffix
-        return Question(str(index), pictures.of(row, "image"), prompt, truth, self.max_tokens)
+        return Question(str(index), embedded.of(row, "image"), prompt, truth, self.max_tokens)
 
     # --- the scores ---
 

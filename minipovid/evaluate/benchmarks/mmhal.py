@@ -43,7 +43,7 @@ from minipovid.evaluate.benchmarks import (
     wording,
 )
 from minipovid.evaluate.reading.replies import plain
-from minipovid.images import embedded as pictures
+from minipovid.images import embedded
 from minipovid.inference.backends import Question
 
 TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
@@ -163,7 +163,7 @@ class Benchmark:
 
     def _asked(self, file: Path, at: int, number: str, row: Mapping[str, Any]) -> Question:
         try:
-            image = pictures.of(row, "image") if row.get("image") else in_images(file, _name(row["image_src"]))
+            image = embedded.of(row, "image") if row.get("image") else in_images(file, _name(row["image_src"]))
             truth = {
                 "type": self._type(at, row),
                 "content": ", ".join(row["image_content"]),

@@ -45,7 +45,7 @@ from minipovid.evaluate.benchmarks import (
 )
 from minipovid.evaluate.reading.coco import coco
 from minipovid.evaluate.reading.replies import plain
-from minipovid.images import embedded as pictures
+from minipovid.images import embedded
 from minipovid.inference.backends import Question
 from minipovid.pairs import lexicon
 
@@ -157,7 +157,7 @@ class Benchmark:
 
     def _asked(self, file: Path, number: str, row: Mapping[str, Any], truth: Mapping[str, Any]) -> Question:
         try:
-            image, question = pictures.of(row, "image"), row["question"] + ""
+            image, question = embedded.of(row, "image"), row["question"] + ""
         except (KeyError, TypeError, Bad) as error:
             why = f" ({error})" if isinstance(error, Bad) and row.get("image") else ""
             raise MinipovidError(f"{file}: row {number} is not {_ASKED}{why}.") from None

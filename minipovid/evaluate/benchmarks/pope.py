@@ -26,7 +26,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from minipovid.common import data_files as rows
+from minipovid.common import data_files
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
 from minipovid.evaluate.benchmarks import (
@@ -109,9 +109,9 @@ class Benchmark:
             try:
                 label = {"yes": "yes", "no": "no"}[row["label"].lower()]
                 truth = {"label": label, "category": row.get("category") or rule}
-                image, text = rows.text(row, "image"), rows.text(row, "text") + self.suffix
+                image, text = data_files.text(row, "image"), data_files.text(row, "text") + self.suffix
                 question = Question(f"{prefix}{row['question_id']}", image, text, truth, self.max_tokens)
-            except (KeyError, AttributeError, TypeError, rows.Bad):
+            except (KeyError, AttributeError, TypeError, data_files.Bad):
                 raise MinipovidError(f"{file}: row {number} is not {_ASKED}.") from None
             if question.id in seen:
                 raise MinipovidError(f"{file}: row {number} has the question_id {question.id} of an earlier row.")

@@ -37,8 +37,7 @@ from minipovid.images import load as images
 from minipovid.inference.backends import BackendOptions, Question, refuse_placeholders
 from minipovid.inference.llama_cpp import SMALL
 from minipovid.models import adapter as lora
-from minipovid.models import chat_template as chats
-from minipovid.models import load
+from minipovid.models import chat_template, load
 from minipovid.models.chat_template import Turn
 from minipovid.models.hub import SETTINGS, resolve_model
 from minipovid.models.model import Model
@@ -67,7 +66,7 @@ class Trained:
         recipe = _recipe(choice.run)
         with _room():
             self._model = _load(choice, recipe)
-        self._chat = chats.of(self._model.folder, self._model.tokenizer)
+        self._chat = chat_template.of(self._model.folder, self._model.tokenizer)
         self._transform = self._model.family.image_transform(self._model.folder)
         # A tree forgets nothing, as a sliding window would.
         self._context = context(self._model.base.config.get_text_config())  # type: ignore[union-attr,operator]
@@ -313,7 +312,7 @@ def _ends(model: Model, end: str) -> set[int]:
     return {token for token in found if token is not None}
 
 
-def _identity(choice: BackendOptions, model: Model, chat: chats.Chat) -> dict[str, Any]:
+def _identity(choice: BackendOptions, model: Model, chat: chat_template.Chat) -> dict[str, Any]:
     """What decides an answer; every weight is known by its first bytes, the adapter by all of them."""
     quantised = any(isinstance(module, bitsandbytes.nn.Linear4bit) for module in model.base.modules())
     settings = sorted(path for pattern in SETTINGS for path in model.folder.glob(pattern))

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minipovid.common import data_files as rows
+from minipovid.common import data_files
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
 from minipovid.inference.backends import BackendOptions, Question
@@ -84,8 +84,8 @@ def _read(path: Path) -> tuple[dict[str, str], list[str]]:
         return told, []
     by_id: dict[str, str] = {}
     in_order: list[str] = []
-    for number, row in rows.rows(path):
-        if isinstance(row, rows.Bad):
+    for number, row in data_files.rows(path):
+        if isinstance(row, data_files.Bad):
             raise MinipovidError(f"{path}: row {number} cannot be read: {row}.")
         text = _first(row, TEXTS) if isinstance(row, dict) else None
         if not isinstance(text, str):

@@ -12,7 +12,7 @@ from typing import Any
 
 from minipovid.common.errors import MinipovidError
 from minipovid.inference.llama_cpp.libraries import libraries, listen, reason, written
-from minipovid.models import chat_template as chats
+from minipovid.models import chat_template
 from minipovid.models.chat_template import Chat
 
 CONTEXT = 2048  # tokens of a conversation, unless asked otherwise: 1 GiB of memory beside a 7B model
@@ -74,7 +74,7 @@ class Language:
         if written_down is None and self.metadata("minipovid.family") is None:
             raise MinipovidError(f"{self._path} was not written by `minipovid export`; its prompt format is unknown.")
         if written_down is None:
-            return chats.VICUNA
+            return chat_template.VICUNA
         try:
             return Chat.loads(written_down)
         except (json.JSONDecodeError, KeyError, TypeError):
@@ -150,7 +150,7 @@ class Language:
 
         Each piece is tokenised by itself, as training did it; the first gets what every prompt begins with.
         """
-        first, *others = written_down.split(chats.IMAGE)
+        first, *others = written_down.split(chat_template.IMAGE)
         return [self.tokens(self.first + first, begin=True), *(self.tokens(text) for text in others)]
 
     def close(self) -> None:

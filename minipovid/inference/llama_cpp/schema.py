@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from minipovid.common.errors import MinipovidError
-from minipovid.inference.llama_cpp import ambiguity as forks
+from minipovid.inference.llama_cpp import ambiguity
 from minipovid.inference.llama_cpp.ambiguity import Part
 
 Schema = Mapping[str, Any]
@@ -58,7 +58,7 @@ class _Grammar:
         self._rules, self._parts = dict(_BASE), dict(_BASE_PARTS)
         self._references: dict[str, str] = {}  # path in the schema -> rule
         self._rules["root"] = root = self._any(schema)
-        forks.check(self._parts, root)
+        ambiguity.check(self._parts, root)
 
     def text(self) -> str:
         return "\n".join(f"{name} ::= {rule}" for name, rule in self._rules.items())

@@ -23,8 +23,8 @@ from minipovid.inference.remote import (
     clean,
     text_tokens,
     tokens,
+    unsupported,
 )
-from minipovid.inference.remote import unsupported as dialect
 from minipovid.inference.remote.budget import Budget
 from minipovid.inference.remote.cache import Cache, key_of
 from minipovid.inference.remote.retry import PATIENCE, Pause, Trouble, retry_after
@@ -154,13 +154,13 @@ class Teacher:
         """Ask until there is an answer, as long as what went wrong can heal. It is in the cache then."""
         dropped, certain, failures = self._dropped, frozenset[str](), 0
         while True:
-            spelt = dialect.spelt(request, dropped)
+            spelt = unsupported.spelt(request, dropped)
             try:
                 reply = self._send(spelt, prompt_tokens, request["max_tokens"], key)
             except Trouble as trouble:
                 self._stop_where_hopeless(trouble)
-                named = dialect.named(trouble, dropped)
-                other = named or dialect.guessed(trouble, spelt, self._schema_taken)
+                named = unsupported.named(trouble, dropped)
+                other = named or unsupported.guessed(trouble, spelt, self._schema_taken)
                 if other:
                     dropped, certain = dropped | other, certain | named
                     continue

@@ -15,7 +15,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from minipovid.pairs import formats as formats
+from minipovid.pairs import formats
 from minipovid.pairs.check.findings import Ledger
 from minipovid.pairs.check.leak import leak
 from minipovid.pairs.check.lengths import Lengths

@@ -74,7 +74,7 @@ def _encoder(section: ModelSection) -> Encoder:
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    from minipovid.models import chat_template as chats
+    from minipovid.models import chat_template
     from minipovid.models.encoder import Encoder
     from minipovid.models.hub import resolve_model
 
@@ -86,4 +86,4 @@ def _encoder(section: ModelSection) -> Encoder:
         why = str(error).splitlines()[0]
         raise MinipovidError(f"{folder} holds no model whose tokenizer can be read: {why}") from None
     token, count = shelf.load("models.families", config.model_type).image_token(config)
-    return Encoder(chats.of(folder, tokenizer), tokenizer, token, count, sys.maxsize)
+    return Encoder(chat_template.of(folder, tokenizer), tokenizer, token, count, sys.maxsize)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.common.data_files import Cells, rows
-from minipovid.images import embedded as pictures
+from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.formats import Seed, checked, checked_seeds, identity, known, text
 from minipovid.pairs.pair import BadRow, Pair
@@ -40,11 +40,11 @@ def claims(row: Mapping[str, Any]) -> int:
 
 def _pair(row: dict[str, Any]) -> Pair:
     chosen, rejected = (answer(text(row, side), side) for side in ("chosen", "rejected"))
-    return Pair(identity(row), pictures.of(row, "image"), _prompt(row), chosen, rejected, SOURCE)
+    return Pair(identity(row), embedded.of(row, "image"), _prompt(row), chosen, rejected, SOURCE)
 
 
 def _seed(row: dict[str, Any]) -> Seed:
-    return Seed(identity(row), pictures.of(row, "image"), _prompt(row), answer(text(row, "answer"), "answer"))
+    return Seed(identity(row), embedded.of(row, "image"), _prompt(row), answer(text(row, "answer"), "answer"))
 
 
 def _prompt(row: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.common.data_files import rows
-from minipovid.images import embedded as pictures
+from minipovid.images import embedded
 from minipovid.pairs.conversations import answered, asked, said
 from minipovid.pairs.formats import Bad, checked, identity, known
 from minipovid.pairs.pair import BadRow, Pair
@@ -33,7 +33,7 @@ def claims(row: Mapping[str, Any]) -> int:
 def _pair(row: dict[str, Any]) -> Pair:
     if str(row.get("system") or "").strip():
         raise Bad("system holds a text, which a pair cannot keep; take it out, or put it into the question")
-    image = pictures.of(row, "images", "image")
+    image = embedded.of(row, "images", "image")
     prompt = asked(said(row, "conversations"), "conversations")
     chosen, rejected = (answered(said(row, side), side) for side in ("chosen", "rejected"))
     return Pair(identity(row), image, prompt, chosen, rejected, SOURCE)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.common.data_files import rows
-from minipovid.images import embedded as pictures
+from minipovid.images import embedded
 from minipovid.pairs.conversations import exchange, said
 from minipovid.pairs.formats import Seed, checked_seeds, identity, known
 from minipovid.pairs.pair import BadRow
@@ -29,7 +29,7 @@ def claims(row: Mapping[str, Any]) -> int:
 
 
 def _seed(row: dict[str, Any]) -> Seed:
-    image = pictures.of(row, "image")
+    image = embedded.of(row, "image")
     turns = [turn for turn in said(row, "conversations") if turn.role != "system" or turn.text.strip()]
     prompt, answer = exchange(turns[:2], "conversations")
     return Seed(identity(row), image, prompt, answer)

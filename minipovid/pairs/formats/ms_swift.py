@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.common.data_files import rows
-from minipovid.images import embedded as pictures
+from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, exchange, said
 from minipovid.pairs.formats import Bad, checked, identity, known, short, text
 from minipovid.pairs.pair import BadRow, Pair
@@ -34,13 +34,13 @@ def claims(row: Mapping[str, Any]) -> int:
 
 
 def _pair(row: dict[str, Any]) -> Pair:
-    image = pictures.of(row, "images", "image")
+    image = embedded.of(row, "images", "image")
     prompt, chosen = exchange(said(row, "messages"), "messages")
     return Pair(identity(row), image, prompt, chosen, _rejected(row, prompt, image), SOURCE)
 
 
 def _rejected(row: dict[str, Any], prompt: str, image: str) -> str:
-    if row.get("rejected_images") and pictures.of(row, "rejected_images") != image:
+    if row.get("rejected_images") and embedded.of(row, "rejected_images") != image:
         raise Bad("rejected_images is another picture; a pair's answers are about one")
     if row.get("rejected_messages") is None:
         return answer(text(row, "rejected_response"), "rejected_response")

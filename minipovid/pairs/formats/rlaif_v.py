@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.common.data_files import rows
-from minipovid.images import embedded as pictures
+from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.formats import checked, identity, known, text
 from minipovid.pairs.pair import BadRow, Pair
@@ -33,6 +33,6 @@ def claims(row: Mapping[str, Any]) -> int:
 
 
 def _pair(row: dict[str, Any]) -> Pair:
-    image = pictures.of(row, "image", "image_path")
+    image = embedded.of(row, "image", "image_path")
     chosen, rejected = (answer(text(row, side), side) for side in ("chosen", "rejected"))
     return Pair(identity(row, "idx"), image, question(text(row, "question"), "question"), chosen, rejected, SOURCE)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.common.data_files import rows
-from minipovid.images import embedded as pictures
+from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.formats import Bad, checked, identity, known, short, text
 from minipovid.pairs.pair import BadRow, Pair
@@ -33,7 +33,7 @@ def claims(row: Mapping[str, Any]) -> int:
 
 
 def _pair(row: dict[str, Any]) -> Pair:
-    image = pictures.of(row, "image", "image_path")
+    image = embedded.of(row, "image", "image_path")
     try:
         texts = _texts(row)
         chosen, rejected = (answer(text(texts, side), side) for side in ("chosen", "rejected"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.common.data_files import rows
-from minipovid.images import embedded as pictures
+from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, answered, asked, exchange, question, said
 from minipovid.pairs.formats import Bad, checked, identity, known, short, text
 from minipovid.pairs.pair import BadRow, Pair
@@ -38,7 +38,7 @@ def _has_prompt(row: Mapping[str, Any]) -> bool:
 
 
 def _pair(row: dict[str, Any]) -> Pair:
-    image = pictures.of(row, *IMAGES)
+    image = embedded.of(row, *IMAGES)
     if row.get("rejected_images") not in (None, [], row.get("images")):
         raise Bad("rejected_images is another picture; a pair's answers are about one")
     (chosen_prompt, chosen), (rejected_prompt, rejected) = (_side(row, side) for side in ("chosen", "rejected"))

@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from minipovid.common.data_files import rows
-from minipovid.images import embedded as pictures
+from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.formats import Bad, NoPair, checked, identity, known, short, text
 from minipovid.pairs.pair import BadRow, Pair
@@ -77,7 +77,7 @@ def _pair(pair: dict[str, Any]) -> Pair:
 
 def _picture(row: dict[str, Any]) -> str:
     if row.get("image") is not None:
-        return pictures.of(row, "image")
+        return embedded.of(row, "image")
     return PurePath(text(row, "img_path")).name if row.get("img_path") is not None else f"{text(row, 'id')}.jpg"
 
 

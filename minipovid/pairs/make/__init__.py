@@ -23,7 +23,7 @@ from minipovid.common.caches import cache_folder
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
 from minipovid.common.pool import Pool
-from minipovid.images import embedded as pictures
+from minipovid.images import embedded
 from minipovid.images import load as images
 from minipovid.images.embedded import Embedded, Store
 from minipovid.inference.remote import Stopped, Usage
@@ -135,7 +135,7 @@ def _task(seed: Seed, root: Path, store: Store | None) -> Task:
     if isinstance(seed.image, Embedded):
         return Task(seed, store.folder / store.keep(seed.image) if store else root / seed.image)
     try:
-        return Task(seed, images.inside(root, pictures.placed(root, seed.image)))
+        return Task(seed, images.inside(root, embedded.placed(root, seed.image)))
     except MinipovidError as error:
         return Task(seed, root, str(error))
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from minipovid import tinyworld
 from minipovid.common.caches import cache_folder
-from minipovid.pairs import formats as formats
-from minipovid.pairs import make
+from minipovid.pairs import formats, make
 from minipovid.pairs.formats import Seed
 from minipovid.pairs.make.makers import MakerOptions, rule
 from minipovid.pairs.pair import BadRow

@@ -37,7 +37,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minipovid.common.errors import MinipovidError
-from minipovid.images import embedded as pictures
+from minipovid.images import embedded
 from minipovid.images import load as images
 from minipovid.inference.serve.app import is_loopback
 from minipovid.pairs.review.book import Book, Filter, Sheet, maker
@@ -180,7 +180,7 @@ class _Desk:
             raise HTTPException(404, "There is no such row.")
         try:
             with path.open("rb") as file:
-                suffix = pictures.extension(file.read(32)) or ""
+                suffix = embedded.extension(file.read(32)) or ""
             tag = f'"{path.stat().st_mtime_ns:x}-{path.stat().st_size:x}"'
         except OSError as error:
             raise HTTPException(404, f"The picture {path} cannot be read: {error.strerror}.") from None

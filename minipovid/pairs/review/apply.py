@@ -11,7 +11,7 @@ from typing import NamedTuple
 from minipovid.common.errors import MinipovidError
 from minipovid.images.embedded import Embedded, Store, placed
 from minipovid.images.load import inside
-from minipovid.pairs import formats as formats
+from minipovid.pairs import formats
 from minipovid.pairs.formats import jsonl, where
 from minipovid.pairs.pair import Pair
 from minipovid.pairs.review.decisions import History, Row, State, decisions_file

@@ -23,7 +23,7 @@ from minipovid.common.caches import cache_folder
 from minipovid.common.errors import MinipovidError
 from minipovid.images.embedded import Embedded, Store, placed
 from minipovid.images.load import inside
-from minipovid.pairs import formats as formats
+from minipovid.pairs import formats
 from minipovid.pairs.formats import where
 from minipovid.pairs.pair import Pair, Span
 from minipovid.pairs.review.decisions import LABELS, UNDECIDED, Row, State
