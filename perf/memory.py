@@ -32,7 +32,7 @@ _CHILD = """
 import sys
 from pathlib import Path
 from minipovid.recipe.read import read
-from minipovid.train.run import train
+from minipovid.train.loop import train
 train(read(Path(sys.argv[1])), Path(sys.argv[2]), progress=False)
 """
 

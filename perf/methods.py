@@ -24,7 +24,7 @@ from minipovid.export import export, export_base
 from minipovid.recipe import read as recipe
 from minipovid.recipe import schema
 from minipovid.train import checkpoint
-from minipovid.train.run import train
+from minipovid.train.loop import train
 
 DPO = {"name": "dpo"}
 # name -> the loss of each stage, and whether the recipe's anchor is added to it

@@ -74,13 +74,14 @@ class Ours:
     """minipovid.train on a recipe; every pair is seen once. `cached`: the reference was computed before the clock."""
 
     def __init__(self, setting: Setting, name: str, loss: dict[str, Any], *, checkpointing: bool, cached: bool) -> None:
-        from minipovid.train.run import Trainer
+        from minipovid.train.loop import steps
+        from minipovid.train.run import Run
 
         folder, _ = setting.pairs(name)
         recipe = strict.validated(schema.Recipe, self._tree(setting, folder, loss, checkpointing, cached), name)
         self.geometry, self.cached = setting.geometry, cached
-        self.trainer = Trainer.open(recipe, folder / "run")
-        self.steps = self.trainer.steps()
+        self.trainer = Run.open(recipe, folder / "run")
+        self.steps = steps(self.trainer)
         self.model: nn.Module = self.trainer.model.peft
 
     @staticmethod
@@ -129,7 +130,7 @@ class Ours:
 
     def waits(self) -> list[float]:
         """Per logged line (after the header), the share of its time that the loop waited for data."""
-        lines = (self.trainer.run / "log.jsonl").read_text().splitlines()
+        lines = (self.trainer.folder / "log.jsonl").read_text().splitlines()
         return [line["data_wait"] for line in map(json.loads, lines) if "data_wait" in line]
 
     def close(self) -> None:

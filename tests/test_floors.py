@@ -289,7 +289,7 @@ def test_a_planted_weight_is_caught(module: str, source: str, fault: str) -> Non
     [
         (DPO, "import torch\nfrom minipovid.train import losses"),
         ("minipovid.models.families.llava", "def f():\n    import torch"),
-        ("minipovid.cli.output", "def f():\n    from minipovid.train.run import train"),
+        ("minipovid.cli.output", "def f():\n    from minipovid.train.loop import train"),
         ("minipovid.cli.output", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
     ],
 )

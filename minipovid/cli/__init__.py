@@ -124,7 +124,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     from minipovid.recipe import read as recipes
 
     resolved = recipes.read(recipes.find(recipe), overrides)
-    from minipovid.train.run import train as run_training
+    from minipovid.train.loop import train as run_training
 
     click.echo(run_training(resolved, out or Path("runs") / resolved.name, progress=True))
 

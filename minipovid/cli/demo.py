@@ -21,7 +21,7 @@ from minipovid.pairs.check import Report, check
 from minipovid.recipe import read as recipe
 from minipovid.recipe import run_folder, schema
 from minipovid.report import report
-from minipovid.train.run import train
+from minipovid.train.loop import train
 from minipovid.verify import verify
 
 # What is shown: (benchmark, figure).

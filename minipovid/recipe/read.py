@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from minipovid.common.errors import MinipovidError
-from minipovid.recipe.schema import BUILTIN, Recipe
+from minipovid.recipe.schema import BUILTIN, DataSection, Recipe
 from minipovid.recipe.strict import validated
 
 
@@ -158,13 +158,21 @@ def _absolute(recipe: Recipe) -> Recipe:
     def local(path: str) -> str:
         return str(Path(path).expanduser().resolve())
 
-    model, data, start = recipe.model, recipe.data, recipe.start_from
-    if model.path != BUILTIN and Path(model.path).expanduser().is_dir():
-        model = model.model_copy(update={"path": local(model.path)})
-    if data.path != BUILTIN:
+    def placed(data: DataSection) -> DataSection:
+        if data.path == BUILTIN:
+            return data
         there = Path(data.path).expanduser()
         images = data.images if data.images is not None else str(there if there.is_dir() else there.parent)
-        data = data.model_copy(update={"path": local(data.path), "images": local(images)})
+        return data.model_copy(update={"path": local(data.path), "images": local(images)})
+
+    model, start = recipe.model, recipe.start_from
+    stages = [
+        stage if stage.data is None else stage.model_copy(update={"data": placed(stage.data)})
+        for stage in recipe.stages
+    ]
+    if model.path != BUILTIN and Path(model.path).expanduser().is_dir():
+        model = model.model_copy(update={"path": local(model.path)})
+    start = local(start) if start is not None else None
     return recipe.model_copy(
-        update={"model": model, "data": data, "start_from": local(start) if start is not None else None}
+        update={"model": model, "data": placed(recipe.data), "stages": stages, "start_from": start}
     )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.yaml"
 PAIRS = "pairs.jsonl"
+STAGE_PAIRS = "pairs.stage-{}.jsonl"  # of a stage with data of its own, by its index
 LOG = "log.jsonl"
 CHECKPOINT = "checkpoint-"  # and the number of its step
 ADAPTER = "adapter"

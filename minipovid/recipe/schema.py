@@ -66,7 +66,9 @@ class ReferenceSection(_Section):
 class StageSection(_Section):
     """One loss over the pairs for some epochs. Its reference is the model as the stage before left it."""
 
-    loss: dict[str, Any]  # `name` is a file on the `losses` shelf; the other keys are its dataclass fields
+    kind: str = "preference"  # a file on the shelf train/stages: what a step computes
+    loss: dict[str, Any]  # `name` is a file on the shelf train/losses; the other keys are its dataclass fields
+    data: DataSection | None = None  # pairs of this stage's own; default: the recipe's
     epochs: int = Field(1, ge=1)
     learning_rate: Number | None = Field(None, gt=0)  # default: train.learning_rate
 

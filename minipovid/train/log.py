@@ -160,9 +160,11 @@ def _sample(weight: Tensor) -> Tensor:
     return weight.detach().reshape(-1)[:: math.ceil(weight.numel() / SAMPLE) | 1]
 
 
-def begin(log: Path, pairs: int, bad: Sequence[BadRow]) -> None:
-    """A new log, opened with what the data set holds."""
+def begin(log: Path, pairs: int, bad: Sequence[BadRow], stage: int | None = None) -> None:
+    """A new log, opened with what the data set holds; that of a `stage` with data of its own is added to it."""
     line = {"event": "data", "pairs": pairs, "bad_rows": len(bad), "bad": [row._asdict() for row in bad]}
+    if stage is not None:
+        return append(log, {**line, "stage": stage})
     with finished(log) as draft:
         draft.write_text(json.dumps(line) + "\n", encoding="utf-8")
 

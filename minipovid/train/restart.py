@@ -3,7 +3,7 @@
     runs/my-run/recipe.yaml    the resolved recipe, nothing left on auto: what this run is
                 pairs.jsonl    the pairs as they were checked
 
-What else training writes there stands in train.py.
+What else training writes there stands in recipe/run_folder.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished, sweep
-from minipovid.pairs import formats as pairs
+from minipovid.pairs import formats
 from minipovid.pairs.source import locate
 from minipovid.recipe import read as recipes
 from minipovid.recipe import run_folder
@@ -29,8 +29,9 @@ AUTO = ("micro_batch", "gradient_checkpointing", "dataloader_num_workers")
 
 def check_inputs(recipe: Recipe) -> None:
     """What can be known to be missing before gigabytes are loaded. Raises MinipovidError."""
-    pairs.reader(recipe.data.format)
-    locate(recipe.data)
+    for data in (recipe.data, *(stage.data for stage in recipe.stages if stage.data)):
+        formats.reader(data.format)
+        locate(data)
     if recipe.reference.precompute and not recipe.reference.cache_gib:
         raise MinipovidError(
             "reference.precompute wants room: set reference.cache_gib above 0, or precompute to false."
@@ -79,6 +80,8 @@ def claim(run: Path, recipe: Recipe) -> None:
                     f"here); choose another --out, or remove that folder."
                 )
     else:
+        for kept in run.glob(run_folder.STAGE_PAIRS.format("*")):
+            kept.unlink()
         (run / run_folder.PAIRS).unlink(missing_ok=True)
     with finished(run / run_folder.RECIPE) as draft:
         recipes.write(recipe, draft)

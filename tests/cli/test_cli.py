@@ -111,7 +111,7 @@ def test_an_interrupt_says_that_nothing_is_lost(monkeypatch: pytest.MonkeyPatch)
     def interrupted(*_: Any, **__: Any) -> Path:
         raise KeyboardInterrupt
 
-    stand_in(monkeypatch, "train.run", train=interrupted)
+    stand_in(monkeypatch, "train.loop", train=interrupted)
     result = run("train", "tinyworld")
     assert result.exit_code == 130
     assert result.stderr == "Interrupted. What was finished is kept; the same command goes on from there.\n"
@@ -121,7 +121,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
     def faulty(*_: Any, **__: Any) -> Path:
         raise ZeroDivisionError
 
-    stand_in(monkeypatch, "train.run", train=faulty)
+    stand_in(monkeypatch, "train.loop", train=faulty)
     with pytest.raises(ZeroDivisionError):
         run("train", "tinyworld")
 
@@ -133,7 +133,7 @@ def test_train_reads_the_recipe_and_prints_the_run(monkeypatch: pytest.MonkeyPat
         calls.append((resolved.train.max_steps, [stage.loss["beta"] for stage in resolved.stages], out, progress))
         return out
 
-    stand_in(monkeypatch, "train.run", train=train)
+    stand_in(monkeypatch, "train.loop", train=train)
     result = run("train", "tinyworld", "--set", "loss.beta=0.2", "--set", "train.max_steps=3")
     assert result.stdout == "runs/tinyworld\n"
     assert run("train", "tinyworld", "--out", "elsewhere").stdout == "elsewhere\n"
@@ -266,7 +266,7 @@ def test_demo_ends_in_a_table_and_a_verdict(monkeypatch: pytest.MonkeyPatch, ok:
 def test_the_rooms_understand_the_calls() -> None:
     """What each command calls exists and takes these arguments."""
     calls: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
-        ("train.run", "train", (None, Path()), {"progress": True}),
+        ("train.loop", "train", (None, Path()), {"progress": True}),
         ("export", "export", (Path(),), {"quants": ("q8_0",), "merge_base": None, "progress": None}),
         ("inference.llama_cpp", "Runtime.open", (Path(),), {"quant": None}),
         ("inference.llama_cpp", "Runtime.answer", (None, Path(), "Q?"), {"max_tokens": 1}),

@@ -80,8 +80,8 @@ def test_povid_by_hand(variant: str, value: float) -> None:
     """
     judged = losses.build({"name": "povid", "variant": variant})(*tables(2.0, -1.0, -3.0))
     assert judged.loss.item() == pytest.approx(value, abs=1e-6)
-    assert judged.chosen_rewards.item() == pytest.approx(0.2)
-    assert judged.rejected_rewards.item() == pytest.approx(-0.1)
+    assert judged.figures["rewards/chosen"].item() == pytest.approx(0.2)
+    assert judged.figures["rewards/rejected"].item() == pytest.approx(-0.1)
 
 
 @pytest.mark.parametrize(("variant", "value"), [("proper", LN2), ("code", 0.744397)])

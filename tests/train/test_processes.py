@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from training_cases import a_recipe, lines
 
 from minipovid.train import checkpoint
-from minipovid.train.run import train
+from minipovid.train.loop import train
 
 pytestmark = pytest.mark.slow
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no"

@@ -23,9 +23,9 @@ from minipovid.recipe import read as recipes
 from minipovid.recipe.schema import DataSection, LoraSection, ModelSection, Recipe, StageSection
 from minipovid.train import losses
 from minipovid.train.data import PairDataset, collate
+from minipovid.train.loop import train
 from minipovid.train.losses import View
 from minipovid.train.reference import Reference, digest
-from minipovid.train.run import train
 from minipovid.train.scoring import score
 
 PAIRS = [

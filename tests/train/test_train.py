@@ -25,8 +25,9 @@ from minipovid.common.errors import MinipovidError
 from minipovid.pairs.source import split
 from minipovid.recipe import read as recipes
 from minipovid.train import checkpoint, log, losses
+from minipovid.train.loop import steps, train
 from minipovid.train.losses import Judged, View
-from minipovid.train.run import Trainer, train
+from minipovid.train.run import Run
 from minipovid.train.stages.preference import Objective
 
 
@@ -53,10 +54,10 @@ def test_run_folder(finished_run: Path) -> None:
 def test_the_last_pairs_are_held_out(world: Path, tmp_path: Path) -> None:
     """Of 12 pairs a tenth may be held out: one. The twelfth is in the run's file, and in no step's data."""
     recipe = a_recipe(world, tmp_path / "r.yaml", data__held_out=32)
-    trainer = Trainer.open(recipe, tmp_path / "run")
-    assert [pair.id for pair in trainer.dataset.pairs] == [str(number) for number in range(11)]
+    trainer = Run.open(recipe, tmp_path / "run")
+    assert [pair.id for pair in trainer.datasets[0].pairs] == [str(number) for number in range(11)]
     assert len((tmp_path / "run" / "pairs.jsonl").read_text().splitlines()) == 12
-    parts = [split([trainer.dataset.pairs[0]] * count, recipe.data) for count in (9, 1000)]
+    parts = [split([trainer.datasets[0].pairs[0]] * count, recipe.data) for count in (9, 1000)]
     assert [(len(part.trained), len(part.held_out)) for part in parts] == [(9, 0), (968, 32)]
 
 
@@ -138,7 +139,7 @@ class Likelihood:
 
     def __call__(self, policy: Any, reference: Any) -> Judged:
         logps = policy["chosen", "clean"].logps().sum(-1)
-        return Judged(-logps, logps.detach(), torch.zeros_like(logps))
+        return Judged(-logps, losses.preferred(logps, torch.zeros_like(logps), 1.0))
 
 
 def test_a_loss_may_look_at_one_view_only(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +156,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
 ) -> None:
     def nan(self: Any, policy: Any, reference: Any) -> Judged:
         logps = policy["chosen", "clean"].logps().sum(-1) * math.nan
-        return Judged(logps, logps.detach(), logps.detach())
+        return Judged(logps)
 
     monkeypatch.setattr("minipovid.train.losses.dpo.Loss.__call__", nan)
     with pytest.raises(MinipovidError, match="no longer a finite number in step 1 of stage 1"):
@@ -221,10 +222,10 @@ def test_a_picture_that_goes_missing_is_one_sentence(world: Path, tmp_path: Path
     for path in world.glob("*.*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     changes = {"train__dataloader_num_workers": 1, "data__path": str(tmp_path / "pairs.jsonl")}
-    trainer = Trainer.open(a_recipe(world, tmp_path / "r.yaml", **changes), tmp_path / "run")
+    trainer = Run.open(a_recipe(world, tmp_path / "r.yaml", **changes), tmp_path / "run")
     (tmp_path / "3.png").unlink()
     with pytest.raises(MinipovidError) as error:
-        list(trainer.steps())
+        list(steps(trainer))
     assert str(error.value).startswith(f"There is no picture {tmp_path / '3.png'}; check")
     assert "Traceback" not in str(error.value)
 
@@ -257,8 +258,9 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(world: Path, finished
     """SIGKILL at random moments; nothing half-written stands under a final name; the end is the same."""
     a_recipe(world, tmp_path / "r.yaml")
     code = (
-        "import sys; from pathlib import Path; from minipovid import recipe; from minipovid.train import train; "
-        "train(recipe.read(Path(sys.argv[1])), Path(sys.argv[2]), progress=False)"
+        "import sys; from pathlib import Path; from minipovid.recipe import read\n"
+        "from minipovid.train.loop import train\n"
+        "train(read.read(Path(sys.argv[1])), Path(sys.argv[2]), progress=False)"
     )
     run, dice, kills = tmp_path / "run", random.Random(1), []
     while not (run / "adapter").is_dir():

@@ -21,7 +21,7 @@ from minipovid.models import chat_template, load
 from minipovid.models import model as models
 from minipovid.models.encoder import Encoder
 from minipovid.recipe import read as recipe
-from minipovid.train.run import train
+from minipovid.train.loop import train
 
 # 8-bit weights and activations flip close decisions of a model this narrow (128 wide; a caption is 30 greedy choices):
 # F16 agrees in 99 %, Q8_0 in 85 to 90 % of whole captions.

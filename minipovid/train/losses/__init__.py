@@ -68,11 +68,10 @@ ScoreTable = Mapping[ViewKey, Scores]
 
 
 class Judged(NamedTuple):
-    """What a loss says of a batch: the value to minimise and the rewards to log, one per pair."""
+    """What a loss says of a batch: the value to minimise, and figures to log under TRL's names, each one per pair."""
 
     loss: Tensor  # [B]
-    chosen_rewards: Tensor  # [B] beta * (log pi - log ref) of the chosen answer, detached
-    rejected_rewards: Tensor  # [B]
+    figures: Mapping[str, Tensor] = {}  # [B] each, detached
 
 
 class Loss(Protocol):
@@ -108,6 +107,17 @@ def of_stages(recipe: Recipe) -> list[Loss]:
 def log_ratio(policy: Scores, reference: Scores, ids: Tensor | None = None) -> Tensor:
     """S [B]: the log-ratio of `ids` [B, A] (default: the answer itself), summed over the answer's positions."""
     return (policy.logps(ids) - reference.logps(ids)).sum(-1)
+
+
+def preferred(chosen: Tensor, rejected: Tensor, beta: float) -> dict[str, Tensor]:
+    """TRL's figures [B] of a preference, for the log-ratios [B] of both answers; a reward is beta * S."""
+    chosen, rejected = (beta * chosen).detach(), (beta * rejected).detach()
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/accuracies": (chosen > rejected).float(),
+        "rewards/margins": chosen - rejected,
+    }
 
 
 def prefer(a: Tensor, b: Tensor, beta: float) -> Tensor:

@@ -28,4 +28,4 @@ class Loss:
         loss = losses.prefer(chosen, rejected, self.beta)
         if self.anchor:
             loss = loss + self.anchor * losses.anchor(chosen, self.beta)
-        return Judged(loss, (self.beta * chosen).detach(), (self.beta * rejected).detach())
+        return Judged(loss, losses.preferred(chosen, rejected, self.beta))

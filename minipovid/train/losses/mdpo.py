@@ -33,4 +33,4 @@ class Loss:
             + losses.prefer(chosen, blind, self.beta)
             + self.anchor * losses.anchor(chosen, self.beta)
         )
-        return Judged(loss, (self.beta * chosen).detach(), (self.beta * rejected).detach())
+        return Judged(loss, losses.preferred(chosen, rejected, self.beta))

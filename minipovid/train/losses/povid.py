@@ -55,7 +55,7 @@ class Loss:
             loss = (1 - w) * losses.prefer(chosen, rejected, self.beta) + w * losses.prefer(chosen, noisy, self.beta)
         if self.anchor:
             loss = loss + self.anchor * losses.anchor(chosen, self.beta)
-        return Judged(loss, (self.beta * chosen).detach(), (self.beta * rejected).detach())
+        return Judged(loss, losses.preferred(chosen, rejected, self.beta))
 
     def _noisy_log_ratio(self, policy: ScoreTable, reference: ScoreTable) -> Tensor:
         ids = policy[NOISED].argmax()  # [B, A]

@@ -1,0 +1,70 @@
+"""Training: pairs in, one adapter out, in a folder that says everything about the run (recipe/run_folder.py).
+
+    loop.py                  stage after stage
+    stage.py                 which pairs when, at what rate; checkpoints
+    step.py                  one optimiser step
+    stages/preference.py     what policy and reference say of a batch
+    losses/povid.py          what that is worth
+
+The same call on the same folder resumes. A run that was killed and resumed ends with the same bytes as one that was
+not (on a CPU; CUDA's attention adds up in an order of its own). Under `accelerate launch` every process computes its
+share of each step, and the first one writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from minipovid.common import interrupts
+from minipovid.common.errors import MinipovidError
+from minipovid.common.files import finished
+from minipovid.recipe import run_folder
+from minipovid.recipe.schema import Recipe
+from minipovid.train import checkpoint, plan
+from minipovid.train.checkpoint import Position
+from minipovid.train.run import Run
+from minipovid.train.stage import Stage
+
+
+def train(recipe: Recipe, folder: Path, progress: bool = True) -> Path:
+    """Train every stage of `recipe` into the run folder and return it; a finished run is left as it is.
+
+    Raises MinipovidError for bad input and where memory runs out, and KeyboardInterrupt, with a checkpoint saved, on
+    Ctrl-C.
+    """
+    try:
+        run = Run.open(recipe, folder, progress)
+        if run is not None:
+            with interrupts.deferred(run.interrupted.set):
+                for _ in steps(run):
+                    pass
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        begun = checkpoint.latest(folder) is not None
+        other = " Settings that would change the result want another --out, as this run has begun." if begun else ""
+        raise MinipovidError(plan.advice(run_folder.recipe(folder)) + other) from None
+    return folder
+
+
+def steps(run: Run) -> Iterator[Position]:
+    """Take every step that is left, stage after stage, one for each item; then write the adapter."""
+    run.tracked.start(run.accelerator, run.recipe, run.folder, run.position.global_step)
+    for index in range(run.position.stage, len(run.recipe.stages)):
+        for position in Stage(run, index).steps():
+            run.position = position
+            yield position
+    if run.accelerator.is_main_process:
+        with finished(run.folder / run_folder.ADAPTER) as draft:
+            run.model.save_adapter(draft)
+    run.accelerator.wait_for_everyone()
+    run.tracked.finish(run.accelerator)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA's has a type of its own, a CPU's and cuBLAS's are known by what they say."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "ALLOC_FAILED" in text
