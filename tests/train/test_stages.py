@@ -79,7 +79,7 @@ def test_the_shelf_holds_kinds() -> None:
 
 
 def test_a_new_kind_is_one_new_file(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two stages of preference; what it logs is its own, and the loop, the optimiser and resuming are shared."""
+    """Between two stages of preference; it logs what is its own; loop, optimiser and resuming are shared."""
     (tmp_path / "brandnew.py").write_text(BODY)
     monkeypatch.setattr(stages, "__path__", [*stages.__path__, str(tmp_path)])
     three = [STAGES[0], {"kind": "brandnew", "loss": {"name": "dpo"}, "epochs": 2}, STAGES[1]]
