@@ -278,7 +278,11 @@ def test_mdpo_against_its_terms() -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"name": "povdi"}, "There is no 'povdi' among the losses. Did you mean 'povid'? Known: dpo, mdpo, povid."),
+        (
+            {"name": "povdi"},
+            "There is no 'povdi' among the losses. Did you mean 'povid'? "
+            f"Known: {', '.join(shelf.names('train.losses'))}.",
+        ),
         ({"name": "dpo", "betta": 1.0}, "loss: betta is not a key of a recipe; did you mean beta?"),
         ({"name": "dpo", "beta": 0}, "loss: beta is 0, but it must be greater than 0."),
         ({"name": "povid", "variant": "x"}, "loss: variant is 'x', but it must be one of proper, paper, code."),
