@@ -124,6 +124,10 @@ class Recipe(_Section):
     train: TrainSection = TrainSection()
     export: ExportSection = ExportSection()
 
+    def data_sections(self) -> list[DataSection]:
+        """The run's pairs, and those that stages have of their own."""
+        return [self.data, *(stage.data for stage in self.stages if stage.data is not None)]
+
     def asks_again(self, stage: StageSection) -> bool:
         """Does this stage ask for the reference's score of a pair more than once?"""
         return stage.epochs > 1 or self.reference.precompute

@@ -29,7 +29,7 @@ AUTO = ("micro_batch", "gradient_checkpointing", "dataloader_num_workers")
 
 def check_inputs(recipe: Recipe) -> None:
     """What can be known to be missing before gigabytes are loaded. Raises MinipovidError."""
-    for data in (recipe.data, *(stage.data for stage in recipe.stages if stage.data)):
+    for data in recipe.data_sections():
         formats.reader(data.format)
         locate(data)
     if recipe.reference.precompute and not recipe.reference.cache_gib:

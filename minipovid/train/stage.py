@@ -23,7 +23,7 @@ from minipovid.train.checkpoint import Position
 from minipovid.train.data import collate, visiting_order
 from minipovid.train.log import TrainingLog
 from minipovid.train.run import Run
-from minipovid.train.stages import Setting
+from minipovid.train.stages import StageContext
 from minipovid.train.step import MicroBatch, Step, sound
 
 
@@ -47,7 +47,7 @@ class Stage:
         self.rate = schedule.lr_lambdas[0]  # type: ignore[union-attr]
         begins = not self.position.step
         self.open_sums = {} if begins else self._restored()
-        self.objective = stages.open(Setting(run.model, run.recipe, index, begins))
+        self.objective = stages.open(StageContext(run.model, run.recipe, index, begins))
         self.step = Step(self.accelerator, self.objective, weights, self.optimizer, self.settings.max_grad_norm)
         self.name = f"stage {index + 1}/{len(run.recipe.stages)}"
 

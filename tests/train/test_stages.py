@@ -17,7 +17,7 @@ from minipovid.recipe import run_folder
 from minipovid.train import stages
 from minipovid.train.loop import train
 from minipovid.train.run import Run
-from minipovid.train.stages import Setting
+from minipovid.train.stages import StageContext
 
 BODY = '''
 """Supervised: the chosen answer becomes likelier. No loss of the shelf, no reference, no rewards."""
@@ -54,7 +54,7 @@ def test_every_kind_keeps_the_contract(name: str, world: Path, tmp_path: Path) -
     recipe = a_recipe(world, tmp_path / "r.yaml", stages=[{**STAGES[0], "kind": name}])
     run = Run.open(recipe, tmp_path / "run")
     assert run is not None
-    objective = stages.open(Setting(run.model, run.recipe, 0, begins=True))
+    objective = stages.open(StageContext(run.model, run.recipe, 0, begins=True))
     assert isinstance(objective, nn.Module) and "clean" in objective.images
     run.datasets[0].kinds = tuple(objective.images)
     batch = run_batch(run)

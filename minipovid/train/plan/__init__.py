@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minipovid.models.shapes import CPU_LIMIT, Shapes, shapes
-from minipovid.pairs import formats as pairs
-from minipovid.recipe.schema import BUILTIN, Recipe
+from minipovid.pairs import formats
+from minipovid.recipe.schema import BUILTIN, DataSection, Recipe
 from minipovid.train import losses
 from minipovid.train.losses import View
 from minipovid.train.plan import costs
@@ -286,7 +286,7 @@ def changed(recipe: Recipe, dotted: str, value: Any) -> Recipe:
 def peak_memory(model: Shapes, recipe: Recipe, on_gpu: bool = True) -> Memory:
     """The hungriest stage of a settled recipe."""
     setting = Setting.of(recipe, on_gpu)
-    prefix, answer = _lengths(model, recipe.data.max_length)
+    prefix, answer = _lengths(model, _longest(recipe))
     each = [costs.memory(model, setting, costs.trees(views, prefix, answer)) for views in _views(recipe)]
     return max(each, key=lambda memory: memory.total)
 
@@ -298,6 +298,11 @@ def _gib(model: Shapes, recipe: Recipe, on_gpu: bool = True) -> float:
 def _views(recipe: Recipe) -> list[list[View]]:
     """The views of each stage's loss."""
     return [list(loss.views) for loss in losses.of_stages(recipe)]
+
+
+def _longest(recipe: Recipe) -> int:
+    """Tokens of the longest row that any stage admits."""
+    return max(data.max_length for data in recipe.data_sections())
 
 
 def _lengths(model: Shapes, length: int) -> tuple[int, int]:
@@ -324,7 +329,7 @@ def seconds_per_step(model: Shapes, recipe: Recipe, card: Card) -> float:
     """A step over usual pairs, averaged over the stages by their epochs; the reference counts where it is computed."""
     setting = Setting.of(recipe, on_gpu=True)
     pairs = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
-    prefix, answer = _lengths(model, min(model.image_tokens + PROMPT + ANSWER, recipe.data.max_length))
+    prefix, answer = _lengths(model, min(model.image_tokens + PROMPT + ANSWER, _longest(recipe)))
     total = 0.0
     for number, (stage, views) in enumerate(zip(recipe.stages, _views(recipe), strict=True)):
         policy = costs.trees(views, prefix, answer)
@@ -390,18 +395,22 @@ def _visits(recipe: Recipe) -> int | None:
     """How often a pair is visited in all stages together."""
     step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
     limit = None if recipe.train.max_steps is None else recipe.train.max_steps * step
-    pairs = _pairs(recipe)
-    if pairs is None:
-        return None if limit is None else limit * len(recipe.stages)
-    return sum(min(pairs * stage.epochs, limit or pairs * stage.epochs) for stage in recipe.stages)
+    pairs_of = {data: _pairs(data) for data in recipe.data_sections()}
+    visits = 0
+    for stage in recipe.stages:
+        pairs = pairs_of[stage.data or recipe.data]
+        if pairs is None and limit is None:
+            return None
+        visits += min(limit or sys.maxsize, sys.maxsize if pairs is None else pairs * stage.epochs)
+    return visits
 
 
-def _pairs(recipe: Recipe) -> int | None:
-    path = Path(recipe.data.path)
-    if recipe.data.path == BUILTIN or not path.exists():
+def _pairs(data: DataSection) -> int | None:
+    path = Path(data.path)
+    if data.path == BUILTIN or not path.exists():
         return None
-    rows = sum(1 for _ in pairs.reader(recipe.data.format).read(path))
-    return min(rows, recipe.data.limit or rows)
+    rows = sum(1 for _ in formats.reader(data.format).read(path))
+    return min(rows, data.limit or rows)
 
 
 def _cuda() -> bool:

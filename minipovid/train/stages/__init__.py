@@ -2,7 +2,7 @@
 
 A file defines
 
-    def open(setting: Setting) -> Objective
+    def open(context: StageContext) -> Objective
 
 Order of the pairs, micro-batches, optimiser, learning rate, checkpoints, log and resuming are shared by every kind
 (stage.py, step.py); an Objective says what is minimised, which pictures that takes, and what it costs.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from minipovid.train.batch import Batch
 
 
-class Setting(NamedTuple):
+class StageContext(NamedTuple):
     """What a stage is opened with."""
 
     model: Model
@@ -57,9 +57,9 @@ class Objective(Protocol):
         """The stage is over."""
 
 
-def open(setting: Setting) -> Objective:  # noqa: A001 - what it does to a stage
+def open(context: StageContext) -> Objective:  # noqa: A001 - what it does to a stage
     """Raises MinipovidError for an unknown kind, and what the kind raises."""
-    objective: Objective = shelf.load("train.stages", setting.section.kind).open(setting)
+    objective: Objective = shelf.load("train.stages", context.section.kind).open(context)
     return objective
 
 

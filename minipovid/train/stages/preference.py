@@ -15,14 +15,14 @@ from minipovid.train.batch import Batch
 from minipovid.train.losses import Judged, Loss, ScoreTable
 from minipovid.train.reference import Reference
 from minipovid.train.scoring import count_tokens, score
-from minipovid.train.stages import Setting
+from minipovid.train.stages import StageContext
 
 
-def open(setting: Setting) -> Objective:  # noqa: A001 - the shelf's word
+def open(context: StageContext) -> Objective:  # noqa: A001 - the shelf's word
     """Raises MinipovidError where the stage's loss is none."""
-    model, recipe, section = setting.model, setting.recipe, setting.section
-    loss = losses.build(section.loss, f"stages.{setting.stage}.loss")
-    if setting.begins and setting.stage:
+    model, recipe, section = context.model, context.recipe, context.section
+    loss = losses.build(section.loss, f"stages.{context.stage}.loss")
+    if context.begins and context.stage:
         model.freeze_reference()
     again = recipe.asks_again(section)
     reference = Reference(model, loss.views, recipe.reference.cache_gib, keep_hidden=again)
