@@ -215,7 +215,7 @@ def test_no_import_goes_round_in_a_circle() -> None:
 
 
 def test_weight_stays_where_it_belongs() -> None:
-    assert [each.split()[0] for each in too_heavy(every_import())] == ["minipovid.cli.demo"]
+    assert too_heavy(every_import()) == []
 
 
 def test_light_rooms_load_no_torch_in_truth() -> None:

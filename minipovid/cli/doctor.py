@@ -1,4 +1,4 @@
-"""What this machine has, what is missing, and the exact command that mends it.
+"""`minipovid doctor`: what this machine has, what is missing, and the exact command that mends it.
 
 Native libraries are tried in a child process each: one that crashes on import is then a finding, not the end.
 """
@@ -14,6 +14,10 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+import click
+
+from minipovid.cli.output import JSON, print_json
 
 PATIENCE_S = 120
 CUDA_TORCH = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
@@ -40,6 +44,26 @@ import llama_cpp, llama_cpp.mtmd_cpp
 offload = "with GPU" if llama_cpp.llama_supports_gpu_offload() else "CPU only"
 print(f"{llama_cpp.__version__}, {offload}, mtmd ready")
 """
+
+
+@click.command()
+@JSON
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Say what this machine has and lacks.
+
+    What is missing comes with the exact command that mends it, and exit code 1.
+    """
+    findings = examine()
+    if as_json:
+        print_json({"findings": [finding._asdict() for finding in findings]})
+    else:
+        for finding in findings:
+            click.echo(f"{finding.state:8}{finding.name:14}{finding.found}")
+            if finding.remedy:
+                click.echo(f"{'':8}{'':14}-> {finding.remedy}")
+    if any(finding.state == "missing" for finding in findings):
+        ctx.exit(1)
 
 
 class Finding(NamedTuple):

@@ -15,11 +15,12 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from minipovid.cli import doctor, main
+from minipovid.cli import demo, doctor, main
 from minipovid.recipe import read as recipe
 from minipovid.recipe import schema
 
-HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "llama_cpp", "gguf", "numpy", "PIL", "yaml")
+HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "llama_cpp", "gguf")
+HEAVY += ("numpy", "PIL", "yaml", "pydantic")
 
 
 def run(*arguments: str) -> Result:
@@ -256,7 +257,7 @@ def test_ask_prints_the_answer_and_closes_the_model(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
 def test_demo_ends_in_a_table_and_a_verdict(monkeypatch: pytest.MonkeyPatch, ok: bool, code: int) -> None:
     rows = [{"model": "base", "false yes": 0.2}, {"model": "tuned", "false yes": 0.1}]
-    stand_in(monkeypatch, "cli.demo", demo=lambda out: {"run": str(out), "rows": rows, "ok": ok})
+    monkeypatch.setattr(demo, "walk", lambda out: {"run": str(out), "rows": rows, "ok": ok})
     result = run("demo", "--out", "runs/d")
     assert result.exit_code == code
     assert result.stdout == f"run: runs/d\nmodel  false yes\nbase         0.2\ntuned        0.1\nok: {ok}\n"
@@ -271,7 +272,7 @@ def test_the_rooms_understand_the_calls() -> None:
         ("inference.llama_cpp", "Runtime.open", (Path(),), {"quant": None}),
         ("inference.llama_cpp", "Runtime.answer", (None, Path(), "Q?"), {"max_tokens": 1}),
         ("evaluate", "evaluate", (Path(), [], None), {}),
-        ("cli.demo", "demo", (Path(),), {}),
+        ("cli.demo", "walk", (Path(),), {}),
     ]
     for module, name, arguments, named in calls:
         thing: Any = importlib.import_module(f"minipovid.{module}")
