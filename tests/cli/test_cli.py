@@ -8,14 +8,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
-from minipovid.cli import demo, doctor, main
+from minipovid.cli import doctor, main
 from minipovid.recipe import read as recipe
 from minipovid.recipe import schema
 
@@ -28,11 +28,28 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, list(arguments), catch_exceptions=False)
 
 
+def as_real(real: Any, fake: Any) -> Any:
+    """The fake, which refuses with a TypeError what the real function's signature does not take.
+
+    Of a class: with the real one's signatures of the methods that it has.
+    """
+    if isinstance(fake, type):
+        for name in [name for name in vars(fake) if not name.startswith("__")]:
+            setattr(fake, name, as_real(getattr(real, name), getattr(fake, name)))
+        return fake
+
+    def bound(*arguments: Any, **named: Any) -> Any:
+        inspect.signature(real).bind(*arguments, **named)
+        return fake(*arguments, **named)
+
+    return bound
+
+
 def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, **names: Any) -> None:
-    """Put a module with these names where `minipovid.<module>` would be imported."""
-    fake = ModuleType(f"minipovid.{module}")
-    vars(fake).update(names)
-    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    """Put these names into `minipovid.<module>` in the place of the real ones; calls must suit the real ones."""
+    real = importlib.import_module(f"minipovid.{module}")
+    for name, fake in names.items():
+        monkeypatch.setattr(real, name, as_real(getattr(real, name), fake))
 
 
 def every_command(group: click.Group = main, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -214,9 +231,14 @@ def test_verify_prints_its_table_and_causes(monkeypatch: pytest.MonkeyPatch, ok:
 
 def test_chat_and_serve_pass_their_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    stand_in(monkeypatch, "inference.llama_cpp", Sampling=SimpleNamespace)
+    stand_in(monkeypatch, "inference.llama_cpp", Sampling=lambda **settings: SimpleNamespace(**settings))
     stand_in(monkeypatch, "inference.chat", converse=lambda run, **options: calls.append((run, options)))
-    stand_in(monkeypatch, "inference.serve", serve=lambda run, **options: calls.append((run, options)), key_from=str)
+    stand_in(
+        monkeypatch,
+        "inference.serve",
+        serve=lambda run, **options: calls.append((run, options)),
+        key_from=lambda variable: variable,
+    )
     runtime = {"quant": "q8_0", "n_ctx": 512, "n_gpu_layers": -1, "n_threads": 3, "lora": Path("l.gguf")}
     options = ["--quant", "q8_0", "--n-ctx", "512", "--n-gpu-layers", "-1", "--n-threads", "3", "--lora", "l.gguf"]
     assert run("chat", "r", *options, "--max-tokens", "9").exit_code == 0
@@ -257,11 +279,34 @@ def test_ask_prints_the_answer_and_closes_the_model(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
 def test_demo_ends_in_a_table_and_a_verdict(monkeypatch: pytest.MonkeyPatch, ok: bool, code: int) -> None:
     rows = [{"model": "base", "false yes": 0.2}, {"model": "tuned", "false yes": 0.1}]
-    monkeypatch.setattr(demo, "walk", lambda out: {"run": str(out), "rows": rows, "ok": ok})
+    stand_in(monkeypatch, "cli.demo", walk=lambda out: {"run": str(out), "rows": rows, "ok": ok})
     result = run("demo", "--out", "runs/d")
     assert result.exit_code == code
     assert result.stdout == f"run: runs/d\nmodel  false yes\nbase         0.2\ntuned        0.1\nok: {ok}\n"
     assert json.loads(run("demo", "--json").stdout) == {"run": "runs/demo", "rows": rows, "ok": ok}
+
+
+def test_a_stand_in_takes_only_what_the_real_one_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A room that calls a parameter otherwise than the command line does, and another that asks for one more."""
+
+    class Renamed:
+        @classmethod
+        def open(cls, run: Path, quantisation: str | None = None) -> None: ...
+
+    class Fake:
+        @classmethod
+        def open(cls, run: Path, **options: Any) -> None: ...
+
+    def with_another(run: Path, quants: Any, pairs: int, progress: Any, n_gpu_layers: int, device: str) -> None: ...
+
+    monkeypatch.setattr(importlib.import_module("minipovid.inference.llama_cpp"), "Runtime", Renamed)
+    stand_in(monkeypatch, "inference.llama_cpp", Runtime=Fake)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'quant'"):
+        run("ask", "r", "cat.png", "What is this?")
+    monkeypatch.setattr(importlib.import_module("minipovid.verify"), "verify", with_another)
+    stand_in(monkeypatch, "verify", verify=lambda *_: None)
+    with pytest.raises(TypeError, match="missing a required argument: 'device'"):
+        run("verify", "r")
 
 
 def test_the_rooms_understand_the_calls() -> None:
@@ -329,7 +374,7 @@ def test_the_doctor_prints_the_remedy_and_exits_1(monkeypatch: pytest.MonkeyPatc
         doctor.Finding("python", "ok", "3.11"),
         doctor.Finding("torch", "missing", "No module named 'torch'", "pip install 'torch>=2.8'"),
     ]
-    monkeypatch.setattr(doctor, "examine", lambda: found)
+    stand_in(monkeypatch, "cli.doctor", examine=lambda: found)
     result = run("doctor")
     assert result.exit_code == 1
     assert result.stdout == (
