@@ -91,14 +91,21 @@ def recipes(ctx: click.Context) -> None:
 @recipes.command("list")
 @JSON
 def list_recipes(as_json: bool = False) -> None:
-    """Every shipped recipe and what it is."""
-    from minipovid.recipe.read import shipped
+    """Every shipped recipe and what it is.
+
+    A name says <method>-<family>-<size>; three are older than that.
+    """
+    from minipovid.recipe.read import chain, shipped
 
     titles = {name: path.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for name, path in shipped().items()}
     if as_json:
         print_json(titles)
-    else:
-        print_table([{"recipe": name, "what it is": title} for name, title in titles.items()])
+        return
+    rows = []
+    for name, title in titles.items():
+        bases = [path.stem for path, _ in chain(shipped()[name])[1:2]]
+        rows.append({"recipe": name, "extends": ", ".join(bases), "what it is": title})
+    print_table(rows)
 
 
 @recipes.command()
@@ -109,7 +116,9 @@ def show(name: str) -> None:
     \b
       minipovid recipes show llava7b_qlora
     """
-    click.echo(_shipped(name).read_text(encoding="utf-8"), nl=False)
+    from minipovid.recipe.read import find
+
+    click.echo(find(name).read_text(encoding="utf-8"), nl=False)
 
 
 @recipes.command()
@@ -121,7 +130,9 @@ def copy(name: str, to: Path | None) -> None:
     \b
       minipovid recipes copy llava7b_qlora my.yaml
     """
-    source = _shipped(name)
+    from minipovid.recipe.read import find
+
+    source = find(name)
     target = to / source.name if to is not None and to.is_dir() else to or Path(source.name)
     if target.exists():
         raise MinipovidError(f"{target} already exists; name another file: `minipovid recipes copy {name} other.yaml`.")
@@ -129,9 +140,3 @@ def copy(name: str, to: Path | None) -> None:
         raise MinipovidError(f"There is no folder {target.parent} to copy the recipe to.")
     target.write_bytes(source.read_bytes())
     click.echo(target)
-
-
-def _shipped(name: str) -> Path:
-    from minipovid.recipe.read import find
-
-    return find(name)

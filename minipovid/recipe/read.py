@@ -7,8 +7,9 @@
       - {loss: {name: dpo, beta: 0.1}, epochs: 3}
       - {loss: {name: povid}, epochs: 1}
 
-Every key is documented at its field in schema.py. `read` fills in the defaults and makes paths absolute; the result is
-written to the run folder before any weight is loaded, and later stages read it there.
+One that differs by a few keys names another (`extends: llava7b_qlora`) and then those keys: mappings are merged, all
+else is replaced. Every key is documented at its field in schema.py. `read` fills in the defaults and makes paths
+absolute; the result is written to the run folder before any weight is loaded, and later stages read it there.
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def find(recipe: str) -> Path:
-    """The file that a command's RECIPE means: a path, or the name of a shipped recipe.
+def find(recipe: str, folder: Path = Path()) -> Path:
+    """The file that a command's RECIPE or a recipe's `extends` means: a path from `folder`, or a shipped recipe's name.
 
     Raises MinipovidError where it is neither, with the nearest and all shipped names.
     """
     ours = shipped()
-    if Path(recipe).is_file() or recipe not in ours and Path(recipe).suffix in (".yaml", ".yml"):
-        return Path(recipe)
+    path = folder / recipe
+    if path.is_file() or recipe not in ours and path.suffix in (".yaml", ".yml"):
+        return path
     if recipe in ours:
         return ours[recipe]
     nearest = get_close_matches(recipe, ours, 1)
@@ -51,11 +53,55 @@ def find(recipe: str) -> Path:
     )
 
 
-def read(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `path` with `--set key.path=value` overrides applied, defaults filled in and paths absolute.
 
     Relative paths in a recipe are relative to the current folder. Raises MinipovidError: one line per mistake.
     """
+    files = chain(path)
+    for _, keys in files[1:]:
+        keys.pop("name", None)  # two recipes of one name would meet in one run folder
+    tree: dict[str, Any] = {}
+    for _, keys in reversed(files):
+        tree = _merged(tree, keys)
+    for override in overrides:
+        _override(tree, override)
+    places = [(path, settings(overrides)), *files]
+
+    def origin(steps: Sequence[str]) -> str:
+        return str(next((file for file, keys in places if _holds(keys, steps)), path))
+
+    recipe = validated(Recipe, tree, origin)
+    if recipe.extends is not None:
+        raise MinipovidError("--set extends: what a recipe extends stands in its file; write one with `extends:`.")
+    return _absolute(recipe)
+
+
+def chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The recipe's file with its keys, the one that it extends with its own, and so on to the last.
+
+    Raises MinipovidError for what cannot be read or holds no recipe, and for a circle.
+    """
+    files: list[tuple[Path, dict[str, Any]]] = []
+    while True:
+        if any(path.resolve() == file.resolve() for file, _ in files):
+            circle = ", which extends ".join(str(file) for file in (*(file for file, _ in files), path))
+            raise MinipovidError(f"Recipes extend each other in a circle: {circle}; let one stand by itself.")
+        tree = _tree(path)
+        files.append((path, tree))
+        base = tree.get("extends")
+        if not isinstance(base, str):
+            return files
+        del tree["extends"]
+        try:
+            path = find(base, path.parent)
+            if not path.is_file():
+                raise MinipovidError(f"There is no recipe {path}.")
+        except MinipovidError as error:
+            raise MinipovidError(f"{files[-1][0]}: extends is {base!r}. {error}") from None
+
+
+def _tree(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
@@ -68,9 +114,25 @@ def read(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise MinipovidError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(tree, dict):
         raise MinipovidError(f"{path} does not hold a recipe: it should begin with `name:`.")
-    for override in overrides:
-        _override(tree, override)
-    return _absolute(validated(Recipe, tree, str(path)))
+    return tree
+
+
+def _merged(under: Any, over: Any) -> Any:
+    """Mappings key by key; all else is replaced."""
+    if not (isinstance(under, dict) and isinstance(over, dict)):
+        return over
+    return {**under, **{key: _merged(under.get(key), value) for key, value in over.items()}}
+
+
+def _holds(tree: Any, steps: Sequence[str]) -> bool:
+    """Does this file say the value there? A list is its file's as a whole, for it is never merged."""
+    for step in steps:
+        if not isinstance(tree, dict):
+            return True
+        if step not in tree:
+            return False
+        tree = tree[step]
+    return True
 
 
 def settings(overrides: Sequence[str]) -> dict[str, Any]:

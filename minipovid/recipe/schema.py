@@ -113,6 +113,7 @@ class Recipe(_Section):
     """A whole recipe; see the module's example."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    extends: str | None = Field(None, exclude=True)  # another recipe, of which this one changes a few keys
     seed: int = Field(42, ge=0, lt=2**32)
     start_from: str | None = None  # a finished run: its adapter is where this run begins, and its first reference
     model: ModelSection

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, ClassVar, TypeVar, get_origin, get_type_hints
@@ -75,17 +75,22 @@ FOREIGN_KEYS = {
 }
 
 
-def validated(wanted: type[T], tree: Mapping[Any, Any], origin: str) -> T:
-    """`tree` as a `wanted` (a pydantic model or a dataclass); every mistake is one line that begins with `origin`.
+def validated(wanted: type[T], tree: Mapping[Any, Any], origin: str | Callable[[Sequence[str]], str]) -> T:
+    """`tree` as a `wanted` (a pydantic model or a dataclass); every mistake is one line that begins with `origin`,
+    which may depend on the steps of the key's path.
 
     Raises MinipovidError.
     """
     try:
-        made: T = _strict(wanted)(**{str(key): value for key, value in tree.items()})  # type: ignore[arg-type]
-        return made
+        instance: T = _strict(wanted)(**{str(key): value for key, value in tree.items()})  # type: ignore[arg-type]
+        return instance
     except ValidationError as errors:
-        sentences = [_sentence(wanted, error) for error in errors.errors()]
-        raise MinipovidError("\n".join(f"{origin}: {sentence}" for sentence in _joined(sentences))) from None
+        sentences = []
+        for error in errors.errors():
+            steps = [str(step) for step in error["loc"] if not _ALTERNATIVE.fullmatch(str(step))]
+            place = origin if isinstance(origin, str) else origin(steps)
+            sentences.append(f"{place}: {_sentence(wanted, error, '.'.join(steps))}")
+        raise MinipovidError("\n".join(_joined(sentences))) from None
 
 
 @cache
@@ -110,9 +115,8 @@ def _joined(sentences: list[str]) -> list[str]:
     return list(joined.values())
 
 
-def _sentence(wanted: type, error: Any) -> str:
+def _sentence(wanted: type, error: Any, dotted: str) -> str:
     """One pydantic error as a sentence with the dotted path, the value and the remedy."""
-    dotted = ".".join(str(step) for step in error["loc"] if not _ALTERNATIVE.fullmatch(str(step)))
     kind, context, value = error["type"], error.get("ctx", {}), error.get("input")
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return _unknown(wanted, dotted)

@@ -359,6 +359,9 @@ def test_recipes_are_listed_shown_and_copied(tmp_path: Path, monkeypatch: pytest
     )
     assert (tmp_path / "tinyworld.yaml").read_text() == "mine"
     assert run("recipes", "copy", "llava7b_8gb", "absent/x.yaml").exit_code == 2
+    assert "\nllava7b_8gb    llava7b_qlora  POVID on LLaVA-1.5-7B" in listed.stdout
+    assert run("recipes", "copy", "llava7b_8gb", "small.yaml").exit_code == 0
+    assert recipe.read(Path("small.yaml")) == recipe.read(recipe.find("llava7b_8gb"))
 
 
 def test_the_doctor_of_this_machine() -> None:
