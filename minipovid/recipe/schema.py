@@ -75,7 +75,7 @@ class StageSection(_Section):
     @model_validator(mode="after")
     def _named(self) -> StageSection:
         if not isinstance(self.loss.get("name"), str):
-            raise ValueError("loss.name is missing; it names a file in minipovid/losses, for example povid")
+            raise ValueError("loss.name is missing; it names a file in minipovid/train/losses, for example povid")
         return self
 
 

@@ -125,7 +125,7 @@ def test_a_wrong_value_is_told_what_it_must_be(tmp_path: Path, text: str, value:
         (GOOD.replace("model: {path: tinyworld}\n", ""), "model is missing."),
         (
             GOOD.replace("name: dpo, ", ""),
-            "stages.0.loss.name is missing; it names a file in minipovid/losses, for example povid.",
+            "stages.0.loss.name is missing; it names a file in minipovid/train/losses, for example povid.",
         ),
         ("", "r.yaml does not hold a recipe: it should begin with `name:`."),
         ("- a\n- b", "r.yaml does not hold a recipe: it should begin with `name:`."),
@@ -183,6 +183,13 @@ def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
     resolved = read(written(tmp_path, text.replace("data: {path: tinyworld}", "data: {path: sub/pairs.json}")))
     assert resolved.model.path == str(tmp_path / "model")
     assert (resolved.data.path, resolved.data.images) == (str(tmp_path / "sub/pairs.json"), str(tmp_path / "sub"))
+    own = (
+        GOOD
+        + "    data: {path: more.json}\n  - loss: {name: dpo}\n    data: {path: tinyworld}\n  - loss: {name: dpo}\n"
+    )
+    first, second, third = (stage.data for stage in read(written(tmp_path, own)).stages)
+    assert first and (first.path, first.images) == (str(tmp_path / "more.json"), str(tmp_path))
+    assert second and (second.path, second.images, third) == ("tinyworld", None, None)
     hub = read(written(tmp_path, GOOD.replace("model: {path: tinyworld}", "model: {path: org/name}")))
     assert hub.model.path == "org/name"
 
