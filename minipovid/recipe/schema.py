@@ -1,4 +1,4 @@
-"""Every key of a recipe, documented at its field; docs/recipes.md is made from this page."""
+"""Every key of a recipe, documented at its field; `python docs/recipes.py` makes docs/recipes.md of this page."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class _Section(BaseModel):
 class ModelSection(_Section):
     """The model to align: a Hub id, a folder in Hub layout, or `tinyworld`."""
 
-    path: str
+    path: str  # the Hub id, the folder, or tinyworld
     revision: str | None = None  # a Hub commit or tag
     load_in_4bit: bool = True  # NF4 with double quantisation, language model only
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, else float32
 
 
 class LoraSection(_Section):
     """Low-rank adapters on the language model's linear layers; master weights are float32."""
 
-    r: int = Field(16, ge=1)
-    alpha: Number = Field(32, gt=0)
-    rslora: bool = False  # scale alpha / sqrt(r) instead of alpha / r
+    r: int = Field(16, ge=1)  # the rank: how much an adapter can learn, and how much memory it takes
+    alpha: Number = Field(32, gt=0)  # what it says is scaled by alpha / r
+    rslora: bool = False  # scaled by alpha / sqrt(r) instead
 
 
 class DataSection(_Section):
@@ -40,9 +40,9 @@ class DataSection(_Section):
 
     path: str  # a file in `format`, or `tinyworld`
     images: str | None = None  # the folder that image paths are relative to; default: where `path` lies
-    format: str = "jsonl"  # a reader on the `pairs` shelf
+    format: str = "jsonl"  # how the file is written: povid, trl, rlaif_v, csv, ... (docs/pairs.md)
     max_length: int = Field(1024, ge=1)  # tokens of prompt, image and answer together; longer rows are bad, never cut
-    on_bad_row: Literal["stop", "skip"] = "stop"
+    on_bad_row: Literal["stop", "skip"] = "stop"  # where a row cannot be trained on; the log counts those skipped
     limit: int | None = Field(None, ge=1)  # use only the first rows
     held_out: int = Field(32, ge=0)  # the last pairs, a tenth at most: `verify` asks about them, no training does
 
@@ -51,13 +51,13 @@ class NoiseSection(_Section):
     """The noised picture of POVID (losses that do not ask for it never pay for it)."""
 
     step: int = Field(500, ge=0, le=999)  # of the 1,000-step diffusion schedule
-    domain: Literal["normalized", "clamp", "wrap"] = "normalized"
+    domain: Literal["normalized", "clamp", "wrap"] = "normalized"  # normalized: of the tower's input; else of bytes
     refresh: Literal["never", "epoch"] = "never"  # draw new noise every epoch?
     cache_gib: Number = Field(4.0, ge=0)  # limit of the on-disk cache; 0 keeps nothing
 
 
 class ReferenceSection(_Section):
-    """The reference model's scores, which no step changes: computed once and kept on disk (reference.py)."""
+    """The reference model's scores, which no step changes: computed once and kept on disk (train/reference.py)."""
 
     precompute: bool = False  # all of a stage's before its first step, instead of each when it is first needed
     cache_gib: Number = Field(8.0, ge=0)  # limit of the on-disk cache; 0 keeps nothing: computed at every visit
@@ -67,9 +67,9 @@ class StageSection(_Section):
     """One loss over the pairs for some epochs. Its reference is the model as the stage before left it."""
 
     kind: str = "preference"  # a file on the shelf train/stages: what a step computes
-    loss: dict[str, Any]  # `name` is a file on the shelf train/losses; the other keys are its dataclass fields
+    loss: dict[str, Any]  # `name` is a file on the shelf train/losses; the other keys are that file's own
     data: DataSection | None = None  # pairs of this stage's own; default: the recipe's
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=1)  # how often each pair is seen
     learning_rate: Number | None = Field(None, gt=0)  # default: train.learning_rate
 
     @model_validator(mode="after")
@@ -82,20 +82,21 @@ class StageSection(_Section):
 class TrainSection(_Section):
     """The optimiser and the loop, under the names of transformers' TrainingArguments."""
 
-    learning_rate: Number = Field(1e-6, gt=0)
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: Number = Field(0.03, ge=0, lt=1)
-    weight_decay: Number = Field(0.0, ge=0)
-    max_grad_norm: Number | None = Field(None, gt=0)  # none: no clipping
-    per_device_train_batch_size: int = Field(1, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    learning_rate: Number = Field(1e-6, gt=0)  # at its highest
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"  # how it goes on from there, in each stage
+    warmup_ratio: Number = Field(0.03, ge=0, lt=1)  # the share of a stage's steps in which it rises to that
+    weight_decay: Number = Field(0.0, ge=0)  # AdamW's
+    max_grad_norm: Number | None = Field(None, gt=0)  # longer gradients are scaled down to it; none: no clipping
+    per_device_train_batch_size: int = Field(1, ge=1)  # pairs
+    gradient_accumulation_steps: int = Field(1, ge=1)  # so many batches make one step of the optimiser
     micro_batch: Count | Auto = "auto"  # pairs that pass the model at once; auto: as many of the above as memory holds
     gradient_checkpointing: bool | Count | Auto = "auto"  # of so many layers; true: of all; auto: as few as memory asks
+    # The states of paged and 8-bit ones take less GPU memory.
     optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw_torch"
-    max_steps: int | None = Field(None, ge=1)  # per stage; default: all of its epochs
-    logging_steps: int = Field(10, ge=1)
-    save_steps: int = Field(200, ge=1)
-    save_total_limit: int = Field(2, ge=1)
+    max_steps: int | None = Field(None, ge=1)  # of each stage; default: all of its epochs
+    logging_steps: int = Field(10, ge=1)  # between two lines of log.jsonl
+    save_steps: int = Field(200, ge=1)  # between two checkpoints
+    save_total_limit: int = Field(2, ge=1)  # so many checkpoints are kept, the newest
     dataloader_num_workers: Workers | Auto = "auto"  # processes that decode, noise and tokenise ahead of the step
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []  # trackers beside log.jsonl, through accelerate
 
@@ -103,8 +104,8 @@ class TrainSection(_Section):
 class ExportSection(_Section):
     """The GGUF files."""
 
-    quants: list[str] = Field(default=["f16", "q8_0"], min_length=1)
-    mmproj: Literal["f16", "q8_0"] = "f16"
+    quants: list[str] = Field(default=["f16", "q8_0"], min_length=1)  # f16, q8_0, or any that llama.cpp offers
+    mmproj: Literal["f16", "q8_0"] = "f16"  # the vision side's file
     imatrix: int = Field(0, ge=0)  # pairs whose chosen answers weigh the columns when llama.cpp quantises; 0: none
     merge_base: Literal["auto", "nf4", "original"] = "auto"  # auto: nf4 below K-quants if trained in 4-bit
 
@@ -112,9 +113,9 @@ class ExportSection(_Section):
 class Recipe(_Section):
     """A whole recipe; see the module's example."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    extends: str | None = Field(None, exclude=True)  # another recipe, of which this one changes a few keys
-    seed: int = Field(42, ge=0, lt=2**32)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # the run folder is runs/NAME
+    extends: str | None = Field(None, exclude=True)  # a shipped recipe's name, or a path from this one's folder
+    seed: int = Field(42, ge=0, lt=2**32)  # of new adapters, the order of the pairs, noise and crops
     start_from: str | None = None  # a finished run: its adapter is where this run begins, and its first reference
     model: ModelSection
     lora: LoraSection = LoraSection()

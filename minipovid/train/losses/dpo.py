@@ -16,8 +16,8 @@ from minipovid.train.losses import Judged, ScoreTable, View
 
 @dataclass(frozen=True)
 class Loss:
-    beta: losses.Positive = 0.1
-    anchor: losses.Weight = 0.0
+    beta: losses.Positive = 0.1  # the smaller, the farther the policy may go from the reference
+    anchor: losses.Weight = 0.0  # weight of the term that keeps the chosen answer likely
 
     @property
     def views(self) -> Sequence[View]:

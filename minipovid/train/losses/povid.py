@@ -31,10 +31,10 @@ NOISED: ViewKey = ("chosen", "noised")
 
 @dataclass(frozen=True)
 class Loss:
-    variant: Literal["proper", "paper", "code"] = "proper"
-    beta: losses.Positive = 0.1
-    noise_weight: losses.Share = 0.5
-    anchor: losses.Weight = 0.0
+    variant: Literal["proper", "paper", "code"] = "proper"  # how the noisy answer is scored (docs/methods.md)
+    beta: losses.Positive = 0.1  # the smaller, the farther the policy may go from the reference
+    noise_weight: losses.Share = 0.5  # the noisy answer's share; the rejected text has the rest
+    anchor: losses.Weight = 0.0  # weight of the term that keeps the chosen answer likely
 
     @property
     def views(self) -> Sequence[View]:
