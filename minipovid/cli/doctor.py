@@ -66,7 +66,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         ctx.exit(1)
 
 
-class Finding(NamedTuple):
+class Check(NamedTuple):
     """One line of the report. `missing` is a need; `note` only says what would be better."""
 
     name: str
@@ -75,7 +75,7 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Check]:
     """Every finding, the needs of the demo first."""
     torch = _try("torch", TORCH, "pip install 'torch>=2.8'")
     return [
@@ -90,26 +90,24 @@ def examine() -> list[Finding]:
     ]
 
 
-def _python() -> Finding:
+def _python() -> Check:
     found = f"{platform.python_version()} in {sys.prefix}"
     if sys.version_info < (3, 10):  # noqa: UP036 - somebody may have forced the installation
-        return Finding(
-            "python", "missing", found, "install Python 3.10 or newer and make a virtual environment with it"
-        )
-    return Finding("python", "ok", found)
+        return Check("python", "missing", found, "install Python 3.10 or newer and make a virtual environment with it")
+    return Check("python", "ok", found)
 
 
-def _packages() -> Finding:
+def _packages() -> Check:
     """Every package that minipovid declares is installed."""
     try:
-        declared = [line for line in requires("minipovid") or [] if "extra ==" not in line]
+        requirements = [line for line in requires("minipovid") or [] if "extra ==" not in line]
     except PackageNotFoundError:
-        return Finding("packages", "missing", "minipovid itself is not installed", "pip install -c constraints.txt .")
-    absent = [line for line in declared if not _installed(_package(line))]
-    if absent:
-        names = " ".join(f"'{line}'" for line in absent)
-        return Finding("packages", "missing", f"without {', '.join(map(_package, absent))}", f"pip install {names}")
-    return Finding("packages", "ok", f"all {len(declared)} are installed")
+        return Check("packages", "missing", "minipovid itself is not installed", "pip install -c constraints.txt .")
+    missing = [line for line in requirements if not _is_installed(_package(line))]
+    if missing:
+        names = " ".join(f"'{line}'" for line in missing)
+        return Check("packages", "missing", f"without {', '.join(map(_package, missing))}", f"pip install {names}")
+    return Check("packages", "ok", f"all {len(requirements)} are installed")
 
 
 def _package(requirement: str) -> str:
@@ -117,7 +115,7 @@ def _package(requirement: str) -> str:
     return re.match(r"[\w.-]*", requirement).group()  # type: ignore[union-attr]
 
 
-def _installed(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     try:
         version(package)
     except PackageNotFoundError:
@@ -125,42 +123,42 @@ def _installed(package: str) -> bool:
     return True
 
 
-def _try(name: str, program: str, remedy: str) -> Finding:
+def _try(name: str, program: str, remedy: str) -> Check:
     """Run a few lines of Python in a child process; its last line of output is what was found."""
     try:
         child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
-        return Finding(name, "missing", f"did not answer within {PATIENCE_S} s", remedy)
+        return Check(name, "missing", f"did not answer within {PATIENCE_S} s", remedy)
     if child.returncode < 0:
-        return Finding(name, "missing", f"crashed with signal {-child.returncode}", remedy)
-    said = (child.stdout if child.returncode == 0 else child.stderr).strip().split("\n")[-1]
-    return Finding(name, "ok", said) if child.returncode == 0 else Finding(name, "missing", said, remedy)
+        return Check(name, "missing", f"crashed with signal {-child.returncode}", remedy)
+    line = (child.stdout if child.returncode == 0 else child.stderr).strip().split("\n")[-1]
+    return Check(name, "ok", line) if child.returncode == 0 else Check(name, "missing", line, remedy)
 
 
-def _gpu(torch_found: str) -> Finding:
+def _gpu(torch_found: str) -> Check:
     """A GPU is no need of the demo, but of 7B training; a driver without a torch that uses it is worth a word."""
     driver = shutil.which("nvidia-smi") is not None
     if " on CPU" not in torch_found and " on " in torch_found:
-        return Finding("GPU", "ok", torch_found.partition(" on ")[2])
+        return Check("GPU", "ok", torch_found.partition(" on ")[2])
     if driver:
-        return Finding("GPU", "note", "there is an NVIDIA driver, but this torch does not use it", CUDA_TORCH)
-    return Finding("GPU", "note", "none; the tiny world needs none, a 7B model trains on an NVIDIA GPU")
+        return Check("GPU", "note", "there is an NVIDIA driver, but this torch does not use it", CUDA_TORCH)
+    return Check("GPU", "note", "none; the tiny world needs none, a 7B model trains on an NVIDIA GPU")
 
 
-def _memory() -> Finding:
+def _memory() -> Check:
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return Finding("memory", "note", "this system does not say how much it has")
+        return Check("memory", "note", "this system does not say how much it has")
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     if gib < 3:
-        return Finding("memory", "missing", f"{gib:.1f} GiB", "use a machine with at least 4 GiB of memory")
-    return Finding("memory", "ok", f"{gib:.1f} GiB")
+        return Check("memory", "missing", f"{gib:.1f} GiB", "use a machine with at least 4 GiB of memory")
+    return Check("memory", "ok", f"{gib:.1f} GiB")
 
 
-def _disk(folder: Path) -> Finding:
+def _disk(folder: Path) -> Check:
     gib = shutil.disk_usage(folder).free / 2**30
     found = f"{gib:.1f} GiB free at {folder}"
     if gib < 1:
-        return Finding("disk", "missing", found, "free at least 1 GiB; the demo writes its run there")
+        return Check("disk", "missing", found, "free at least 1 GiB; the demo writes its run there")
     if gib < 40:
-        return Finding("disk", "note", found, "`minipovid plan RECIPE` says what a recipe needs; a 7B one about 40 GiB")
-    return Finding("disk", "ok", found)
+        return Check("disk", "note", found, "`minipovid plan RECIPE` says what a recipe needs; a 7B one about 40 GiB")
+    return Check("disk", "ok", found)

@@ -16,13 +16,13 @@ def bars(unit: str = "B", scaled: bool = True) -> Callable[[str, int, int], None
     """A progress bar per file that is written, on a terminal; called with (file name, bytes so far, bytes in all)."""
     from tqdm import tqdm
 
-    bars: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
 
     def show(name: str, done: int, total: int) -> None:
-        if name not in bars:
+        if name not in by_name:
             quiet = not sys.stderr.isatty()
-            bars[name] = tqdm(total=total, desc=name, unit=unit, unit_scale=scaled, disable=quiet)
-        bars[name].update(done - bars[name].n)
+            by_name[name] = tqdm(total=total, desc=name, unit=unit, unit_scale=scaled, disable=quiet)
+        by_name[name].update(done - by_name[name].n)
 
     return show
 
@@ -54,10 +54,8 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     widths = [max(len(line[column]) for line in [heads, *cells]) for column in range(len(heads))]
     right = [all(isinstance(row.get(head), (int, float)) for row in rows) for head in heads]
     for line in [heads, *cells]:
-        padded = [
-            cell.rjust(width) if r else cell.ljust(width) for cell, width, r in zip(line, widths, right, strict=True)
-        ]
-        click.echo("  ".join(padded).rstrip())
+        columns = zip(line, widths, right, strict=True)
+        click.echo("  ".join(text.rjust(width) if r else text.ljust(width) for text, width, r in columns).rstrip())
 
 
 def cell(value: object) -> str:

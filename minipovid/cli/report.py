@@ -36,18 +36,18 @@ def report(runs: tuple[Path, ...], out: Path | None, markdown: bool, as_json: bo
 
     if markdown and as_json:
         raise MinipovidError("--markdown and --json are two ways to print the result; give one of them.")
-    told = write(runs, out)
+    result = write(runs, out)
     if as_json:
-        print_json(told.as_dict())
+        print_json(result.as_dict())
         return
     if markdown:
-        click.echo(told.markdown())
+        click.echo(result.markdown())
         return
-    click.echo(told.verdict.headline)
-    for finding in told.verdict.findings:
+    click.echo(result.verdict.headline)
+    for finding in result.verdict.findings:
         click.echo(f"  {finding.text}")
-    if told.rows:
-        print_table(told.rows)
-    for remark in told.remarks:
+    if result.rows:
+        print_table(result.rows)
+    for remark in result.remarks:
         click.echo(remark)
-    click.echo(f"page: {told.page}")
+    click.echo(f"page: {result.page}")

@@ -38,10 +38,10 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     """
     from minipovid.recipe import read as recipes
 
-    resolved = recipes.read(recipes.find(recipe), overrides)
+    settings = recipes.read(recipes.find(recipe), overrides)
     from minipovid.train.loop import train as run_training
 
-    click.echo(run_training(resolved, out or Path("runs") / resolved.name, progress=True))
+    click.echo(run_training(settings, out or Path("runs") / settings.name, progress=True))
 
 
 @click.command()
@@ -65,15 +65,15 @@ def plan(ctx: click.Context, recipe: str, overrides: tuple[str, ...], vram: floa
     """
     from minipovid.recipe import read as recipes
 
-    resolved = recipes.read(recipes.find(recipe), overrides)
+    settings = recipes.read(recipes.find(recipe), overrides)
     from minipovid.train import plan as planning
 
-    predicted = planning.predict(resolved, vram)
-    verdict = planning.verdict(predicted, resolved, vram) if vram is not None else None
+    forecast = planning.predict(settings, vram)
+    verdict = planning.verdict(forecast, settings, vram) if vram is not None else None
     if as_json:
-        print_json(predicted.as_dict() | ({} if verdict is None else verdict._asdict()))
+        print_json(forecast.as_dict() | ({} if verdict is None else verdict._asdict()))
     else:
-        click.echo(predicted.table())
+        click.echo(forecast.table())
         if verdict is not None:
             click.echo(verdict.sentence)
     if verdict is not None and not verdict.fits:

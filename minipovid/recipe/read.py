@@ -63,7 +63,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         keys.pop("name", None)  # two recipes of one name would meet in one run folder
     tree: dict[str, Any] = {}
     for _, keys in reversed(files):
-        tree = _merged(tree, keys)
+        tree = _merge(tree, keys)
     for override in overrides:
         _override(tree, override)
     places = [(path, settings(overrides)), *files]
@@ -117,11 +117,11 @@ def _tree(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _merged(under: Any, over: Any) -> Any:
+def _merge(under: Any, over: Any) -> Any:
     """Mappings key by key; all else is replaced."""
     if not (isinstance(under, dict) and isinstance(over, dict)):
         return over
-    return {**under, **{key: _merged(under.get(key), value) for key, value in over.items()}}
+    return {**under, **{key: _merge(under.get(key), value) for key, value in over.items()}}
 
 
 def _holds(tree: Any, steps: Sequence[str]) -> bool:
@@ -220,21 +220,21 @@ def _absolute(recipe: Recipe) -> Recipe:
     def local(path: str) -> str:
         return str(Path(path).expanduser().resolve())
 
-    def placed(data: DataSection) -> DataSection:
+    def with_local_paths(data: DataSection) -> DataSection:
         if data.path == BUILTIN:
             return data
-        there = Path(data.path).expanduser()
-        images = data.images if data.images is not None else str(there if there.is_dir() else there.parent)
+        path = Path(data.path).expanduser()
+        images = data.images if data.images is not None else str(path if path.is_dir() else path.parent)
         return data.model_copy(update={"path": local(data.path), "images": local(images)})
 
     model, start = recipe.model, recipe.start_from
     stages = [
-        stage if stage.data is None else stage.model_copy(update={"data": placed(stage.data)})
+        stage if stage.data is None else stage.model_copy(update={"data": with_local_paths(stage.data)})
         for stage in recipe.stages
     ]
     if model.path != BUILTIN and Path(model.path).expanduser().is_dir():
         model = model.model_copy(update={"path": local(model.path)})
     start = local(start) if start is not None else None
     return recipe.model_copy(
-        update={"model": model, "data": placed(recipe.data), "stages": stages, "start_from": start}
+        update={"model": model, "data": with_local_paths(recipe.data), "stages": stages, "start_from": start}
     )

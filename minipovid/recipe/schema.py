@@ -73,7 +73,7 @@ class StageSection(_Section):
     learning_rate: Number | None = Field(None, gt=0)  # default: train.learning_rate
 
     @model_validator(mode="after")
-    def _named(self) -> StageSection:
+    def _check_loss(self) -> StageSection:
         if not isinstance(self.loss.get("name"), str):
             raise ValueError("loss.name is missing; it names a file in minipovid/train/losses, for example povid")
         return self

@@ -90,7 +90,7 @@ def validated(wanted: type[T], tree: Mapping[Any, Any], origin: str | Callable[[
             steps = [str(step) for step in error["loc"] if not _ALTERNATIVE.fullmatch(str(step))]
             place = origin if isinstance(origin, str) else origin(steps)
             sentences.append(f"{place}: {_sentence(wanted, error, '.'.join(steps))}")
-        raise MinipovidError("\n".join(_joined(sentences))) from None
+        raise MinipovidError("\n".join(_one_per_field(sentences))) from None
 
 
 @cache
@@ -103,16 +103,16 @@ def _strict(wanted: type) -> Any:
 _ALTERNATIVE = re.compile(r"bool|constrained-int|literal\[.*\]")
 
 
-def _joined(sentences: list[str]) -> list[str]:
+def _one_per_field(sentences: list[str]) -> list[str]:
     """One sentence for each field: "x is 0, but it must be at least 1" and "... must be auto" become one."""
-    joined: dict[str, str] = {}
+    by_field: dict[str, str] = {}
     for sentence in sentences:
         start, middle, end = sentence.partition("it must be ")
-        if middle and start in joined:
-            joined[start] = f"{joined[start].rstrip('.')} or {end}"
+        if middle and start in by_field:
+            by_field[start] = f"{by_field[start].rstrip('.')} or {end}"
         else:
-            joined[start if middle else sentence] = sentence
-    return list(joined.values())
+            by_field[start if middle else sentence] = sentence
+    return list(by_field.values())
 
 
 def _sentence(wanted: type, error: Any, dotted: str) -> str:

@@ -374,8 +374,8 @@ def test_the_doctor_of_this_machine() -> None:
 
 def test_the_doctor_prints_the_remedy_and_exits_1(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [
-        doctor.Finding("python", "ok", "3.11"),
-        doctor.Finding("torch", "missing", "No module named 'torch'", "pip install 'torch>=2.8'"),
+        doctor.Check("python", "ok", "3.11"),
+        doctor.Check("torch", "missing", "No module named 'torch'", "pip install 'torch>=2.8'"),
     ]
     stand_in(monkeypatch, "cli.doctor", examine=lambda: found)
     result = run("doctor")
@@ -399,7 +399,7 @@ def test_the_doctor_prints_the_remedy_and_exits_1(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_a_library_that_fails_is_a_finding(program: str, found: str) -> None:
-    assert doctor._try("x", program, "mend it") == doctor.Finding("x", "missing", found, "mend it")
+    assert doctor._try("x", program, "mend it") == doctor.Check("x", "missing", found, "mend it")
 
 
 def test_a_library_that_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,7 +410,7 @@ def test_a_library_that_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     declared = ["torch>=2.8", "no-such.package>=2", 'pytest; extra == "dev"', "numpy"]
     monkeypatch.setattr(doctor, "requires", lambda _: declared)
-    assert doctor._packages() == doctor.Finding(
+    assert doctor._packages() == doctor.Check(
         "packages", "missing", "without no-such.package", "pip install 'no-such.package>=2'"
     )
 
