@@ -77,7 +77,7 @@ def walk(out: Path) -> dict[str, Any]:
     before, after = (examined(folder) for folder in (base, run))
     examined(run, "q4_k_m")
     _say("6/7  examining the trained model in transformers")
-    examined(run, backend="hf")
+    examined(run, None, backend="hf")
     _say("7/7  choosing a picture that shows it, and writing the report")
     page = report([run]).page
     return {
@@ -98,14 +98,13 @@ def summary(checked: Report) -> list[dict[str, str]]:
     return [*checked.table(), *warned]
 
 
-def examined(folder: Path, quant: str = "f16", split: str = "eval", backend: str = "gguf") -> dict[str, Result]:
+def examined(folder: Path, quant: str | None = "f16", split: str = "eval", backend: str = "gguf") -> dict[str, Result]:
     """The model in a run folder, on the tiny world's held-out pictures; by benchmark."""
     from minipovid.evaluate import evaluate, find
     from minipovid.inference import backends
-    from minipovid.inference.backends import BackendOptions
     from minipovid.recipe.schema import BUILTIN
 
-    with backends.opened(backend, BackendOptions(folder, quant=quant)) as answering:
+    with backends.opened(backend, folder, {"quant": quant}) as answering:
         results = evaluate(folder, find([BUILTIN], split=split), answering)
     return {result.benchmark: result for result in results}
 

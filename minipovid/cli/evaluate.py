@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 @click.option("--model", metavar="NAME", help="openai: the model, as its server calls it.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Requests at a time.")
 @click.option("--predictions", type=click.Path(path_type=Path), metavar="FILE", help="predictions: the answers.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the backend, where there is no flag for it. May be given more than once.",
+)
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: greedy.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what is drawn.")
 @click.option("--judge", metavar="MODEL", help="The model that reads the answers, where a benchmark wants one.")
@@ -64,6 +71,7 @@ def evaluate(
     model: str | None,
     concurrency: int,
     predictions: Path | None,
+    options: tuple[str, ...],
     temperature: float,
     seed: int,
     judge: str | None,
@@ -92,26 +100,20 @@ def evaluate(
     from minipovid.evaluate import find
     from minipovid.export import refresh_card
     from minipovid.inference import backends
-    from minipovid.inference.backends import BackendOptions, Decoding
+    from minipovid.inference.backends import Decoding
     from minipovid.recipe import read as recipes
 
-    named = _backend(backend, {"gguf": quant, "hf": weights, "openai": model, "predictions": predictions})
-    seats = find(benchmarks, recipes.settings(overrides), _folders(images), mode=mode)
-    if predictions is not None and len(seats) > 1:
+    telling = {"quant": quant, "weights": weights, "model": model, "predictions": predictions}
+    named = _backend(backend, telling)
+    selected = find(benchmarks, recipes.settings(overrides), _folders(images), mode=mode)
+    if predictions is not None and len(selected) > 1:
         raise MinipovidError("--predictions answers one benchmark; name one at a time.")
-    choice = BackendOptions(
-        run=run,
-        decoding=Decoding(temperature, seed),
-        quant=quant,
-        runtime=runtime,
-        weights=weights or "adapter",
-        model=model,
-        concurrency=concurrency,
-        predictions=predictions,
-    )
-    asked = _judge(judge, concurrency, max_requests) if judge else None
-    with backends.opened(named, choice) as answering:
-        results = run_evaluation(run, seats, answering, asked)
+    flags = {**runtime, "concurrency": concurrency, **telling}
+    own = {name: value for name, value in flags.items() if name in backends.option_names(named)}
+    own |= recipes.settings(options, "--option", "NAME=VALUE")
+    teacher = _judge(judge, concurrency, max_requests) if judge else None
+    with backends.opened(named, run, own, Decoding(temperature, seed)) as answering:
+        results = run_evaluation(run, selected, answering, teacher)
     refresh_card(run)
     if as_json:
         print_json({result.name: result.brief() for result in results})
@@ -119,17 +121,23 @@ def evaluate(
         _print(results)
 
 
-_TELLS = {"gguf": "--quant", "hf": "--weights", "openai": "--model", "predictions": "--predictions"}
-
-
-def _backend(named: str | None, told: Mapping[str, object]) -> str:
+def _backend(named: str | None, telling: Mapping[str, object]) -> str:
     """The backend, as it is named or as an option of one of them says. Raises MinipovidError for another's option."""
-    meant = [backend for backend, value in told.items() if value is not None]
-    found = named or (meant[0] if meant else "gguf")
-    for other in meant:
-        if other != found:
-            raise MinipovidError(f"{_TELLS[other]} is an option of the {other} backend, and {found} answers here.")
-    return found
+    from minipovid.common import shelf
+    from minipovid.inference.backends import option_names
+
+    shelf_names = shelf.names("inference.backends")
+    given = (flag for flag, value in telling.items() if value is not None)
+    owners = {flag: [name for name in shelf_names if flag in option_names(name)] for flag in given}
+    flag, meant = next(iter(owners.items()), ("", ["gguf"]))
+    if not named and len(meant) > 1:
+        raise MinipovidError(f"--{flag} is an option of {' and '.join(meant)}; say with --backend who answers.")
+    backend = named or meant[0]
+    for flag, those in owners.items():
+        if backend not in those:
+            whose = " and ".join(those)
+            raise MinipovidError(f"--{flag} is an option of the {whose} backend, and {backend} answers here.")
+    return backend
 
 
 def _folders(images: Sequence[str]) -> Mapping[str, Path]:

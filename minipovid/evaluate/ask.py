@@ -96,7 +96,7 @@ def _todo(
 
 def _answered(todo: Sequence[Part], backend: Backend) -> Iterator[tuple[str, str | None]]:
     """Keys and answers as they come."""
-    if backend.hands == 1:
+    if backend.concurrency == 1:
         for part in todo:
             yield from zip(part.keys, backend.answers(part.questions, part.picture), strict=True)
         return
@@ -105,5 +105,5 @@ def _answered(todo: Sequence[Part], backend: Backend) -> Iterator[tuple[str, str
         return part.keys[0], next(backend.answers(part.questions, part.picture))
 
     # One by one: an answer that has come is kept, whatever becomes of the next.
-    with Pool(work, (single for part in todo for single in part.singles()), backend.hands) as crew:
+    with Pool(work, (single for part in todo for single in part.singles()), backend.concurrency) as crew:
         yield from crew.results()

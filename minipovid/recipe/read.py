@@ -135,11 +135,15 @@ def _holds(tree: Any, steps: Sequence[str]) -> bool:
     return True
 
 
-def settings(overrides: Sequence[str]) -> dict[str, Any]:
-    """`--set key.path=value` texts as a tree of their own. Raises MinipovidError for one that is none."""
+_FORM = "key.path=value, for example train.learning_rate=1e-6"
+
+
+def settings(overrides: Sequence[str], flag: str = "--set", form: str = _FORM) -> dict[str, Any]:
+    """`key.path=value` texts as a tree of their own. Raises MinipovidError, in the flag's name, for one that is none."""
     tree: dict[str, Any] = {}
     for override in overrides:
-        _override(tree, override)
+        dotted, value = _parsed(override, flag, form)
+        _set(tree, dotted.split("."), value, dotted)
     return tree
 
 
@@ -176,19 +180,24 @@ for _yaml in (_Loader, _Dumper):
 
 def _override(tree: dict[str, Any], override: str) -> None:
     """Apply `key.path=value`. `loss.x=...` sets x of every stage's loss."""
-    dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        raise MinipovidError(f"--set takes key.path=value, for example train.learning_rate=1e-6; this is {override!r}.")
-    try:
-        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
-        raise MinipovidError(f"--set {dotted}: {text!r} is not a YAML value; put quotes round a text.") from None
+    dotted, value = _parsed(override)
     steps = dotted.split(".")
     if steps[0] == "loss":
         for index in range(len(tree.get("stages") or [])):
             _set(tree, ["stages", str(index), *steps], value, dotted)
     else:
         _set(tree, steps, value, dotted)
+
+
+def _parsed(override: str, flag: str = "--set", form: str = _FORM) -> tuple[str, Any]:
+    """The dotted key and the value."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise MinipovidError(f"{flag} takes {form}; this is {override!r}.")
+    try:
+        return dotted, yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError:
+        raise MinipovidError(f"{flag} {dotted}: {text!r} is not a YAML value; put quotes round a text.") from None
 
 
 def _set(tree: Any, steps: list[str], value: Any, dotted: str) -> None:

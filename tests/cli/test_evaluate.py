@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from minipovid.cli import main
+from minipovid.inference import backends
 
 
 def run(*arguments: Any) -> Result:
@@ -63,6 +65,59 @@ def test_an_option_says_who_answers(folder: Path) -> None:
     refused = run(*asked, "--backend", "gguf")
     assert refused.exit_code == 2
     assert refused.stderr == "--predictions is an option of the predictions backend, and gguf answers here.\n"
+
+
+def test_an_option_without_a_flag(folder: Path) -> None:
+    """--option does what the flag of that name does, and reaches the backend alone."""
+    asked = ["eval", folder / "run", f"pope={folder / 'q.jsonl'}", "--backend", "predictions", "--option"]
+    assert "pope.predictions: 4 answers" in run(*asked, f"predictions={folder / 'a.jsonl'}").stdout
+    refused = run(*asked, "lora=mine.gguf")
+    assert refused.exit_code == 2 and refused.stderr.startswith("predictions: lora is not a key of ")
+    assert run(*asked, "predictions=3").stderr.startswith("predictions: predictions is 3: ")
+    assert run(*asked, "mine").stderr == "--option takes NAME=VALUE; this is 'mine'.\n"
+
+
+NEW = '''"""Whoever shouts."""
+from dataclasses import dataclass
+import not_installed
+
+@dataclass(frozen=True)
+class Options:
+    quant: str = "loud"
+    volume: int = 1
+
+class Shouting:
+    name, concurrency, decoding = "shouting", 1, {}
+    def __init__(self, volume):
+        self.volume = volume
+    def identity(self):
+        return {"volume": self.volume}
+    def check(self, questions): ...
+    def answers(self, questions, picture):
+        yield from ("YES" + self.volume * "!" for _ in questions)
+    def close(self): ...
+
+def open(run, options, decoding):
+    return Shouting(options.volume)
+'''
+
+
+def test_a_new_backend_is_one_new_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its options are known from the day it is born, without importing it; a flag that two have names neither."""
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "shelf" / "shouting.py").write_text(NEW)
+    monkeypatch.setattr(backends, "__path__", [*backends.__path__, str(tmp_path / "shelf")])
+    asked = ["eval", folder / "run", f"pope={folder / 'q.jsonl'}"]
+    assert run(*asked, "--quant", "q4_k_m").stderr == (
+        "--quant is an option of gguf and shouting; say with --backend who answers.\n"
+    )
+    asked += ["--backend", "shouting", "--option", "volume=3"]
+    refused = run(*asked, "--weights", "base")
+    assert refused.stderr == "--weights is an option of the hf backend, and shouting answers here.\n"
+    assert "minipovid.inference.backends.shouting" not in sys.modules
+    (tmp_path / "shelf" / "shouting.py").write_text(NEW.replace("import not_installed\n", ""))
+    assert "pope.shouting: 4 answers" in run(*asked, "--quant", "loud").stdout
+    assert '"YES!!!"' in (folder / "run" / "eval" / "pope.shouting.jsonl").read_text()
 
 
 @pytest.mark.parametrize(

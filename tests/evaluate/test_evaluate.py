@@ -21,7 +21,7 @@ from minipovid.evaluate import Result, evaluate, find, results
 from minipovid.evaluate.ask import ask
 from minipovid.evaluate.benchmarks import Answer
 from minipovid.inference import backends
-from minipovid.inference.backends import BackendOptions, Question, predictions
+from minipovid.inference.backends import GREEDY, Question, predictions
 
 
 class Scripted:
@@ -30,8 +30,8 @@ class Scripted:
     name = "scripted"
     decoding: Mapping[str, Any] = {}
 
-    def __init__(self, hands: int = 1, silent: Sequence[str] = (), version: int = 1) -> None:
-        self.hands, self.silent, self.version = hands, silent, version
+    def __init__(self, concurrency: int = 1, silent: Sequence[str] = (), version: int = 1) -> None:
+        self.concurrency, self.silent, self.version = concurrency, silent, version
         self.asked: list[tuple[str, str]] = []
 
     def identity(self) -> dict[str, Any]:
@@ -280,9 +280,9 @@ def test_tinyworld_is_pope_and_chair() -> None:
 # --- answers from a file ---
 
 
-def written(tmp_path: Path, text: str, name: str = "answers.jsonl") -> predictions.Written:
+def written(tmp_path: Path, text: str, name: str = "answers.jsonl") -> predictions.PredictionsBackend:
     (tmp_path / name).write_text(text)
-    return predictions.open(BackendOptions(tmp_path, predictions=tmp_path / name))
+    return predictions.open(tmp_path, predictions.Options(tmp_path / name), GREEDY)
 
 
 def lines(*rows: Mapping[str, Any]) -> str:
@@ -388,12 +388,12 @@ def test_a_result_with_a_wrong_part_is_one_sentence(exam_file: Path, tmp_path: P
 def test_predictions_must_be_named(tmp_path: Path) -> None:
     with (
         pytest.raises(MinipovidError, match="name it with --predictions"),
-        backends.opened("predictions", BackendOptions(tmp_path)),
+        backends.opened("predictions", tmp_path),
     ):
         pass
     with (
         pytest.raises(MinipovidError, match="There is no 'ggufs' among the backends"),
-        backends.opened("ggufs", BackendOptions(tmp_path)),
+        backends.opened("ggufs", tmp_path),
     ):
         pass
 

@@ -31,7 +31,7 @@ class Model:
     also_says: str = ""  # behind every description
     salt: str = ""
 
-    hands: ClassVar[int] = 1
+    concurrency: ClassVar[int] = 1
 
     @property
     def decoding(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from minipovid.common.errors import MinipovidError
 from minipovid.export import export_merged
 from minipovid.inference import backends
-from minipovid.inference.backends import BackendOptions, Decoding, Question, hf
+from minipovid.inference.backends import GREEDY, Decoding, Question, hf
 from minipovid.inference.llama_cpp.stream import whole
 from minipovid.models import load
 from minipovid.models.encoder import Encoder
@@ -78,9 +78,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def opened(run: Path, decoding: Decoding = GREEDY, **own: Any) -> hf.HfBackend:
+    return hf.open(run, hf.Options(**own), decoding)
+
+
 @pytest.fixture(scope="module")
-def trained(run: Path) -> hf.Trained:
-    return hf.open(BackendOptions(run))
+def trained(run: Path) -> hf.HfBackend:
+    return opened(run)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +147,7 @@ def test_answers_are_those_of_generate(run: Path, pictures: list[Path], weights:
         "merged": lambda: plain(run / "merged"),
         "base": lambda: plain(CHECKPOINT),
     }
-    backend, oracle = hf.open(BackendOptions(run, weights=weights)), loaded[weights]()
+    backend, oracle = opened(run, weights=weights), loaded[weights]()
     for picture in pictures:
         expected = generated(oracle, CHECKPOINT, picture, PROMPTS)
         assert list(backend.answers(ask(), picture)) == expected
@@ -162,7 +166,7 @@ def test_other_formats_and_towers(kind: Mapping[str, str], tmp_path: Path) -> No
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "0.png")
     prompts = ["What is this?", "Is there a red circle?\nAnswer yes or no.", "What"]
-    found = list(hf.open(BackendOptions(made)).answers(ask(prompts), tmp_path / "0.png"))
+    found = list(opened(made).answers(ask(prompts), tmp_path / "0.png"))
     expected = generated(by_peft(made, base), base, tmp_path / "0.png", prompts)
     assert found == [told.rstrip("\ufffd").strip() for told in expected]
     assert len(set(found)) == 3 and sum(map(len, found)) > 100
@@ -186,18 +190,16 @@ def dequantised(run: Path) -> Any:
 
 def test_the_base_is_quantised_as_the_recipe_says(run: Path, pictures: list[Path], tmp_path: Path) -> None:
     made = a_run(tmp_path / "run", in_4bit=True)
-    found = list(hf.open(BackendOptions(made)).answers(ask(), pictures[0]))
+    found = list(opened(made).answers(ask(), pictures[0]))
     assert found == generated(dequantised(made), CHECKPOINT, pictures[0], PROMPTS)
-    base = hf.open(BackendOptions(made, weights="base"))
+    base = opened(made, weights="base")
     assert base.identity()["load_in_4bit"] is True
-    assert base.identity()["model"] == hf.open(BackendOptions(run)).identity()["model"]
-    both = [
-        list(backend.answers(ask(), pictures[1])) for backend in (base, hf.open(BackendOptions(run, weights="base")))
-    ]
+    assert base.identity()["model"] == opened(run).identity()["model"]
+    both = [list(backend.answers(ask(), pictures[1])) for backend in (base, opened(run, weights="base"))]
     assert both[0] != both[1]  # four bits are seen in what the base says
 
 
-def test_text_alone(trained: hf.Trained, run: Path) -> None:
+def test_text_alone(trained: hf.HfBackend, run: Path) -> None:
     prompts = ["Describe the picture.", "Is there a star in the picture?"]
     questions = ask(prompts, image="")
     trained.check(questions)
@@ -208,7 +210,7 @@ def test_text_alone(trained: hf.Trained, run: Path) -> None:
 # --- what is shared ---
 
 
-def test_together_as_one_by_one(trained: hf.Trained, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_together_as_one_by_one(trained: hf.HfBackend, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """All at once, in whatever order, two or three at a time, and each alone."""
     questions = ask()
     together = list(trained.answers(questions, pictures[0]))
@@ -230,7 +232,7 @@ def test_parts_by_hand() -> None:
 
 
 def test_every_token_is_computed_once(
-    trained: hf.Trained, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    trained: hf.HfBackend, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """64 image tokens and what seven prompts share, their rests, and the tokens said but for each answer's last."""
     tower, columns = [], []
@@ -264,7 +266,7 @@ def test_logits_of_a_tree_are_those_of_separate_passes(length: int) -> None:
     with torch.inference_mode():
         if prefix:
             hf._hidden(model, hf._embedded(model, torch.tensor([prefix])), cache)
-        trees = [hf.Tree(model, cache), hf.Tree(model, cache)]  # the second grows as if there were no first
+        trees = [hf.Branches(model, cache), hf.Branches(model, cache)]  # the second grows as if there were no first
         for lengths in ({5: 3, 2: 1, 9: 8}, {5: 1, 9: 2}, {2: 4}, {9: 1, 2: 1, 5: 1}):
             new = {branch: some(n) for branch, n in lengths.items()}
             found = [tree.grow(new) for tree in trees]
@@ -281,7 +283,7 @@ def test_training_finds_every_token_the_likeliest(dtype: str, pictures: list[Pat
     """`score`, which training uses, over the answers: the same prompt, picture and precision. In bfloat16 two tokens
     may be as likely as each other but for rounding: no logit is more than a quarter above the one that was taken."""
     made = a_run(tmp_path / "run", dtype=dtype)
-    settings, backend = recipes.read(made / "recipe.yaml"), hf.open(BackendOptions(made))
+    settings, backend = recipes.read(made / "recipe.yaml"), opened(made)
     assert backend.identity()["dtype"] == dtype
     said = list(backend.answers(ask(), pictures[0]))
     pairs = [
@@ -302,7 +304,7 @@ def test_training_finds_every_token_the_likeliest(dtype: str, pictures: list[Pat
 # --- how it ends, how it is drawn ---
 
 
-def test_max_tokens(trained: hf.Trained, pictures: list[Path]) -> None:
+def test_max_tokens(trained: hf.HfBackend, pictures: list[Path]) -> None:
     """Questions of different lengths together: each is the beginning of its whole answer, in tokens."""
     whole = list(trained.answers(ask(), pictures[0]))
     questions = [replace(question, max_tokens=2 * number) for number, question in enumerate(ask())]
@@ -316,7 +318,7 @@ def test_max_tokens(trained: hf.Trained, pictures: list[Path]) -> None:
     assert list(map(tokens, cut)) == [min(2 * number, tokens(answer)) for number, answer in enumerate(whole)]
 
 
-def test_an_answer_ends_where_the_context_does(trained: hf.Trained, pictures: list[Path], monkeypatch: Any) -> None:
+def test_an_answer_ends_where_the_context_does(trained: hf.HfBackend, pictures: list[Path], monkeypatch: Any) -> None:
     """Three tokens fit behind the prompt, and the fourth needs no room."""
     (question,) = ask(["Describe the picture."])
     length = len(trained._prompt(question, True))
@@ -333,7 +335,7 @@ def test_an_answer_ends_where_the_context_does(trained: hf.Trained, pictures: li
 def test_a_character_that_was_cut_off_is_left_out(kind: str, tmp_path: Path) -> None:
     """Wherever max_tokens cuts an answer in two, what is told is what llama.cpp's side makes of the same bytes."""
     base = tiny_llava.build(tmp_path / "base", text=kind)
-    backend = hf.open(BackendOptions(a_run(tmp_path / "run", base)))
+    backend = opened(a_run(tmp_path / "run", base))
     tokenizer, byte = backend._model.tokenizer, {letter: number for number, letter in bytes_to_unicode().items()}
 
     def raw(piece: str) -> bytes:
@@ -354,21 +356,21 @@ def test_a_character_that_was_cut_off_is_left_out(kind: str, tmp_path: Path) -> 
 
 def test_sampling(run: Path, pictures: list[Path]) -> None:
     """A rerun draws the same, alone or together; another seed and another question draw otherwise; cold is greedy."""
-    greedy = list(hf.open(BackendOptions(run)).answers(ask(), pictures[0]))
+    greedy = list(opened(run).answers(ask(), pictures[0]))
 
     def drawn(temperature: float, seed: int, together: bool = True) -> list[str]:
-        backend = hf.open(BackendOptions(run, Decoding(temperature, seed)))
+        backend = opened(run, Decoding(temperature, seed))
         groups = [ask()] if together else [[question] for question in ask()]
         return [answer for group in groups for answer in backend.answers(group, pictures[0])]
 
     assert drawn(1.0, 7) == drawn(1.0, 7) == drawn(1.0, 7, together=False)
     assert drawn(1.0, 7) != drawn(1.0, 8)
     assert drawn(1e-9, 7) == drawn(1e-320, 8) == greedy
-    hot = hf.open(BackendOptions(run, Decoding(3.0)))
+    hot = opened(run, Decoding(3.0))
     assert len(set(hot.answers(ask([PROMPTS[0]] * 4), pictures[0]))) == 4  # by id, for the prompt is the same
 
 
-def test_what_is_drawn_is_as_likely_as_it_should_be(trained: hf.Trained) -> None:
+def test_what_is_drawn_is_as_likely_as_it_should_be(trained: hf.HfBackend) -> None:
     """Logits ln 1, ln 2, ln 5 at temperature 1/2: 1, 4 and 25 of 30, over 3,000 seeds, within five standard errors."""
     decoding, trained._decoding = trained._decoding, Decoding(0.5)
     try:
@@ -384,31 +386,31 @@ def test_what_is_drawn_is_as_likely_as_it_should_be(trained: hf.Trained) -> None
 # --- who it is, what it refuses ---
 
 
-def test_names_and_identities(run: Path, trained: hf.Trained, tmp_path: Path) -> None:
+def test_names_and_identities(run: Path, trained: hf.HfBackend, tmp_path: Path) -> None:
     """Whatever decides an answer changes the identity; loading again does not."""
     other = Path(shutil.copytree(run, tmp_path / "other"))
     shutil.rmtree(other / "adapter")
     tiny_llava.adapter(CHECKPOINT, other / "adapter", r=4, alpha=2, seed=1)
-    choices = [BackendOptions(run), *(BackendOptions(run, weights=weights) for weights in ("merged", "base"))]
-    opened = [*map(hf.open, choices), hf.open(BackendOptions(run, Decoding(0.7, 3))), hf.open(BackendOptions(other))]
-    assert [backend.name for backend in opened] == ["hf", "hf-merged", "hf-base", "hf", "hf"]
-    told = [json.dumps(backend.identity(), sort_keys=True) for backend in opened]
+    every = [opened(run, weights=weights) for weights in ("adapter", "merged", "base")]
+    every += [opened(run, Decoding(0.7, 3)), opened(other)]
+    assert [backend.name for backend in every] == ["hf", "hf-merged", "hf-base", "hf", "hf"]
+    told = [json.dumps(backend.identity(), sort_keys=True) for backend in every]
     assert len(set(told)) == 5
     assert json.loads(told[0]) == trained.identity()
-    assert trained.decoding == {} and opened[3].decoding == {"temperature": 0.7, "seed": 3}
-    assert trained.hands == 1
-    assert {**trained.identity(), **opened[3].decoding} == opened[3].identity()
-    assert set(opened[2].identity()) == set(trained.identity()) - {"adapter"}
+    assert trained.decoding == {} and every[3].decoding == {"temperature": 0.7, "seed": 3}
+    assert trained.concurrency == 1
+    assert {**trained.identity(), **every[3].decoding} == every[3].identity()
+    assert set(every[2].identity()) == set(trained.identity()) - {"adapter"}
 
 
-def test_opened_by_name_and_closed(run: Path, pictures: list[Path], trained: hf.Trained) -> None:
-    with backends.opened("hf", BackendOptions(run)) as backend:
+def test_opened_by_name_and_closed(run: Path, pictures: list[Path], trained: hf.HfBackend) -> None:
+    with backends.opened("hf", run) as backend:
         assert list(backend.answers(ask(), pictures[0])) == list(trained.answers(ask(), pictures[0]))
     assert not hasattr(backend, "_model")
 
 
-def test_the_adapter_changes_answers(run: Path, trained: hf.Trained, pictures: list[Path]) -> None:
-    base = hf.open(BackendOptions(run, weights="base"))
+def test_the_adapter_changes_answers(run: Path, trained: hf.HfBackend, pictures: list[Path]) -> None:
+    base = opened(run, weights="base")
     both = [[answer for path in pictures for answer in each.answers(ask(), path)] for each in (trained, base)]
     assert both[0] != both[1]
 
@@ -427,36 +429,38 @@ def test_the_adapter_changes_answers(run: Path, trained: hf.Trained, pictures: l
         ),
     ],
 )
-def test_questions_that_cannot_be_asked(trained: hf.Trained, prompt: str, image: str, sentence: str) -> None:
+def test_questions_that_cannot_be_asked(trained: hf.HfBackend, prompt: str, image: str, sentence: str) -> None:
     with pytest.raises(MinipovidError) as error:
         trained.check(ask([prompt], image=image))
     assert str(error.value) == sentence
 
 
-def test_a_broken_picture_is_one_sentence(trained: hf.Trained, tmp_path: Path) -> None:
+def test_a_broken_picture_is_one_sentence(trained: hf.HfBackend, tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(b"nothing")
     with pytest.raises(MinipovidError, match="is not a picture that minipovid can read"):
         list(trained.answers(ask(), tmp_path / "0.png"))
 
 
-def refusal(choice: BackendOptions) -> str:
+def refusal(run: Path, **own: Any) -> str:
     with pytest.raises(MinipovidError) as error:
-        hf.open(choice)
+        opened(run, **own)
     return str(error.value)
 
 
 def test_missing_pieces(tmp_path: Path) -> None:
     made = a_run(tmp_path / "run")
-    asked = BackendOptions(made, weights="merged")
-    assert refusal(asked) == f"{made} holds no merged model; write it with `minipovid export {made} --merged`."
+    assert (
+        refusal(made, weights="merged")
+        == f"{made} holds no merged model; write it with `minipovid export {made} --merged`."
+    )
     (made / "adapter" / "adapter_model.safetensors").unlink()
     trained = f"{made} holds no trained adapter; finish the training with `minipovid train` first."
-    assert refusal(BackendOptions(made)) == trained
-    assert hf.open(BackendOptions(made, weights="base")).name == "hf-base"  # needs none
+    assert refusal(made) == trained
+    assert opened(made, weights="base").name == "hf-base"  # needs none
     (tmp_path / "base" / "gguf").mkdir(parents=True)
-    told = refusal(BackendOptions(tmp_path / "base"))
+    told = refusal(tmp_path / "base")
     assert told == f"{tmp_path / 'base'} holds GGUF files alone, and transformers reads none; use --backend gguf."
-    assert refusal(BackendOptions(tmp_path / "no")) == f"{tmp_path / 'no'} is no run folder: it holds no recipe.yaml."
+    assert refusal(tmp_path / "no") == f"{tmp_path / 'no'} is no run folder: it holds no recipe.yaml."
 
 
 def test_the_base_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,15 +470,15 @@ def test_the_base_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (made / "recipe.yaml").write_text(elsewhere.replace("revision: null", "revision: v1", 1))
     settled = recipes.read(made / "recipe.yaml").model
     assert (settled.path, settled.revision) == ("some/where", "v1")
-    told = refusal(BackendOptions(made))
+    told = refusal(made)
     wanted = "The model some/where is not on this machine; fetch it with `hf download some/where --revision v1`."
     assert told == wanted
     gone = tmp_path / "gone"
     (made / "recipe.yaml").write_text(settings.replace("path: tinyworld", f"path: {gone}", 1))
-    assert refusal(BackendOptions(made)).startswith(f"There is no model {gone}")
+    assert refusal(made).startswith(f"There is no model {gone}")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **settings: _cached(settings))
     (made / "recipe.yaml").write_text(elsewhere)
-    assert hf.open(BackendOptions(made)).name == "hf"
+    assert opened(made).name == "hf"
 
 
 def _cached(settings: Mapping[str, Any]) -> str:
@@ -483,7 +487,7 @@ def _cached(settings: Mapping[str, Any]) -> str:
 
 
 def test_no_room_is_one_sentence(run: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = hf.open(BackendOptions(run))
+    backend = opened(run)
 
     def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -492,4 +496,4 @@ def test_no_room_is_one_sentence(run: Path, pictures: list[Path], monkeypatch: p
     with pytest.raises(MinipovidError, match="^The GPU has not enough memory for this model in transformers; use"):
         list(backend.answers(ask(), pictures[0]))
     monkeypatch.setattr(load, "load", full)
-    assert refusal(BackendOptions(run)).startswith("The GPU has not enough memory")
+    assert refusal(run).startswith("The GPU has not enough memory")

@@ -18,7 +18,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import evaluate, find, results
 from minipovid.export import export_base
 from minipovid.inference import backends
-from minipovid.inference.backends import BackendOptions, Decoding
+from minipovid.inference.backends import Decoding
 from minipovid.inference.llama_cpp import Runtime
 from minipovid.tinyworld.scenes import render, unbiased_scene
 
@@ -47,9 +47,9 @@ def questions(tmp_path: Path) -> Path:
     return tmp_path / "q.jsonl"
 
 
-def answers(run: Path, file: Path, backend: str, choice: BackendOptions) -> list[str]:
+def answers(run: Path, file: Path, backend: str, folder: Path, **own: Any) -> list[str]:
     settings: Mapping[str, Mapping[str, Any]] = {"pope": {"suffix": "", "max_tokens": 16}}
-    with backends.opened(backend, choice) as answering:
+    with backends.opened(backend, folder, own) as answering:
         (result,) = evaluate(run, find([f"pope={file}"], settings), answering)
     return [row["answer"] for row in results.rows(run, result)]
 
@@ -59,12 +59,12 @@ def test_the_served_model_answers_as_its_files_do(
 ) -> None:
     """The same six answers, whole sentences, through HTTP and PNG."""
     run = tmp_path / "run"
-    wanted = answers(run, questions, "gguf", BackendOptions(base))
+    wanted = answers(run, questions, "gguf", base)
     assert len(set(wanted)) > 2
     with Runtime.open(base) as model, serving(model) as url:
         monkeypatch.setenv("MINIPOVID_MODEL_BASE_URL", url)
         monkeypatch.setenv("MINIPOVID_MODEL_API_KEY", SECRET)
-        assert answers(run, questions, "openai", BackendOptions(run, model="tinyworld", concurrency=3)) == wanted
+        assert answers(run, questions, "openai", run, model="tinyworld", concurrency=3) == wanted
     kept = b"".join(path.read_bytes() for path in run.rglob("*") if path.is_file())
     assert b"openai" in kept and SECRET.encode() not in kept
 
@@ -76,16 +76,16 @@ def test_unanswered_questions_are_told_and_asked_again(
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
     lines = [json.dumps({**row, "text": f"row {row['question_id']}: {row['text']}"}) for row in rows]
     questions.write_text("\n".join(lines) + "\n")
-    run, choice = tmp_path / "run", BackendOptions(tmp_path / "run", model="m", concurrency=2)
+    run, own = tmp_path / "run", {"model": "m", "concurrency": 2}
     script = {"*": ["say Yes"], "4": ["400", "say No"]}
     with BadServer(script) as server:
         monkeypatch.setenv("MINIPOVID_MODEL_BASE_URL", server.url)
         monkeypatch.setenv("MINIPOVID_MODEL_API_KEY", SECRET)
         with pytest.raises(MinipovidError) as error:
-            answers(run, questions, "openai", choice)
+            answers(run, questions, "openai", run, **own)
         assert str(error.value).startswith("1 of 6 questions of pope by openai-m got no answer from openai-m; ")
         assert not (run / "scores.json").exists()
-        assert answers(run, questions, "openai", choice) == ["Yes"] * 4 + ["No", "Yes"]
+        assert answers(run, questions, "openai", run, **own) == ["Yes"] * 4 + ["No", "Yes"]
         assert [server.asked(str(number)) for number in range(6)] == [1, 1, 1, 1, 2, 1]
         assert {each.key for each in server.seen} == {f"Bearer {SECRET}"}
     assert SECRET not in str(error.value)
@@ -96,12 +96,12 @@ def test_a_refused_reply_is_no_answer(
     questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str
 ) -> None:
     """A refusal, a filter's silence, and a model that thought until its tokens were used up: asked again later."""
-    run, choice = tmp_path / "run", BackendOptions(tmp_path / "run", model="m")
+    run, own = tmp_path / "run", {"model": "m"}
     with BadServer({"*": [behaviour, *["say Yes"] * 9]}) as server:
         monkeypatch.setenv("MINIPOVID_MODEL_BASE_URL", server.url)
         with pytest.raises(MinipovidError, match="1 of 6 questions of pope by openai-m got no answer"):
-            answers(run, questions, "openai", choice)
-        assert answers(run, questions, "openai", choice) == ["Yes"] * 6
+            answers(run, questions, "openai", run, **own)
+        assert answers(run, questions, "openai", run, **own) == ["Yes"] * 6
 
 
 INTERRUPTED = """
@@ -109,9 +109,8 @@ import os, signal, sys, threading
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {tests!r} + "/../helpers"]
 from test_backend_openai import answers
-from minipovid.inference.backends import Choice
 threading.Timer(1.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-answers(Path({run!r}), Path({file!r}), "openai", Choice(Path({run!r}), model="m", concurrency=2))
+answers(Path({run!r}), Path({file!r}), "openai", Path({run!r}), model="m", concurrency=2)
 """
 
 
@@ -128,7 +127,7 @@ def test_an_interruption_keeps_what_was_answered(
         assert "KeyboardInterrupt" in child.stderr
         before = len(server.seen)
         server.seconds = 0.0
-        assert answers(tmp_path / "run", questions, "openai", BackendOptions(tmp_path, model="m")) == ["No"] * 24
+        assert answers(tmp_path / "run", questions, "openai", tmp_path, model="m") == ["No"] * 24
         assert len(server.seen) == 24 and before < 24
 
 
@@ -137,7 +136,7 @@ def test_a_server_that_is_not_there_ends_it_at_once(
 ) -> None:
     monkeypatch.setenv("MINIPOVID_MODEL_BASE_URL", "http://127.0.0.1:9/v1")
     with pytest.raises(MinipovidError, match="is not there; start the server, or check its address"):
-        answers(tmp_path / "run", questions, "openai", BackendOptions(tmp_path, model="m"))
+        answers(tmp_path / "run", questions, "openai", tmp_path, model="m")
 
 
 def test_what_must_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,10 +144,10 @@ def test_what_must_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delenv(name, raising=False)
     with (
         pytest.raises(MinipovidError, match="name the model with --model"),
-        backends.opened("openai", BackendOptions(tmp_path)),
+        backends.opened("openai", tmp_path),
     ):
         pass
-    with pytest.raises(MinipovidError) as error, backends.opened("openai", BackendOptions(tmp_path, model="m")):
+    with pytest.raises(MinipovidError) as error, backends.opened("openai", tmp_path, {"model": "m"}):
         pass
     assert str(error.value) == (
         "No server is named: export OPENAI_API_KEY, or for a local server MINIPOVID_MODEL_BASE_URL, such as "
@@ -158,10 +157,9 @@ def test_what_must_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_temperature_is_part_of_the_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIPOVID_MODEL_BASE_URL", "http://127.0.0.1:9/v1")
-    warm = BackendOptions(tmp_path, model="m", decoding=Decoding(0.7, 3))
     with (
-        backends.opened("openai", BackendOptions(tmp_path, model="m")) as cold,
-        backends.opened("openai", warm) as other,
+        backends.opened("openai", tmp_path, {"model": "m"}) as cold,
+        backends.opened("openai", tmp_path, {"model": "m"}, Decoding(0.7, 3)) as other,
     ):
         assert (cold.decoding, other.decoding) == ({}, {"temperature": 0.7})
         assert cold.identity() != other.identity()

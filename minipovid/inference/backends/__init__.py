@@ -1,22 +1,51 @@
 """WHO ANSWERS: one file per backend, named as on the command line (`minipovid eval --backend gguf`).
 
-    with backends.opened("gguf", Choice(run=Path("runs/mine"), quant="q4_k_m")) as backend:
+    with backends.opened("gguf", Path("runs/mine"), {"quant": "q4_k_m"}) as backend:
         for text in backend.answers(questions, Path("photo.jpg")): ...
 
-A module has `open(choice)`, which raises MinipovidError where it cannot answer.
+A file here defines two things, and nothing else need be edited; predictions.py is the neighbour to begin from:
+
+    Options                        a frozen dataclass: what users may set of this backend alone, a default for each
+    open(run, options, decoding)   a Backend; raises MinipovidError where it cannot answer
+
+Options are set with `minipovid eval --option NAME=VALUE` and checked strictly. Where the command has a flag of the same
+name (--quant, --weights, --model), the flag sets it, and says that this backend is meant. What a file's options are
+called is read from its text, for to import it may be to import torch: `class Options` stands in the file itself.
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
+
+from pydantic import Field
 
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.models.chat_template import IMAGE
+from minipovid.recipe.strict import validated
+
+File = Annotated[Path, Field(strict=False)]  # an option that is a path, which users write as text
+
+
+@dataclass(frozen=True)
+class Question:
+    """One benchmark question; `truth` holds what the benchmark needs to score the answer.
+
+    `image` is relative to the pictures' folder, or an images.embedded.Embedded, or "" where the question is about text
+    alone.
+    """
+
+    id: str
+    image: str
+    prompt: str
+    truth: Mapping[str, Any]
+    max_tokens: int
 
 
 @dataclass(frozen=True)
@@ -26,23 +55,12 @@ class Decoding:
     temperature: float = 0.0
     seed: int = 0
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Empty where greedy."""
         return asdict(self) if self.temperature else {}
 
 
-@dataclass(frozen=True)
-class BackendOptions:
-    """What a user may say about who answers; each backend takes what concerns it."""
-
-    run: Path
-    decoding: Decoding = Decoding()
-    quant: str | None = None  # gguf: which file; None: the most exact
-    runtime: Mapping[str, Any] = field(default_factory=dict)  # gguf: keywords of Runtime
-    weights: Literal["adapter", "merged", "base"] = "adapter"  # hf
-    model: str | None = None  # openai: what the server calls it
-    concurrency: int = 8  # openai
-    predictions: Path | None = None  # predictions
+GREEDY = Decoding()
 
 
 class Backend(Protocol):
@@ -53,7 +71,7 @@ class Backend(Protocol):
         """A part of file names: "gguf-q4_k_m"."""
 
     @property
-    def hands(self) -> int:
+    def concurrency(self) -> int:
         """How many pictures it wants to have in hand at once, each in a thread of its own."""
 
     @property
@@ -73,13 +91,31 @@ class Backend(Protocol):
 
 
 @contextmanager
-def opened(name: str, choice: BackendOptions) -> Iterator[Backend]:
-    """Raises MinipovidError for an unknown name, and what the backend raises."""
-    backend: Backend = shelf.load("inference.backends", name).open(choice)
+def opened(
+    name: str, run: Path, own: Mapping[str, Any] | None = None, decoding: Decoding = GREEDY
+) -> Iterator[Backend]:
+    """A backend, closed at the end. `own` are its options; what is None there is not set.
+
+    Raises MinipovidError for an unknown name or option, a wrong value, and where the backend cannot answer.
+    """
+    module = shelf.load("inference.backends", name)
+    options = {key: value for key, value in (own or {}).items() if value is not None}
+    backend: Backend = module.open(run, validated(module.Options, options, name), decoding)
     try:
         yield backend
     finally:
         backend.close()
+
+
+def option_names(name: str) -> list[str]:
+    """The fields of a backend's Options, as its text has them: nothing is imported. [] where there is no such file."""
+    spec = find_spec(f"{__name__}.{name}") if name in shelf.names("inference.backends") else None
+    if spec is None or spec.origin is None:
+        return []
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    bodies = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Options")
+    fields = (line.target for body in bodies for line in body if isinstance(line, ast.AnnAssign))
+    return [field.id for field in fields if isinstance(field, ast.Name)]
 
 
 def refuse_placeholders(questions: Sequence[Question]) -> None:
@@ -87,17 +123,3 @@ def refuse_placeholders(questions: Sequence[Question]) -> None:
     for question in questions:
         if IMAGE in question.prompt:
             raise MinipovidError(f"Question {question.id} holds the placeholder {IMAGE}; leave it out.")
-
-
-@dataclass(frozen=True)
-class Question:
-    """One benchmark question; `truth` holds what the benchmark needs to score the answer.
-
-    `image` is relative to the pictures' folder, or a pictures.Embedded, or "" where the question is about text alone.
-    """
-
-    id: str
-    image: str
-    prompt: str
-    truth: Mapping[str, Any]
-    max_tokens: int

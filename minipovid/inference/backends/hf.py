@@ -19,10 +19,12 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import bitsandbytes
 import torch
@@ -34,7 +36,7 @@ from transformers import DynamicCache
 from minipovid.common.errors import MinipovidError
 from minipovid.common.threads import one_core_each
 from minipovid.images import load as images
-from minipovid.inference.backends import BackendOptions, Question, refuse_placeholders
+from minipovid.inference.backends import Decoding, Question, refuse_placeholders
 from minipovid.inference.llama_cpp import SMALL
 from minipovid.models import adapter as lora
 from minipovid.models import chat_template, load
@@ -51,27 +53,34 @@ UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 PREFIX = -1  # owns a column that every question sees
 
 
-def open(choice: BackendOptions) -> Trained:
+@dataclass(frozen=True)
+class Options:
+    """`weights`: the trained model as it was trained, merged, or the model that it began with."""
+
+    weights: Literal["adapter", "merged", "base"] = "adapter"
+
+
+def open(run: Path, options: Options, decoding: Decoding) -> HfBackend:
     """Raises MinipovidError where the run, its adapter, its merged model or its base is missing, or too large here."""
-    return Trained(choice)
+    return HfBackend(run, options, decoding)
 
 
-class Trained:
-    """The backend."""
+class HfBackend:
+    """A model of the run in transformers."""
 
-    hands = 1  # one picture is computed at a time
+    concurrency = 1  # one picture is computed at a time
 
-    def __init__(self, choice: BackendOptions) -> None:
-        self._weights, self._decoding = choice.weights, choice.decoding
-        recipe = _recipe(choice.run)
-        with _room():
-            self._model = _load(choice, recipe)
+    def __init__(self, run: Path, options: Options, decoding: Decoding) -> None:
+        self._weights, self._decoding = options.weights, decoding
+        recipe = _recipe(run)
+        with _memory():
+            self._model = _load(run, options.weights, recipe)
         self._chat = chat_template.of(self._model.folder, self._model.tokenizer)
         self._transform = self._model.family.image_transform(self._model.folder)
         # A tree forgets nothing, as a sliding window would.
         self._context = context(self._model.base.config.get_text_config())  # type: ignore[union-attr,operator]
         self._ends = _ends(self._model, self._chat.end)
-        self._identity = _identity(choice, self._model, self._chat)
+        self._identity = _identity(run, options.weights, self._model, self._chat)
 
     @property
     def name(self) -> str:
@@ -79,7 +88,7 @@ class Trained:
 
     @property
     def decoding(self) -> dict[str, Any]:
-        return self._decoding.told()
+        return self._decoding.as_dict()
 
     def identity(self) -> dict[str, Any]:
         return {**self._identity, **self.decoding}
@@ -143,7 +152,7 @@ class Trained:
         self, prefix: DynamicCache, rests: Sequence[Sequence[int]], questions: Sequence[Question]
     ) -> list[str]:
         """The answers to questions whose prompts go on with `rests` behind the prefix."""
-        tree, said = Tree(self._model, prefix), [list[int]() for _ in questions]
+        branches, answers = Branches(self._model, prefix), [list[int]() for _ in questions]
         # The last token needs no room: nothing follows it.
         room = [self._context + 1 - prefix.get_seq_length() - len(rest) for rest in rests]
         most = [min(question.max_tokens, left) for question, left in zip(questions, room, strict=True)]
@@ -151,12 +160,12 @@ class Trained:
         new = {number: rest for number, rest in enumerate(rests) if most[number] > 0}
         with self._computing():
             while new:
-                chosen = self._chosen(tree.grow(new), [draws[number] for number in new])
+                chosen = self._chosen(branches.grow(new), [draws[number] for number in new])
                 going = {number: token for number, token in zip(new, chosen, strict=True) if token not in self._ends}
                 for number, token in going.items():
-                    said[number].append(token)
-                new = {number: [token] for number, token in going.items() if len(said[number]) < most[number]}
-        return [self._text(ids) for ids in said]
+                    answers[number].append(token)
+                new = {number: [token] for number, token in going.items() if len(answers[number]) < most[number]}
+        return [self._text(ids) for ids in answers]
 
     def _chosen(self, logits: Tensor, draws: Sequence[torch.Generator]) -> list[int]:
         """A token for each row of logits [questions, V]."""
@@ -168,16 +177,13 @@ class Trained:
 
     def _text(self, ids: Sequence[int]) -> str:
         """Without surrounding spaces, and without a character at the end of which some bytes are missing."""
-        told = self._decoded(ids)
+        decode = partial(self._model.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = decode(ids)
         for _ in range(3):  # bytes that may stand before a missing one; half a run of bytes is decoded as none of it
-            if told.endswith(UNKNOWN):
+            if text.endswith(UNKNOWN):
                 ids = ids[:-1]
-                told = self._decoded(ids)
-        return told.rstrip(UNKNOWN).strip()
-
-    def _decoded(self, ids: Sequence[int]) -> str:
-        told: str = self._model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return told
+                text = decode(ids)
+        return text.rstrip(UNKNOWN).strip()
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -187,12 +193,12 @@ class Trained:
         off = nullcontext() if self._weights == "adapter" else self._model.as_reference()
         is_small = sum(each.nbytes for each in self._model.base.parameters()) < SMALL
         threads = one_core_each() if is_small else nullcontext()
-        with _room(), threads, off, torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        with _memory(), threads, off, torch.autocast(device, dtype, enabled=dtype != torch.float32):
             yield
 
 
-class Tree:
-    """Branches that continue one prefix; `prefix` is copied, so that other trees can grow from it too."""
+class Branches:
+    """Branches that continue one prefix; `prefix` is copied, so that others can grow from it too."""
 
     def __init__(self, model: Model, prefix: DynamicCache) -> None:
         self._model, self._cache = model, copy.deepcopy(prefix)
@@ -212,7 +218,7 @@ class Tree:
         hidden = _hidden(
             self._model, embeddings, self._cache, attention_mask=self._mask(len(owners)), position_ids=positions
         )
-        head = self._model.head  # multiplied in float32, as in scoring.py
+        head = self._model.head  # multiplied in float32, as in train/scoring.py
         bias = None if head.bias is None else head.bias.float()
         with torch.autocast(device.type, enabled=False):
             return F.linear(hidden[0].index_select(0, last).float(), head.weight.float(), bias)
@@ -262,7 +268,7 @@ def _generator(seed: int, question: Question) -> torch.Generator:
 
 
 @contextmanager
-def _room() -> Iterator[None]:
+def _memory() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
@@ -281,11 +287,10 @@ def _recipe(run: Path) -> Recipe:
     return run_folder.recipe(run)
 
 
-def _load(choice: BackendOptions, recipe: Recipe) -> Model:
+def _load(run: Path, weights: str, recipe: Recipe) -> Model:
     """The model. Only that of "adapter" has an adapter that adds anything."""
-    run = choice.run
-    adapter = run_folder.adapter(run) if choice.weights == "adapter" else None
-    if choice.weights == "merged":
+    adapter = run_folder.adapter(run) if weights == "adapter" else None
+    if weights == "merged":
         changes = {"path": str(_merged(run)), "load_in_4bit": False}
     else:
         # Nothing is downloaded: what was trained is examined, not what the Hub has by now.
@@ -312,16 +317,16 @@ def _ends(model: Model, end: str) -> set[int]:
     return {token for token in found if token is not None}
 
 
-def _identity(choice: BackendOptions, model: Model, chat: chat_template.Chat) -> dict[str, Any]:
+def _identity(run: Path, weights: str, model: Model, chat: chat_template.Chat) -> dict[str, Any]:
     """What decides an answer; every weight is known by its first bytes, the adapter by all of them."""
     quantised = any(isinstance(module, bitsandbytes.nn.Linear4bit) for module in model.base.modules())
     settings = sorted(path for pattern in SETTINGS for path in model.folder.glob(pattern))
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in settings}
-    told = {
+    identity = {
         "backend": "transformers",
-        "weights": choice.weights,
+        "weights": weights,
         "model": Tensors(model.folder).fingerprint(),
-        "adapter": lora.sha256(choice.run / run_folder.ADAPTER) if choice.weights == "adapter" else None,
+        "adapter": lora.sha256(run / run_folder.ADAPTER) if weights == "adapter" else None,
         "settings": hashlib.sha256(json.dumps([files, chat.dumps()]).encode()).hexdigest(),
         "load_in_4bit": quantised,
         "dtype": str(model.head.weight.dtype).removeprefix("torch."),
@@ -330,4 +335,4 @@ def _identity(choice: BackendOptions, model: Model, chat: chat_template.Chat) ->
         "transformers": transformers.__version__,
         "bitsandbytes": bitsandbytes.__version__ if quantised else None,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in identity.items() if value is not None}

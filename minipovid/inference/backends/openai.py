@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minipovid.common.errors import MinipovidError
-from minipovid.inference.backends import BackendOptions, Decoding, Question
+from minipovid.inference.backends import Decoding, Question
 from minipovid.inference.remote import Message, Reply, Stopped, Unanswered
 from minipovid.inference.remote.client import Teacher
 from minipovid.inference.remote.picture import Picture
@@ -24,22 +25,30 @@ MAX_SIDE = 1024  # pixels of a picture that is sent; COCO's have 640
 _log = logging.getLogger(__name__)
 
 
-def open(choice: BackendOptions) -> Remote:
+@dataclass(frozen=True)
+class Options:
+    """`model`: what the server calls it; `concurrency`: requests at a time."""
+
+    model: str | None = None
+    concurrency: int = 8
+
+
+def open(run: Path, options: Options, decoding: Decoding) -> ServerBackend:
     """Raises MinipovidError where no model is named, or the environment names no server."""
-    if choice.model is None:
+    if options.model is None:
         raise MinipovidError("This backend asks a server: name the model with --model, as the server calls it.")
     server = Server.from_environment(own="MINIPOVID_MODEL", who="server")
-    teacher = Teacher(choice.model, server, concurrency=choice.concurrency, temperature=choice.decoding.temperature)
-    return Remote(teacher, choice.decoding)
+    teacher = Teacher(options.model, server, concurrency=options.concurrency, temperature=decoding.temperature)
+    return ServerBackend(teacher, decoding)
 
 
-class Remote:
-    """The backend."""
+class ServerBackend:
+    """A model behind a server; the run folder is not looked into."""
 
     def __init__(self, teacher: Teacher, decoding: Decoding) -> None:
         self._teacher, self._decoding = teacher, decoding
         self.name = f"openai-{re.sub(r'[^A-Za-z0-9_-]+', '-', teacher.model).strip('-')}"
-        self.hands = teacher.concurrency
+        self.concurrency = teacher.concurrency
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -49,8 +58,8 @@ class Remote:
         """It answers anything."""
 
     def identity(self) -> dict[str, Any]:
-        told = self._teacher.identity()
-        server = {"backend": "openai", "server": told["server"], "model": told["model"]}
+        teacher = self._teacher.identity()
+        server = {"backend": "openai", "server": teacher["server"], "model": teacher["model"]}
         return {**server, "max_side": MAX_SIDE, **self.decoding}
 
     def answers(self, questions: Sequence[Question], picture: Path | None) -> Iterator[str | None]:

@@ -11,32 +11,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minipovid.common import data_files
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
-from minipovid.inference.backends import BackendOptions, Question
+from minipovid.inference.backends import Decoding, File, Question
 
 IDS = ("question_id", "id", "image_id", "index", "questionId")
 # The likeliest first: in many files "answer" is the right one, beside a "prediction".
 TEXTS = ("model_prediction", "prediction", "model_answer", "response", "output", "caption", "text", "answer")
 
 
-def open(choice: BackendOptions) -> Written:
+@dataclass(frozen=True)
+class Options:
+    """`predictions`: the file."""
+
+    predictions: File | None = None
+
+
+def open(run: Path, options: Options, decoding: Decoding) -> PredictionsBackend:
     """Raises MinipovidError where no file is named, it is not there, or a row has no answer or the id of another."""
-    if choice.predictions is None:
+    if options.predictions is None:
         raise MinipovidError("This backend reads answers from a file: name it with --predictions.")
-    if not choice.predictions.is_file():
-        raise MinipovidError(f"There is no file of answers {choice.predictions}.")
-    return Written(choice.predictions)
+    if not options.predictions.is_file():
+        raise MinipovidError(f"There is no file of answers {options.predictions}.")
+    return PredictionsBackend(options.predictions)
 
 
-class Written:
-    """The backend."""
+class PredictionsBackend:
+    """A file of answers; how they were chosen nobody knows."""
 
-    hands = 1
+    concurrency = 1
     name = "predictions"
     decoding: Mapping[str, Any] = {}
 
@@ -80,8 +88,8 @@ class Written:
 
 def _read(path: Path) -> tuple[dict[str, str], list[str]]:
     """Answers by id; those of a file without ids, in order."""
-    if path.is_file() and (told := _mapping(path)) is not None:
-        return told, []
+    if path.is_file() and (mapping := _mapping(path)) is not None:
+        return mapping, []
     by_id: dict[str, str] = {}
     in_order: list[str] = []
     for number, row in data_files.rows(path):
@@ -105,11 +113,11 @@ def _read(path: Path) -> tuple[dict[str, str], list[str]]:
 def _mapping(path: Path) -> dict[str, str] | None:
     """A file that is one object from ids to texts."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    is_mapping = isinstance(told, dict) and told and all(isinstance(text, str) for text in told.values())
-    return told if is_mapping and not told.keys() & {*IDS, *TEXTS} else None
+    is_mapping = isinstance(content, dict) and content and all(isinstance(text, str) for text in content.values())
+    return content if is_mapping and not content.keys() & {*IDS, *TEXTS} else None
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
