@@ -20,7 +20,7 @@ from typing import Any
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
 from minipovid.evaluate import benchmarks, statistics
-from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Benchmark, Counts, Mark, Sheet
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Benchmark, Counts, Label, Mark, Sheet
 from minipovid.evaluate.statistics import Change, Interval
 from minipovid.recipe import run_folder
 from minipovid.recipe.strict import validated
@@ -71,6 +71,13 @@ class Result:
         """Does a silent model lose it? Words are counted for every benchmark."""
         last = figure.rpartition("/")[2]
         return last == "words" or last in self.built.coverage
+
+    def label_of(self, figure: str) -> Label:
+        """What a reader calls it."""
+        last = figure.rpartition("/")[2]
+        if last == "words":
+            return Label("words per answer", "who says less gets less wrong: read it beside every rate")
+        return self.built.labels.get(last, Label())
 
     def changes(self, after: Result) -> dict[str, Change]:
         """Of every figure, from this result to another. Raises MinipovidError where they are not comparable."""

@@ -139,7 +139,7 @@ _FORM = "key.path=value, for example train.learning_rate=1e-6"
 
 
 def settings(overrides: Sequence[str], flag: str = "--set", form: str = _FORM) -> dict[str, Any]:
-    """`key.path=value` texts as a tree of their own. Raises MinipovidError, in the flag's name, for one that is none."""
+    """`key.path=value` texts as a tree of their own. Raises MinipovidError, naming the flag, for one that is none."""
     tree: dict[str, Any] = {}
     for override in overrides:
         dotted, value = _parsed(override, flag, form)

@@ -9,40 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from minipovid.evaluate.benchmarks import Label
 from minipovid.evaluate.statistics import Change, Interval
-
-# What the benchmarks call their figures, and what a reader may call them. A figure without an entry keeps its name.
-_NAMES = {
-    "false_yes": "false yes",
-    "yes_ratio": "share of yes",
-    "f1": "F1",
-    "mean_f1": "mean F1",
-    "chair_s": "CHAIR_s",
-    "chair_i": "CHAIR_i",
-    "chair_s_refine": "CHAIR_s, refined",
-    "chair": "CHAIR",
-    "cover": "coverage",
-    "obj_rec": "object recall",
-    "hal": "answers with a hallucination",
-    "cog": "cognition (imagined objects)",
-    "amber": "AMBER score",
-    "a_acc": "accuracy per answer",
-    "q_acc": "accuracy per question",
-    "f_acc": "accuracy per figure",
-    "words": "words per answer",
-    "hallucination_rate": "hallucination rate",
-    "img_accuracy": "accuracy, questions with a picture",
-}
-_MEANINGS = {
-    "false_yes": "questions about something absent that were answered yes",
-    "chair_s": "descriptions that name something absent",
-    "chair_i": "named things that are absent",
-    "recall": "of what is there, the share that is found",
-    "cover": "of what is there, the share that is named",
-    "obj_rec": "of what is there, the share that is named",
-    "words": "who says less gets less wrong: read it beside every rate",
-}
-_SCORES = ("words", "len", "score", "rating")  # no shares, whatever their size
 
 
 class Unit(NamedTuple):
@@ -72,12 +40,12 @@ class Unit(NamedTuple):
 PERCENT, WORDS, PLAIN = Unit(100, 1, " %", " points"), Unit(1, 1, "", ""), Unit(1, 2, "", "")
 
 
-def unit_of(name: str, intervals: Sequence[Interval]) -> Unit:
+def unit_of(name: str, label: Label, intervals: Sequence[Interval]) -> Unit:
     """Shares are printed as percent; a score of 0 to 6, or words, as they are."""
-    if last(name) in _SCORES:
-        return WORDS if last(name) == "words" else PLAIN
+    if last(name) == "words":
+        return WORDS
     values = [number for interval in intervals for number in interval if not math.isnan(number)]
-    return PERCENT if all(0 <= number <= 1 for number in values) else PLAIN
+    return PERCENT if not label.is_score and all(0 <= number <= 1 for number in values) else PLAIN
 
 
 def last(name: str) -> str:
@@ -85,22 +53,17 @@ def last(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def called(name: str) -> str:
+def called(name: str, label: Label) -> str:
     """adversarial/false_yes -> "false yes, adversarial"."""
     group, _, figure = name.rpartition("/")
-    plain = _NAMES.get(figure, figure.replace("_", " "))
+    plain = label.name or figure.replace("_", " ")
     return f"{plain}, {group.replace('_', ' ')}" if group else plain
 
 
-def spoken(name: str) -> str:
+def spoken(name: str, label: Label) -> str:
     """adversarial/false_yes -> "false yes on adversarial questions"."""
     group, _, figure = name.rpartition("/")
-    return f"{called(figure)} on {group.replace('_', ' ')} questions" if group else called(figure)
-
-
-def meaning(name: str) -> str:
-    """One clause that says what the figure counts; empty where the name says it."""
-    return _MEANINGS.get(last(name), "")
+    return f"{called(figure, label)} on {group.replace('_', ' ')} questions" if group else called(figure, label)
 
 
 def span(unit: Unit, interval: Interval | Change) -> str:

@@ -154,8 +154,8 @@ def _table(exam: Exam, colours: dict[Scored, int]) -> Table:
     ]
     lines = [
         Line(
-            numbers.called(figure),
-            numbers.meaning(figure),
+            numbers.called(figure, exam.label_of(figure)),
+            exam.label_of(figure).meaning,
             tracks.small(exam, figure, colours),
             [_cell(exam, figure, each) for each in exam.sittings],
         )

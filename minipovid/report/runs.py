@@ -17,6 +17,7 @@ from pathlib import Path
 
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import results
+from minipovid.evaluate.benchmarks import Label
 from minipovid.evaluate.results import Result
 from minipovid.evaluate.statistics import Change, mcnemar
 from minipovid.recipe import run_folder
@@ -109,6 +110,10 @@ class Exam:
     def figures(self) -> list[str]:
         """Those of the overview that any sitting has, in the benchmark's order."""
         return list(dict.fromkeys(name for sitting in self.sittings for name in sitting.result.headline()))
+
+    def label_of(self, figure: str) -> Label:
+        """What the benchmark calls it."""
+        return next(each.result for each in self.sittings if figure in each.result.figures).label_of(figure)
 
     @property
     def main(self) -> Scored | None:

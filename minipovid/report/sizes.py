@@ -6,7 +6,7 @@ Each is held against the most exact one that was asked, transformers if it was, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -81,9 +81,8 @@ def _sizes(exam: Exam, own: Sequence[Scored]) -> Sizes:
     ]
     rates = [figure for figure in figures if own[0].result.is_lower_better(figure)] or figures[:1]
     charts = [chart for figure in rates[:2] if (chart := _chart(exam, figure, own))]
-    return Sizes(
-        exam.label, [numbers.called(figure) for figure in figures], backends, charts, _told(own, figures, changes)
-    )
+    names = {figure: numbers.called(figure, exam.label_of(figure)) for figure in figures}
+    return Sizes(exam.label, list(names.values()), backends, charts, _agreement(own, names, changes))
 
 
 def _figures(exam: Exam, sitting: Scored) -> list[str]:
@@ -129,7 +128,7 @@ def _chart(exam: Exam, figure: str, own: Sequence[Scored]) -> tuple[str, Markup]
     ]
     if len(points) < 2:
         return None
-    title = numbers.called(figure)
+    title = numbers.called(figure, exam.label_of(figure))
     before = exam.main.against.result.figures.get(figure) if exam.main and exam.main.against else None
     level = (
         None
@@ -143,12 +142,12 @@ def _scaled(interval: Interval, scale: float) -> tuple[float, float, float]:
     return interval.value * scale, interval.low * scale, interval.high * scale
 
 
-def _told(own: Sequence[Scored], figures: Sequence[str], changes: Sequence[dict[str, Change]]) -> str:
+def _agreement(own: Sequence[Scored], called: Mapping[str, str], changes: Sequence[dict[str, Change]]) -> str:
     """Whether any interval of a change leaves only one direction."""
     names = [
-        f"{each.result.backend} ({numbers.called(figure)})"
+        f"{each.result.backend} ({name})"
         for each, change in zip(own, changes, strict=True)
-        for figure in figures
+        for figure, name in called.items()
         if figure in change and tables.is_clear(change[figure])
     ]
     reference = own[0].result.backend

@@ -13,7 +13,7 @@ from minipovid.report.runs import Exam, Results, Scored
 
 
 def unit(exam: Exam, figure: str) -> Unit:
-    return numbers.unit_of(figure, [each.result.figures[figure] for each in _with(exam, figure)])
+    return numbers.unit_of(figure, exam.label_of(figure), [each.result.figures[figure] for each in _with(exam, figure)])
 
 
 def _with(exam: Exam, figure: str) -> list[Scored]:

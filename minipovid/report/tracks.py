@@ -84,8 +84,8 @@ def _group(title: str, told: str, cases: Sequence[tuple[Exam, str]], colour: dic
     scale = Scale.round([0, *(finite or [1])], 0, 100)
     rows = [
         Row(
-            numbers.called(figure),
-            numbers.meaning(figure),
+            numbers.called(figure, exam.label_of(figure)),
+            exam.label_of(figure).meaning,
             exam.label,
             list(_marks(exam, figure, pairs[exam, figure], scale, colour)),
         )

@@ -115,7 +115,9 @@ def _told(exam: Exam, figure: str, kind: Kind, sitting: Scored) -> tuple[str, st
     assert sitting.against is not None
     unit, change = tables.unit(exam, figure), sitting.changes[figure]
     old, new = (each.result.figures[figure].value for each in (sitting.against, sitting))
-    name = numbers.spoken(figure) + (f" ({exam.label})" if sitting.result.is_coverage(figure) else "")
+    name = numbers.spoken(figure, exam.label_of(figure)) + (
+        f" ({exam.label})" if sitting.result.is_coverage(figure) else ""
+    )
     test = (
         f"{unit.change(change.value)}{unit.difference}, 95 % {numbers.span(unit, change)}, {numbers.chance(change.p)}"
     )
@@ -170,7 +172,9 @@ def _bounds(book: Results, found: Sequence[Finding]) -> str:
     assert first.against is not None
     text = f"{first.name} against {first.against.name}: {', '.join(told)}."
     kept = [finding for finding in found if _is_kept(finding)]
-    losses = ", ".join(f"{numbers.spoken(each.figure)} by more than {_loss(each)}" for each in kept)
+    losses = ", ".join(
+        f"{numbers.spoken(each.figure, each.exam.label_of(each.figure))} by more than {_loss(each)}" for each in kept
+    )
     return f"{text} A loss of {losses} is unlikely." if losses else text
 
 

@@ -24,6 +24,7 @@ from minipovid import __version__, tinyworld
 from minipovid.cli.report import report as command
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import results
+from minipovid.evaluate.benchmarks import Label
 from minipovid.evaluate.statistics import Change, Interval, paired
 from minipovid.images import load as images
 from minipovid.images import views
@@ -163,17 +164,29 @@ def test_how_numbers_are_printed(unit: numbers.Unit, number: float, value: str, 
 
 
 @pytest.mark.parametrize(
-    ("name", "interval", "unit"),
+    ("name", "label", "interval", "unit"),
     [
-        ("adversarial/false_yes", Interval(0.1, 0.0, 1.0), PERCENT),
-        ("words", Interval(0.9, 0.8, 1.0), WORDS),
-        ("score", Interval(0.9, 0.8, 1.0), PLAIN),
-        ("complex", Interval(62.1, 55.0, 70.0), PLAIN),
-        ("f1", Interval(math.nan, math.nan, math.nan), PERCENT),
+        ("adversarial/false_yes", Label("false yes"), Interval(0.1, 0.0, 1.0), PERCENT),
+        ("words", Label(), Interval(0.9, 0.8, 1.0), WORDS),
+        ("score", Label(is_score=True), Interval(0.9, 0.8, 1.0), PLAIN),
+        ("complex", Label(), Interval(62.1, 55.0, 70.0), PLAIN),
+        ("f1", Label(), Interval(math.nan, math.nan, math.nan), PERCENT),
     ],
 )
-def test_shares_are_told_from_scores(name: str, interval: Interval, unit: numbers.Unit) -> None:
-    assert numbers.unit_of(name, [interval]) is unit
+def test_shares_are_told_from_scores(name: str, label: Label, interval: Interval, unit: numbers.Unit) -> None:
+    assert numbers.unit_of(name, label, [interval]) is unit
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "called", "spoken"),
+    [
+        ("f1", Label("F1"), "F1", "F1"),
+        ("obj_rec", Label(), "obj rec", "obj rec"),
+        ("hard_ones/f1", Label("F1"), "F1, hard ones", "F1 on hard ones questions"),
+    ],
+)
+def test_what_a_figure_is_called(name: str, label: Label, called: str, spoken: str) -> None:
+    assert (numbers.called(name, label), numbers.spoken(name, label)) == (called, spoken)
 
 
 @pytest.mark.parametrize(("p", "said"), [(0.0009995, "p < 0.001"), (0.001, "p = 0.001"), (1.0, "p = 1.000")])

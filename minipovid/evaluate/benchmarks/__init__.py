@@ -5,8 +5,15 @@
     sheet = benchmark.grade(answers)
     benchmark.figures(total(sheet.units))
 
+A file here defines `Benchmark`, a frozen dataclass as the protocol below has it, and nothing else need be edited;
+scienceqa.py is the neighbour to begin from, mmvet.py where a judge reads the answers (Judging). Its docstring names the
+paper and shows a row of each file. It is pure: it reads its files and scores answers, and knows no model. `grade` and
+`figures` are apart so that intervals and paired tests can draw the units again: every figure is a function of sums over
+units.
+
 A score is `official`, the official script's number with its quirks, or `robust`, which reads answers sensibly and says
-how many it could not read.
+how many it could not read. A benchmark raises its class variable `version` (1 where there is none) when it reads
+answers otherwise than before.
 """
 
 from __future__ import annotations
@@ -25,7 +32,96 @@ from minipovid.inference.backends import Question
 from minipovid.recipe.strict import validated
 
 NAN = float("nan")
+UNPARSED, FAILED = "unparsed", "failed"  # verdicts with a meaning of their own: not understood; no judge replied
 Count = Annotated[int, Field(ge=1)]  # an option that is a number of something
+Mode = Literal["official", "robust"]
+Counts = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a backend answered, and what a judge replied about it; None where none was asked or none replied."""
+
+    question: Question
+    text: str
+    judgement: str | None = None
+
+
+class Mark(NamedTuple):
+    """How one answer was read. What shares a `unit` (a picture, a set of questions) is not independent."""
+
+    unit: str
+    verdict: str  # "yes", "B", "2 of 5 absent", UNPARSED, FAILED, ...
+    right: bool | None = None  # None: there is no such thing (a description), or nobody knows (FAILED)
+    wrong: tuple[tuple[int, int], ...] = ()  # characters [start, end) of the answer that name what is not there
+
+
+class Sheet(NamedTuple):
+    """All answers, graded: a mark for each, and what each unit adds to the sums that the figures are made of."""
+
+    marks: Sequence[Mark]
+    units: Mapping[str, Counts]
+
+
+class Exam(NamedTuple):
+    """A benchmark's questions, the files they came from, and what a reader should know of them."""
+
+    questions: Sequence[Question]
+    files: Sequence[Path]
+    notes: Sequence[str] = ()  # one sentence each: which version, what is not official about it
+
+
+class Label(NamedTuple):
+    """What a reader calls a figure."""
+
+    name: str = ""  # empty: as the benchmark calls it, with spaces
+    meaning: str = ""  # one clause that says what it counts; empty where the name says it
+    is_score: bool = False  # no share, whatever its size
+
+
+class Benchmark(Protocol):
+    """A file here has a frozen dataclass of this name; its fields are the options that users set."""
+
+    source: ClassVar[str]  # where its files come from, as a clause: "output/coco of github.com/RUCAIBox/POPE"
+    headline: ClassVar[Sequence[str]]  # figures of the overview; "f1" stands for "adversarial/f1" as well
+    lower_is_better: ClassVar[Set[str]]  # likewise
+    coverage: ClassVar[Set[str]]  # likewise: what a model loses that says less, such as recall
+    labels: ClassVar[Mapping[str, Label]]  # likewise; a figure without one keeps its name
+
+    def read(self, path: Path) -> Exam:
+        """Raises MinipovidError where the file or folder is not this benchmark's, saying what it should be."""
+
+    def grade(self, answers: Sequence[Answer]) -> Sheet: ...
+
+    def figures(self, totals: Counts) -> dict[str, float]:
+        """From the sums of the units' counts; nan where the official script divides by zero."""
+
+
+class Request(NamedTuple):
+    """What a judge is asked: turns of (role, text), and how it decodes."""
+
+    turns: Sequence[tuple[Literal["system", "user", "assistant"], str]]
+    temperature: float = 0.0
+    max_tokens: int = 1024
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """What a benchmark has beside that, where a judge model reads the answers.
+
+    `ask` is called with attempt 0, 1, ... until it returns None or `understands` the reply to it.
+    """
+
+    @property
+    def judge(self) -> str:
+        """The official script's judge model; empty where no judge is asked, as the options are set."""
+
+    def ask(self, answer: Answer, attempt: int) -> Request | None: ...
+
+    def understands(self, answer: Answer, reply: str) -> bool: ...
+
+
+# --- what they share ---
 
 
 def build(name: str, options: Mapping[str, Any]) -> Benchmark:
@@ -118,90 +214,3 @@ def filled(wording: str, *texts: str) -> str:
     """The blanks filled in order; braces within a text stay what they are."""
     parts = wording.split("{}")
     return "".join(part + text for part, text in zip(parts, [*texts, ""], strict=True))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a backend answered, and what a judge replied about it; None where none was asked or none replied."""
-
-    question: Question
-    text: str
-    judgement: str | None = None
-
-
-Mode = Literal["official", "robust"]
-
-
-Counts = Mapping[str, float]
-
-
-UNPARSED, FAILED = "unparsed", "failed"  # verdicts with a meaning of their own: not understood; no judge replied
-
-
-class Mark(NamedTuple):
-    """How one answer was read. What shares a `unit` (a picture, a set of questions) is not independent."""
-
-    unit: str
-    verdict: str  # "yes", "B", "2 of 5 absent", UNPARSED, FAILED, ...
-    right: bool | None = None  # None: there is no such thing (a description), or nobody knows (FAILED)
-    wrong: tuple[tuple[int, int], ...] = ()  # characters [start, end) of the answer that name what is not there
-
-
-class Sheet(NamedTuple):
-    """All answers, graded: a mark for each, and what each unit adds to the sums that the figures are made of."""
-
-    marks: Sequence[Mark]
-    units: Mapping[str, Counts]
-
-
-class Exam(NamedTuple):
-    """A benchmark's questions, the files they came from, and what a reader should know of them."""
-
-    questions: Sequence[Question]
-    files: Sequence[Path]
-    notes: Sequence[str] = ()  # one sentence each: which version, what is not official about it
-
-
-class Benchmark(Protocol):
-    """A frozen dataclass `Benchmark` in a module on the `benchmarks` shelf; its fields are the options that users set.
-
-    Pure: it reads its files and scores answers, and knows no model. `grade` and `figures` are apart so that intervals
-    and paired tests can draw the units again: every figure is a function of sums over units.
-    """
-
-    source: ClassVar[str]  # where its files come from, as a clause: "output/coco of github.com/RUCAIBox/POPE"
-    headline: ClassVar[Sequence[str]]  # figures of the overview; "f1" stands for "adversarial/f1" as well
-    lower_is_better: ClassVar[Set[str]]  # likewise
-    coverage: ClassVar[Set[str]]  # likewise: what a model loses that says less, such as recall
-
-    def read(self, path: Path) -> Exam:
-        """Raises MinipovidError where the file or folder is not this benchmark's, saying what it should be."""
-
-    def grade(self, answers: Sequence[Answer]) -> Sheet: ...
-
-    def figures(self, totals: Counts) -> dict[str, float]:
-        """From the sums of the units' counts; nan where the official script divides by zero."""
-
-
-@runtime_checkable
-class Judging(Protocol):
-    """What a benchmark has beside that, where a judge model reads the answers.
-
-    `ask` is called with attempt 0, 1, ... until it returns None or `understands` the reply to it.
-    """
-
-    @property
-    def judge(self) -> str:
-        """The official script's judge model; empty where no judge is asked, as the options are set."""
-
-    def ask(self, answer: Answer, attempt: int) -> Request | None: ...
-
-    def understands(self, answer: Answer, reply: str) -> bool: ...
-
-
-class Request(NamedTuple):
-    """What a judge is asked: turns of (role, text), and how it decodes."""
-
-    turns: Sequence[tuple[Literal["system", "user", "assistant"], str]]
-    temperature: float = 0.0
-    max_tokens: int = 1024

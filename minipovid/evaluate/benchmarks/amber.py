@@ -36,6 +36,7 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Label,
     Mark,
     Mode,
     Sheet,
@@ -96,6 +97,15 @@ class Benchmark:
     headline: ClassVar[Sequence[str]] = ("chair", "cover", "hal", "cog", "accuracy", "f1", "amber")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("chair", "hal", "cog"))
     coverage: ClassVar[frozenset[str]] = frozenset(("cover",))
+    labels: ClassVar[Mapping[str, Label]] = {
+        "chair": Label("CHAIR"),
+        "cover": Label("coverage", "of what is there, the share that is named"),
+        "hal": Label("answers with a hallucination"),
+        "cog": Label("cognition (imagined objects)"),
+        "amber": Label("AMBER score"),
+        "recall": Label(meaning="of what is there, the share that is found"),
+        "f1": Label("F1"),
+    }
 
     # --- the questions ---
 

@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 from minipovid.common import data_files
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
-from minipovid.evaluate.benchmarks import Answer, Count, Counts, Exam, Sheet, Tally, described, objects, share
+from minipovid.evaluate.benchmarks import Answer, Count, Counts, Exam, Label, Sheet, Tally, described, objects, share
 from minipovid.evaluate.reading import english
 from minipovid.evaluate.reading.coco import COCO, Coco, coco, coco_file
 from minipovid.evaluate.reading.english import Kind, Mention, Names
@@ -69,6 +69,12 @@ class Benchmark:
     headline: ClassVar[Sequence[str]] = ("chair_s", "chair_i", "recall")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("chair_s", "chair_i"))
     coverage: ClassVar[frozenset[str]] = frozenset(("recall",))
+    labels: ClassVar[Mapping[str, Label]] = {
+        "chair_s": Label("CHAIR_s", "descriptions that name something absent"),
+        "chair_i": Label("CHAIR_i", "named things that are absent"),
+        "recall": Label(meaning="of what is there, the share that is found"),
+        "len": Label(is_score=True),
+    }
 
     # --- the questions ---
 

@@ -30,6 +30,7 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Label,
     Mark,
     Mode,
     Request,
@@ -97,6 +98,11 @@ class Benchmark:
     headline: ClassVar[Sequence[str]] = ("a_acc", "q_acc", "f_acc")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("f_wrong", "f_inconsistent"))
     coverage: ClassVar[frozenset[str]] = frozenset()
+    labels: ClassVar[Mapping[str, Label]] = {
+        "a_acc": Label("accuracy per answer"),
+        "q_acc": Label("accuracy per question"),
+        "f_acc": Label("accuracy per figure"),
+    }
 
     # --- the questions ---
 

@@ -28,6 +28,7 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Label,
     Mark,
     Mode,
     Request,
@@ -87,6 +88,7 @@ class Benchmark:
     headline: ClassVar[Sequence[str]] = ("score",)
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     coverage: ClassVar[frozenset[str]] = frozenset()
+    labels: ClassVar[Mapping[str, Label]] = {"score": Label(is_score=True)}
     judge: ClassVar[str] = "gpt-4-0314"
 
     # --- the questions ---

@@ -29,6 +29,7 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Label,
     Mark,
     Mode,
     Sheet,
@@ -72,6 +73,7 @@ class Benchmark:
     headline: ClassVar[Sequence[str]] = ("accuracy", "vanilla_accuracy")
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     coverage: ClassVar[frozenset[str]] = frozenset()
+    labels: ClassVar[Mapping[str, Label]] = {}
 
     # --- the questions ---
 

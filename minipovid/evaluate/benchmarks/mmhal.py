@@ -29,6 +29,7 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Label,
     Mark,
     Mode,
     Request,
@@ -143,6 +144,11 @@ class Benchmark:
     headline: ClassVar[Sequence[str]] = ("score", "hallucination_rate")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("hallucination_rate",))
     coverage: ClassVar[frozenset[str]] = frozenset(("informativeness",))
+    labels: ClassVar[Mapping[str, Label]] = {
+        "score": Label(is_score=True),
+        "rating": Label(is_score=True),
+        "hallucination_rate": Label("hallucination rate"),
+    }
     judge: ClassVar[str] = "gpt-4-0314"
 
     # --- the questions ---

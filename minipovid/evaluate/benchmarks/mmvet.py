@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Label,
     Mark,
     Mode,
     Request,
@@ -86,6 +87,7 @@ class Benchmark:
     headline: ClassVar[Sequence[str]] = ("total",)
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     coverage: ClassVar[frozenset[str]] = frozenset()
+    labels: ClassVar[Mapping[str, Label]] = {}
     judge: ClassVar[str] = "gpt-4-0613"
 
     # --- the questions ---

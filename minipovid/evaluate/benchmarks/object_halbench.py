@@ -32,6 +32,7 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Label,
     Mark,
     Mode,
     Request,
@@ -96,6 +97,12 @@ class Benchmark:
     headline: ClassVar[Sequence[str]] = ("chair_s_refine", "chair_i")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("chair_s", "chair_s_refine", "chair_i"))
     coverage: ClassVar[frozenset[str]] = frozenset(("obj_rec",))
+    labels: ClassVar[Mapping[str, Label]] = {
+        "chair_s": Label("CHAIR_s", "descriptions that name something absent"),
+        "chair_s_refine": Label("CHAIR_s, refined"),
+        "chair_i": Label("CHAIR_i", "named things that are absent"),
+        "obj_rec": Label("object recall", "of what is there, the share that is named"),
+    }
     judge: ClassVar[str] = "gpt-3.5-turbo-0613"
 
     # --- the questions ---

@@ -36,6 +36,7 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Label,
     Mark,
     Mode,
     Sheet,
@@ -83,6 +84,13 @@ class Benchmark:
     headline: ClassVar[Sequence[str]] = ("accuracy", "f1", "mean_f1", "false_yes")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("false_yes",))
     coverage: ClassVar[frozenset[str]] = frozenset(("recall",))
+    labels: ClassVar[Mapping[str, Label]] = {
+        "false_yes": Label("false yes", "questions about something absent that were answered yes"),
+        "recall": Label(meaning="of what is there, the share that is found"),
+        "yes_ratio": Label("share of yes"),
+        "f1": Label("F1"),
+        "mean_f1": Label("mean F1"),
+    }
 
     # --- the questions ---
 

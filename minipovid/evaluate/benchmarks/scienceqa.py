@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from minipovid.common.errors import MinipovidError
-from minipovid.evaluate.benchmarks import UNPARSED, Answer, Count, Counts, Exam, Mark, Mode, Sheet, Tally, share
+from minipovid.evaluate.benchmarks import UNPARSED, Answer, Count, Counts, Exam, Label, Mark, Mode, Sheet, Tally, share
 from minipovid.evaluate.reading.replies import BY_LETTER, LETTERS, chosen, lettered
 from minipovid.inference.backends import Question
 
@@ -46,6 +46,7 @@ class Benchmark:
     headline: ClassVar[Sequence[str]] = ("img_accuracy", "accuracy")
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     coverage: ClassVar[frozenset[str]] = frozenset()
+    labels: ClassVar[Mapping[str, Label]] = {"img_accuracy": Label("accuracy, questions with a picture")}
 
     # --- the questions ---
 
