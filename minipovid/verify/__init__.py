@@ -5,7 +5,7 @@
 
 Pairs that training never saw go, with their pictures, through the trained model in transformers, the merged weights and
 every GGUF in RUN/gguf. Beside these numbers stand checks that need no threshold on answers: a file's weights against
-base + adapter (weights.py), its words (words.py) and its eyes (eyes.py).
+base + adapter (weights.py), its tokens (tokens.py) and how it sees a picture (vision.py).
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from minipovid.common.files import finished
 from minipovid.pairs import source
 from minipovid.recipe import run_folder
 from minipovid.verify import inputs
-from minipovid.verify.table import Bench, Progress
+from minipovid.verify.inputs import VerifyProgress
+from minipovid.verify.table import VerifyTable
 from minipovid.verify.verdict import Verdict
 
-__all__ = ["Progress", "Verdict", "verify"]
+__all__ = ["Verdict", "VerifyProgress", "verify"]
 
 
 def verify(
     run: Path,
     quants: Sequence[str] | None = None,
     pairs: int = 32,
-    progress: Progress | None = None,
+    progress: VerifyProgress | None = None,
     n_gpu_layers: int = 0,
 ) -> Verdict:
     """Compare every GGUF of a run (or those of `quants`) with the trained model on `pairs` held-out pairs.
@@ -43,10 +44,10 @@ def verify(
         raise MinipovidError(f"Verifying takes at least one pair, and {pairs} were asked for.")
     recipe, notes = inputs.settings(run), list[str]()
     names = inputs.quantisations(run, quants)
-    asked = inputs.held_out(run, recipe, pairs, notes)
-    made = inputs.made_of(run, recipe, notes)
-    bench = Bench(run, recipe, asked, source.locate(recipe.data)[1], made, progress or _silent, n_gpu_layers)
-    verdict = Verdict.of(bench.rows(names, notes), len(asked), notes)
+    held_out = inputs.held_out(run, recipe, pairs, notes)
+    origin, root = inputs.origin(run, recipe, notes), source.locate(recipe.data)[1]
+    table = VerifyTable(run, recipe, held_out, root, origin, progress or _silent, n_gpu_layers)
+    verdict = Verdict.of(table.rows(names, notes), len(held_out), notes)
     with finished(run / run_folder.VERDICT) as draft:
         draft.write_text(json.dumps(verdict.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return verdict

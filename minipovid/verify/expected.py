@@ -1,15 +1,19 @@
-"""What a file of a pair should hold, a few rows of a tensor at a time."""
+"""What a file of a pair should hold, some rows of a tensor at a time: runs of whole heads, spread over all of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
+from minipovid.common.arrays import Floats
 from minipovid.export.gguf_pair import GgufPair
 from minipovid.export.merge import Rows, interleave
-from minipovid.verify.spans import Floats, Span, windows
+from minipovid.models.stored_tensors import StoredTensor
+
+RowSpan = tuple[int, int]  # rows [start, stop)
+WINDOWS, ROWS = 2, 32  # so many runs of so many rows are read of each tensor
 
 
 class Expected:
@@ -21,7 +25,7 @@ class Expected:
         """`scales` are the adapter's, by canonical name, as the library says that trained it."""
         self.pair, self.file, self.merge_base, self.scales = pair, file, merge_base, scales
         self.names = {place.name: name for name, place in pair.places.items() if place.file == file}
-        self._kept: dict[tuple[str, Span], Rows] = {}  # files share them: 4 bits take a minute of a 7B model's time
+        self._runs: dict[tuple[str, RowSpan], Rows] = {}  # files share them: 4 bits take a minute of a 7B model's time
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.pair.base[self.names[name]].shape
@@ -31,7 +35,7 @@ class Expected:
         heads = self.pair.places[self.names[name]].heads
         return self.shape(name)[0] // heads if heads else 0
 
-    def spans(self, name: str) -> list[Span]:
+    def spans(self, name: str) -> list[RowSpan]:
         """Some runs of whole heads, spread over the tensor."""
         return windows(self.shape(name)[0], self.head(name) or 1)
 
@@ -40,11 +44,11 @@ class Expected:
         factor = self.pair.factors.get(self.names[name])
         return None if factor is None else self.scales.get(self.names[name], factor.scale)
 
-    def base(self, name: str, span: Span) -> Floats:
+    def base(self, name: str, span: RowSpan) -> Floats:
         """The base as training saw it, in the file's order of rows."""
         return self.ordered(name, self._source(name, span).rows(*span).reshape(span[1] - span[0], -1))
 
-    def adapter(self, name: str, span: Span) -> Floats | None:
+    def adapter(self, name: str, span: RowSpan) -> Floats | None:
         """What the adapter adds to that."""
         scale = self.scale(name)
         if scale is None:
@@ -52,7 +56,7 @@ class Expected:
         factor = self.pair.factors[self.names[name]]
         return self.ordered(name, factor.rows(*span) * np.float32(scale / factor.scale))
 
-    def merged(self, name: str, span: Span) -> Floats:
+    def merged(self, name: str, span: RowSpan) -> Floats:
         base, adapter = self.base(name, span), self.adapter(name, span)
         return base if adapter is None else base + adapter
 
@@ -60,18 +64,51 @@ class Expected:
         """Rows of whole heads as llama.cpp wants them."""
         return interleave(rows, self.head(name)) if self.head(name) else rows
 
-    def _source(self, name: str, span: Span) -> Rows:
+    def _source(self, name: str, span: RowSpan) -> Rows:
         """What the rows come from: the base on disk, or what is kept of it in 4 bits."""
         tensor = self.pair.base[self.names[name]]
         if self.merge_base != "nf4" or not self.pair.places[self.names[name]].in_4bit:
             return tensor
-        if (name, span) not in self._kept:
-            from minipovid.verify.nf4_runs import Nf4Runs
-
+        if (name, span) not in self._runs:
             own = self.spans(name)
             spans = own if span in own else [span]  # another tensor's, when its rows are looked for here
-            self._kept |= dict.fromkeys(((name, each) for each in spans), Nf4Runs(tensor, self.pair.dtype, spans))
-        return self._kept[name, span]
+            self._runs |= dict.fromkeys(((name, each) for each in spans), Nf4Runs(tensor, self.pair.dtype, spans))
+        return self._runs[name, span]
+
+
+class Nf4Runs:
+    """Some rows of a weight as the 4-bit base has them, bit for bit, in half a byte a number.
+
+    A 7B model's runs take 66 MiB so, where float32 took half a GiB; to make them anew for every file takes a minute
+    each.
+    """
+
+    def __init__(self, tensor: StoredTensor, dtype: str, spans: Sequence[RowSpan]) -> None:
+        import torch
+
+        from minipovid.export.nf4 import BLOCK, Nf4Tensor
+
+        self.nf4 = Nf4Tensor(tensor, dtype)  # forgets all but the runs
+        blocks = [[row * self.nf4._width // BLOCK for row in span] for span in spans]
+        half = BLOCK // 2
+        self.nf4._packed = torch.cat([self.nf4._packed[first * half : last * half] for first, last in blocks])
+        self.nf4._scales = torch.cat([self.nf4._scales[first:last] for first, last in blocks])
+        lengths = [stop - start for start, stop in spans]
+        self._places = {span: sum(lengths[:number]) for number, span in enumerate(spans)}
+
+    def rows(self, start: int, stop: int) -> Floats:
+        """Rows [start, stop) in float32; they are one of the runs."""
+        at = self._places[start, stop]
+        return self.nf4.rows(at, at + stop - start)
+
+
+def windows(rows: int, unit: int) -> list[RowSpan]:
+    """Runs of whole `unit`s, spread over the rows; all of them where there are few."""
+    units, length = rows // unit, max(1, ROWS // unit)
+    if units <= WINDOWS * length:
+        return [(0, rows)]
+    starts = [round(each * (units - length) / (WINDOWS - 1)) for each in range(WINDOWS)]
+    return [(start * unit, (start + length) * unit) for start in starts]
 
 
 def has_4bit(pair: GgufPair) -> bool:

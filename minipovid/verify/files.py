@@ -17,10 +17,8 @@ from minipovid.verify import tensors, weights
 from minipovid.verify.causes import Cause, listed
 from minipovid.verify.expected import Expected
 
-Header = gguf.GGUFReader
 
-
-def opened(path: Path) -> Header | Cause:
+def opened(path: Path) -> gguf.GGUFReader | Cause:
     """The file's header, with its tensors mapped; the cause where it is not whole."""
     try:
         return gguf.GGUFReader(path)
@@ -30,19 +28,19 @@ def opened(path: Path) -> Header | Cause:
         return Cause.of(path.name, "truncated", what)
 
 
-def value(reader: Header, key: str) -> Any:
+def value(reader: gguf.GGUFReader, key: str) -> Any:
     """A metadata key; None where there is no such."""
     field = reader.get_field(key)
     return None if field is None else field.contents()
 
 
-def examine(name: str, reader: Header, expected: Expected, other: Expected | None) -> Iterator[Cause]:
+def examine(name: str, reader: gguf.GGUFReader, expected: Expected, other: Expected | None) -> Iterator[Cause]:
     """Every fault that can be seen without running the file; `other` is the same model on the other base."""
     yield from _metadata(name, reader, _settings(expected))
     yield from weights.examine(reader.tensors, expected, other, name)
 
 
-def unread(name: str, reader: Header) -> Iterator[str]:
+def unread(name: str, reader: gguf.GGUFReader) -> Iterator[str]:
     """A note about weights that could not be looked into."""
     kinds = [tensor.tensor_type for tensor in reader.tensors if not tensors.is_readable(tensor.tensor_type)]
     if kinds:
@@ -58,7 +56,7 @@ def _settings(expected: Expected) -> Mapping[str, Any]:
     return pair.family.mmproj_metadata(pair.config, vision_layout.processor(pair.model))
 
 
-def _metadata(name: str, reader: Header, wanted: Mapping[str, Any]) -> Iterator[Cause]:
+def _metadata(name: str, reader: gguf.GGUFReader, wanted: Mapping[str, Any]) -> Iterator[Cause]:
     """Keys that the model's configuration settles and the file has otherwise."""
     odd = {key: value(reader, key) for key, each in wanted.items() if not _same(value(reader, key), each)}
     layer = odd.pop("clip.vision.feature_layer", wanted)
@@ -72,10 +70,10 @@ def _metadata(name: str, reader: Header, wanted: Mapping[str, Any]) -> Iterator[
         yield Cause.of(name, "other settings", listed(pairs))
 
 
-def _same(found: Any, wanted: Any) -> bool:
+def _same(stored: Any, wanted: Any) -> bool:
     if isinstance(wanted, (list, tuple)):
-        whole = isinstance(found, list) and len(found) == len(wanted)
-        return whole and all(_same(*both) for both in zip(found, wanted, strict=True))
-    if isinstance(wanted, float) and isinstance(found, (int, float)):
-        return math.isclose(found, wanted, rel_tol=1e-6)
-    return bool(found == wanted)
+        whole = isinstance(stored, list) and len(stored) == len(wanted)
+        return whole and all(_same(*both) for both in zip(stored, wanted, strict=True))
+    if isinstance(wanted, float) and isinstance(stored, (int, float)):
+        return math.isclose(stored, wanted, rel_tol=1e-6)
+    return bool(stored == wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from minipovid.common.errors import MinipovidError
@@ -14,6 +14,8 @@ from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair
 from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
+
+VerifyProgress = Callable[[str, int, int], None]  # (who is being asked, pairs done, pairs in all)
 
 
 def settings(run: Path) -> Recipe:
@@ -36,19 +38,19 @@ def quantisations(run: Path, wanted: Sequence[str] | None) -> list[str]:
 
 def held_out(run: Path, recipe: Recipe, most: int, notes: list[str]) -> list[Pair]:
     """The last pairs of the run, at most so many; a note where training saw them."""
-    kept = run / run_folder.PAIRS
-    if not kept.is_file():
+    path = run / run_folder.PAIRS
+    if not path.is_file():
         raise MinipovidError(f"{run} holds no pairs.jsonl, which training writes; verify it where it was trained.")
-    pairs = [row for row in jsonl.read(kept) if isinstance(row, Pair)]
+    pairs = [row for row in jsonl.read(path) if isinstance(row, Pair)]
     if not pairs:
-        raise MinipovidError(f"{kept} holds no pairs; train again.")
-    asked = source.split(pairs, recipe.data).held_out
-    if not asked:
+        raise MinipovidError(f"{path} holds no pairs; train again.")
+    untrained = source.split(pairs, recipe.data).held_out
+    if not untrained:
         notes.append("The pairs were trained on: this run held none out.")
-    return (asked or pairs)[-most:]
+    return (untrained or pairs)[-most:]
 
 
-def made_of(run: Path, recipe: Recipe, notes: list[str]) -> GgufPair | None:
+def origin(run: Path, recipe: Recipe, notes: list[str]) -> GgufPair | None:
     """What the files were made of; None, with a note, where the base is not on this machine. Nothing is downloaded."""
     section = recipe.model
     try:

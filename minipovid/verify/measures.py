@@ -8,15 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from minipovid.verify.sheet import Told
+from minipovid.common.arrays import Array, Doubles
+from minipovid.verify.sheet import TrainedAnswer
 
-Floats = npt.NDArray[np.floating]
 TINY = 0.1  # nats: of trained margins smaller than this (root mean square) no share can be told
 JITTER = 0.02  # nats by which llama.cpp's 16-bit memory moves a margin
 
@@ -53,8 +51,8 @@ OTHER_BASE = Tolerance(kl=0.03, agreement=0.05, kept=0.15)
 
 def bits(quant: str) -> int:
     """Bits per weight by the quantisation's name: 16 of "bf16", 4 of "q4_k_m"."""
-    found = re.search(r"\d+", quant)
-    return int(found[0]) if found else 16
+    number = re.search(r"\d+", quant)
+    return int(number[0]) if number else 16
 
 
 def tolerance(bits: int, same_base: bool) -> Tolerance:
@@ -66,7 +64,7 @@ def tolerance(bits: int, same_base: bool) -> Tolerance:
     return Tolerance(due.kl + more.kl, due.agreement - more.agreement, due.kept + more.kept)
 
 
-def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
+def log_softmax(logits: Array) -> Doubles:
     """Log-probabilities [..., V] in float64."""
     wide = logits.astype(np.float64)
     wide -= wide.max(-1, keepdims=True)
@@ -74,15 +72,15 @@ def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
     return wide
 
 
-def divergence(told: Told, logps: Floats) -> npt.NDArray[np.float64]:
+def divergence(trained: TrainedAnswer, logps: Array) -> Doubles:
     """KL(trained || other) [A] in nats, over the K kept tokens and all others as one.
 
     Taking tokens together loses what differs among them: it is a lower bound (the log-sum inequality), and exact where
     the sheet keeps the whole vocabulary.
     """
-    ours = told.top_logps.astype(np.float64)
-    theirs = np.take_along_axis(logps, told.top_ids.astype(np.int64), -1)
-    kl: npt.NDArray[np.float64] = (np.exp(ours) * (ours - theirs)).sum(-1)
+    ours = trained.top_logps.astype(np.float64)
+    theirs = np.take_along_axis(logps, trained.top_ids.astype(np.int64), -1)
+    kl: Doubles = (np.exp(ours) * (ours - theirs)).sum(-1)
     if ours.shape[-1] < logps.shape[-1]:
         rest, other = (np.maximum(1 - np.exp(each).sum(-1), 1e-12) for each in (ours, theirs))
         kl = kl + rest * np.log(rest / other)
@@ -97,13 +95,13 @@ class Margins(NamedTuple):
     doubt: float  # two standard errors of `kept`, and what jitter may make of it
 
 
-def margins(found: Sequence[float], trained: Sequence[float]) -> Margins:
+def margins(file: Sequence[float], trained: Sequence[float]) -> Margins:
     """`kept` is the slope of the least-squares line through 0 of a file's margins over the trained ones.
 
     A ratio of means breaks where the trained mean is small or its pairs have both signs; the slope asks of each pair
     how much of its own margin is left, and weighs it by how much there was. What rounding adds at random cancels.
     """
-    y, x = np.asarray(found, np.float64), np.asarray(trained, np.float64)
+    y, x = np.asarray(file, np.float64), np.asarray(trained, np.float64)
     mean = float(y.mean()) if len(y) else math.nan
     size = math.sqrt(float((x**2).mean())) if len(x) else 0.0
     if size < TINY:

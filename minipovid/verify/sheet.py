@@ -13,11 +13,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from minipovid.common.arrays import Array
 from minipovid.common.files import finished
 from minipovid.images import load as images
 from minipovid.models.chat_template import Chat
@@ -25,11 +24,10 @@ from minipovid.pairs.pair import ANSWERS, Pair
 
 FORMAT = 2  # raise it when the same inputs shall give another file
 TOP = 256  # tokens that are kept of each position
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Told:
+class TrainedAnswer:
     """What the trained model, and its base, say of one answer of A tokens."""
 
     ids: Array  # int32 [A], end of turn included
@@ -42,29 +40,29 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainedPair:
     """One pair."""
 
     digest: str  # of what training saw of it
     prompt_ids: Array  # int32 [P], -1 where the picture stands
-    answers: Mapping[str, Told]
+    answers: Mapping[str, TrainedAnswer]
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TrainedSheet:
     """All of it.
 
     `features` are what the language model gets to see of the probe pictures, as they should be ("trained") and as
-    known faults would make them: float32 [pictures, N, k], see eyes.py. `scales` are what the library that trained the
-    adapter multiplies B A with, by the canonical name of the weight: a second opinion on what the exporter reads.
+    known faults would make them: float32 [pictures, N, k], see vision.py. `scales` are what the library that trained
+    the adapter multiplies B A with, by the canonical name of the weight: a second opinion on what the exporter reads.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[TrainedPair]
     features: Mapping[str, Array]
     chat: Chat
     scales: Mapping[str, float]
 
-    def only(self, digests: Sequence[str]) -> Sheet | None:
+    def only(self, digests: Sequence[str]) -> TrainedSheet | None:
         """The rows of these pairs, in this order; None where one of them is missing."""
         known = {row.digest: row for row in self.rows}
         if not all(digest in known for digest in digests):
@@ -76,7 +74,7 @@ class Sheet:
         return [margin(row, {kind: float(row.answers[kind].logps.sum()) for kind in ANSWERS}) for row in self.rows]
 
 
-def margin(row: Row, logps: Mapping[str, float]) -> float:
+def margin(row: TrainedPair, logps: Mapping[str, float]) -> float:
     """Log-probs of both answers -> chosen minus rejected, against the base's, in nats."""
     gain = {kind: logps[kind] - float(row.answers[kind].base_logps.sum()) for kind in ANSWERS}
     return gain["chosen"] - gain["rejected"]
@@ -89,7 +87,7 @@ def digest(pair: Pair, root: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def save(path: Path, key: str, sheet: Sheet) -> None:
+def save(path: Path, key: str, sheet: TrainedSheet) -> None:
     """Write the whole sheet, or nothing."""
     from safetensors.numpy import save as serialised
 
@@ -97,7 +95,7 @@ def save(path: Path, key: str, sheet: Sheet) -> None:
     for number, row in enumerate(sheet.rows):
         tensors[f"{number}.prompt_ids"] = row.prompt_ids
         for kind in ANSWERS:
-            for each in fields(Told):
+            for each in fields(TrainedAnswer):
                 value = getattr(row.answers[kind], each.name)
                 tensors[f"{number}.{kind}.{each.name}"] = np.ascontiguousarray(value)
     facts = {"digests": [row.digest for row in sheet.rows], "chat": sheet.chat.dumps(), "scales": sheet.scales}
@@ -105,7 +103,7 @@ def save(path: Path, key: str, sheet: Sheet) -> None:
         draft.write_bytes(serialised(tensors, metadata={"key": key, "facts": json.dumps(facts)}))
 
 
-def load(path: Path, key: str) -> Sheet | None:
+def load(path: Path, key: str) -> TrainedSheet | None:
     """The sheet that was saved under this key; None where there is none, or one of something else."""
     from safetensors import SafetensorError, safe_open
 
@@ -121,13 +119,13 @@ def load(path: Path, key: str) -> Sheet | None:
         return None
     facts = json.loads(metadata["facts"])
     features = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith("features.")}
-    return Sheet(list(_rows(facts["digests"], tensors)), features, Chat.loads(facts["chat"]), facts["scales"])
+    return TrainedSheet(list(_rows(facts["digests"], tensors)), features, Chat.loads(facts["chat"]), facts["scales"])
 
 
-def _rows(digests: Sequence[str], tensors: Mapping[str, Array]) -> Iterator[Row]:
+def _rows(digests: Sequence[str], tensors: Mapping[str, Array]) -> Iterator[TrainedPair]:
     for number, digest in enumerate(digests):
-        answers: dict[str, Told] = {
-            kind: Told(**{each.name: tensors[f"{number}.{kind}.{each.name}"] for each in fields(Told)})
-            for kind in ANSWERS
+        names = [each.name for each in fields(TrainedAnswer)]
+        answers = {
+            kind: TrainedAnswer(**{name: tensors[f"{number}.{kind}.{name}"] for name in names}) for kind in ANSWERS
         }
-        yield Row(digest, tensors[f"{number}.prompt_ids"], answers)
+        yield TrainedPair(digest, tensors[f"{number}.prompt_ids"], answers)

@@ -14,16 +14,16 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, dequantize, quantize
 from gguf import GGMLQuantizationType as Kind
 
+from minipovid.common.arrays import Floats
 from minipovid.export.merge import interleave
-from minipovid.verify.expected import Expected
-from minipovid.verify.spans import Floats, Span
+from minipovid.verify.expected import Expected, RowSpan
 
 # |file - expected| / |expected| of a good file, at most. Rounding a normal distribution to b bits in blocks of 32 costs
 # 1.3 / (2^b - 1); the bounds below are 2.5 times that. Another model's weights are 1.4 away.
 FLOAT_ERROR = {Kind.F32: 1e-5, Kind.F16: 2e-3, Kind.BF16: 6e-3}
 
 
-class Look(NamedTuple):
+class TensorFit(NamedTuple):
     """What became of one tensor."""
 
     name: str  # in the GGUF
@@ -40,23 +40,23 @@ class Look(NamedTuple):
         return self.kind in FLOAT_ERROR or self.kind is Kind.Q8_0
 
 
-def look(tensor: Any, expected: Expected, other: Expected | None = None) -> Look:
+def compare(tensor: Any, expected: Expected, other: Expected | None = None) -> TensorFit:
     """Compare some rows of a gguf.ReaderTensor; `other` is the same model on the other base."""
     name, kind = tensor.name, tensor.tensor_type
     shape = tuple(reversed(tensor.shape.tolist()))
     if shape != expected.shape(name):
-        return Look(name, kind, "other shape", str(list(shape)))
+        return TensorFit(name, kind, "other shape", str(list(shape)))
     if not is_readable(kind):
-        return Look(name, kind)
+        return TensorFit(name, kind)
     spans = expected.spans(name)
-    found = np.concatenate([rows(tensor, span) for span in spans])
+    stored = np.concatenate([rows(tensor, span) for span in spans])
     base = np.concatenate([expected.base(name, span) for span in spans])
     parts = [part for span in spans if (part := expected.adapter(name, span)) is not None]
     adapter = np.concatenate(parts) if parts else np.zeros_like(base)
-    share, doubt, left = fit(found, base, adapter)
+    share, doubt, left = fit(stored, base, adapter)
     if left > allowed(kind) * np.linalg.norm(base):
-        return Look(name, kind, *_instead(tensor, expected, other, spans[0]))
-    return Look(name, kind, share=share, doubt=doubt, due=_due(kind, base, adapter))
+        return TensorFit(name, kind, *_instead(tensor, expected, other, spans[0]))
+    return TensorFit(name, kind, share=share, doubt=doubt, due=_due(kind, base, adapter))
 
 
 @cache
@@ -69,7 +69,7 @@ def is_readable(kind: Kind) -> bool:
     return True
 
 
-def rows(tensor: Any, span: Span) -> Floats:
+def rows(tensor: Any, span: RowSpan) -> Floats:
     """[rows, columns] in float32; a vector's numbers are its rows."""
     some: Floats = dequantize(tensor.data[span[0] : span[1]], tensor.tensor_type)
     return some.reshape(span[1] - span[0], -1)
@@ -81,9 +81,9 @@ def allowed(kind: Kind) -> float:
     return FLOAT_ERROR.get(kind) or 3.3 / (2 ** int(bits[0] if bits else 8) - 1)
 
 
-def fit(found: Floats, base: Floats, adapter: Floats) -> tuple[float | None, float, float]:
-    """(s, its standard error, |found - base - s * adapter|)."""
-    rest, part = (found - base).astype(np.float64).ravel(), adapter.astype(np.float64).ravel()
+def fit(stored: Floats, base: Floats, adapter: Floats) -> tuple[float | None, float, float]:
+    """(s, its standard error, |stored - base - s * adapter|)."""
+    rest, part = (stored - base).astype(np.float64).ravel(), adapter.astype(np.float64).ravel()
     power = float(part @ part)
     if not power:
         return None, 0.0, float(np.linalg.norm(rest))
@@ -106,21 +106,21 @@ def _due(kind: Kind, base: Floats, adapter: Floats) -> float:
     return min(1.0, (share or 0.0) + 4 * doubt)
 
 
-def _instead(tensor: Any, expected: Expected, other: Expected | None, span: Span) -> tuple[str, str]:
+def _instead(tensor: Any, expected: Expected, other: Expected | None, span: RowSpan) -> tuple[str, str]:
     """(fault, whose rows these are) of a tensor that does not hold its own."""
     name, bound = tensor.name, allowed(tensor.tensor_type)
-    found = rows(tensor, span)
-    if not found.any():
+    stored = rows(tensor, span)
+    if not stored.any():
         return "empty", ""
     head = expected.head(name)
-    if head and _near(interleave(found, head), expected.merged(name, span), bound):
+    if head and _near(interleave(stored, head), expected.merged(name, span), bound):
         return "q/k not permuted", ""
-    if other is not None and _near(found, other.merged(name, span), bound):
+    if other is not None and _near(stored, other.merged(name, span), bound):
         return "other base", other.merge_base
     alike = [each for each in expected.names if each != name and expected.shape(each) == expected.shape(name)]
-    swapped = next((each for each in alike if _near(found, expected.merged(each, span), bound)), None)
+    swapped = next((each for each in alike if _near(stored, expected.merged(each, span), bound)), None)
     return ("swapped", swapped) if swapped else ("foreign", "")
 
 
-def _near(found: Floats, wanted: Floats, bound: float) -> bool:
-    return bool(np.linalg.norm(found - wanted) <= bound * np.linalg.norm(wanted))
+def _near(stored: Floats, wanted: Floats, bound: float) -> bool:
+    return bool(np.linalg.norm(stored - wanted) <= bound * np.linalg.norm(wanted))

@@ -21,7 +21,7 @@ QUESTION, ANSWER = "Is there a red circle?\nAnswer yes or no.", "Yes, there is."
 PICTURE = (Path("picture"),)
 
 
-class Reader(Protocol):
+class PromptTokenizer(Protocol):
     """Whoever turns text into tokens: minipovid.inference.llama_cpp.Runtime is one."""
 
     @property
@@ -56,54 +56,56 @@ def examine(file: str, header: Any, chat: Chat) -> Iterator[Cause]:
             return
 
 
-def compare(file: str, header: Any, reader: Reader, chat: Chat, prompt: str, expected: Sequence[int]) -> Cause | None:
+def compare(
+    file: str, header: Any, tokenizer: PromptTokenizer, chat: Chat, prompt: str, expected: Sequence[int]
+) -> Cause | None:
     """Why the prompt's tokens, as our own runtime makes them, are not those of training."""
-    written, wanted = reader.chat.prompt(prompt), chat.prompt(prompt)
+    written, wanted = tokenizer.chat.prompt(prompt), chat.prompt(prompt)
     if written.count(IMAGE) != 1:  # there is nothing to cut it at
         what = f"its prompts have {written.count(IMAGE)} places for a picture, and are written"
         return Cause.of(file, "wrong template", f"{what} {_difference(written, wanted)}")
-    found = reader.prompt_ids(prompt)
-    if list(found) == list(expected):
+    ids = tokenizer.prompt_ids(prompt)
+    if list(ids) == list(expected):
         return None
     begin = value(header, "tokenizer.ggml.bos_token_id")
-    if list(found) == [begin, *expected]:
+    if list(ids) == [begin, *expected]:
         return Cause.of(
             file, "double BOS", f"a prompt begins with {_text(header, 'bos')} twice, where training saw one"
         )
-    if [begin, *found] == list(expected):
+    if [begin, *ids] == list(expected):
         return Cause.of(file, "BOS missing", f"a prompt does not begin with {_text(header, 'bos')}, as training saw it")
     if written != wanted:
         return Cause.of(file, "wrong template", f"its prompts are written {_difference(written, wanted)}")
     if _is_flat(header):
         return None  # said already
-    return _other_tokens(file, wanted, found, expected)
+    return _other_tokens(file, wanted, ids, expected)
 
 
-def answers(file: str, reader: Reader, chat: Chat) -> Cause | None:
+def answers(file: str, tokenizer: PromptTokenizer, chat: Chat) -> Cause | None:
     """A difference in how answers are written."""
-    written, wanted = reader.chat.answer(ANSWER), chat.answer(ANSWER)
+    written, wanted = tokenizer.chat.answer(ANSWER), chat.answer(ANSWER)
     if written == wanted:
         return None
     return Cause.of(file, "wrong template", f"its answers are written {_difference(written, wanted)}")
 
 
 def compare_answer(
-    file: str, header: Any, reader: Reader, prompt: str, answer: str, expected: Sequence[int]
+    file: str, header: Any, tokenizer: PromptTokenizer, prompt: str, answer: str, expected: Sequence[int]
 ) -> Cause | None:
     """Why an answer's tokens behind its prompt are not those of training, where prompts and template are well."""
     if _is_flat(header):
         return None  # said already
     try:
-        found = reader.answer_tokens(prompt, answer)
+        ids = tokenizer.answer_tokens(prompt, answer)
     except MinipovidError:
         what = f"the answer {answer!r} melts into the prompt's last token, which it did not in training"
         return Cause.of(file, "other tokens", what)
-    return None if list(found) == list(expected) else _other_tokens(file, answer, found, expected)
+    return None if list(ids) == list(expected) else _other_tokens(file, answer, ids, expected)
 
 
-def _other_tokens(file: str, text: str, found: Sequence[int], expected: Sequence[int]) -> Cause:
-    at = len(commonprefix([list(found), list(expected)]))
-    ours, theirs = list(found[at : at + 6]), list(expected[at : at + 6])
+def _other_tokens(file: str, text: str, ids: Sequence[int], expected: Sequence[int]) -> Cause:
+    at = len(commonprefix([list(ids), list(expected)]))
+    ours, theirs = list(ids[at : at + 6]), list(expected[at : at + 6])
     return Cause.of(file, "other tokens", f"{text!r} goes on at token {at} as {ours}, where training saw {theirs}")
 
 
@@ -116,11 +118,11 @@ def _is_flat(header: Any) -> bool:
 
 
 def _conversations(chat: Chat) -> Iterator[tuple[list[Turn], bool]]:
-    asked, said = Turn("user", QUESTION, PICTURE), Turn("assistant", ANSWER)
-    yield [asked], True
-    yield [asked, said, Turn("user", "Why?")], True
+    question, answer = Turn("user", QUESTION, PICTURE), Turn("assistant", ANSWER)
+    yield [question], True
+    yield [question, answer, Turn("user", "Why?")], True
     if chat.system is not None:
-        yield [Turn("system", "Be brief."), asked], True
+        yield [Turn("system", "Be brief."), question], True
 
 
 def _rendered(template: str, turns: Sequence[Turn], opened: bool, header: Any) -> str:

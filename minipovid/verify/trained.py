@@ -1,6 +1,6 @@
 """The trained side of the comparison, computed by transformers on the way of training: base, adapter, pictures.
 
-Also what known faults would make of a picture (eyes.py compares): the tower is run once for each of them.
+Also what known faults would make of a picture (vision.py compares): the tower is run once for each of them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from minipovid.common.arrays import Array
 from minipovid.common.errors import MinipovidError
 from minipovid.export.gguf_pair import GgufPair
 from minipovid.images.transform import ImageTransform
@@ -34,32 +35,37 @@ from minipovid.train.losses import View
 from minipovid.train.scoring import score
 from minipovid.verify import vision
 from minipovid.verify.float32 import widen
-from minipovid.verify.sheet import ANSWERS, TOP, Array, Row, Sheet, Told
+from minipovid.verify.inputs import VerifyProgress
+from minipovid.verify.sheet import ANSWERS, TOP, TrainedAnswer, TrainedPair, TrainedSheet
 
 AT_ONCE = 4  # pairs that pass the model together
 VIEWS = [View(kind, "clean", grad=False) for kind in ANSWERS]
-Progress = Callable[[str, int, int], None]
 
 
 def compute(
-    made: GgufPair, recipe: Recipe, pairs: Sequence[Pair], digests: Sequence[str], root: Path, progress: Progress
-) -> Sheet:
+    origin: GgufPair,
+    recipe: Recipe,
+    pairs: Sequence[Pair],
+    digests: Sequence[str],
+    root: Path,
+    progress: VerifyProgress,
+) -> TrainedSheet:
     """Load the trained model and let it say what it has to. Raises MinipovidError where it cannot be loaded.
 
-    The base is taken from where `made` has it, so that nothing is downloaded.
+    The base is taken from where `origin` has it, so that nothing is downloaded.
     """
-    assert made.adapter is not None
-    section = recipe.model.model_copy(update={"path": str(made.model), "revision": None})
+    assert origin.adapter is not None
+    section = recipe.model.model_copy(update={"path": str(origin.model), "revision": None})
     model = load.load(section, recipe.lora, seed=recipe.seed)
-    model.load_adapter(made.adapter)
-    widen(model, made.base)
+    model.load_adapter(origin.adapter)
+    widen(model, origin.base)
     encoder = Encoder.of(model, recipe.data.max_length)
     transform = model.family.image_transform(model.folder)
-    rows: list[Row] = []
+    rows: list[TrainedPair] = []
     for batch in batches(recipe, pairs, root, encoder, transform):
         rows += _rows(model, batch, encoder, digests[len(rows) : len(rows) + len(batch)])
         progress("trained model", len(rows), len(pairs))
-    return Sheet(rows, _features(model, transform), encoder.chat, _scales(model))
+    return TrainedSheet(rows, _features(model, transform), encoder.chat, _scales(model))
 
 
 def _scales(model: Model) -> dict[str, float]:
@@ -95,9 +101,9 @@ def _answers(model: Model, recipe: Recipe, pairs: Sequence[Pair], root: Path) ->
     transform = model.family.image_transform(model.folder)
     for batch in batches(recipe, pairs, root, encoder, transform):
         batch = batch.to(model.device)
-        found = {kind: list(_logits(model, batch, kind)) for kind in ANSWERS}
+        logits = {kind: list(_logits(model, batch, kind)) for kind in ANSWERS}
         for pair in range(len(batch)):
-            yield {kind: found[kind][pair].cpu().numpy() for kind in ANSWERS}
+            yield {kind: logits[kind][pair].cpu().numpy() for kind in ANSWERS}
 
 
 def batches(
@@ -121,26 +127,26 @@ def _logits(model: Model, batch: Batch, kind: str) -> Iterator[Tensor]:
 
 
 @torch.inference_mode()
-def _rows(model: Model, batch: Batch, encoder: Encoder, digests: Sequence[str]) -> Iterator[Row]:
+def _rows(model: Model, batch: Batch, encoder: Encoder, digests: Sequence[str]) -> Iterator[TrainedPair]:
     batch = batch.to(model.device)
-    told: dict[str, list[Told]] = {}
+    answers: dict[str, list[TrainedAnswer]] = {}
     for kind in ANSWERS:
         trained = list(_logits(model, batch, kind))
         with model.as_reference():
             base = list(_logits(model, batch, kind))
         tokens = batch.answers[kind]
         ids = [row[:length] for row, length in zip(tokens.ids, tokens.lengths, strict=True)]
-        told[kind] = [_told(*each) for each in zip(ids, trained, base, strict=True)]
+        answers[kind] = [_answer(*each) for each in zip(ids, trained, base, strict=True)]
     for pair, digest in enumerate(digests):
         prompt = batch.prompt.ids[pair, : batch.prompt.lengths[pair]].tolist()
-        yield Row(digest, _folded(prompt, encoder), {kind: told[kind][pair] for kind in ANSWERS})
+        yield TrainedPair(digest, _folded(prompt, encoder), {kind: answers[kind][pair] for kind in ANSWERS})
 
 
-def _told(ids: Tensor, trained: Tensor, base: Tensor) -> Told:
+def _answer(ids: Tensor, trained: Tensor, base: Tensor) -> TrainedAnswer:
     """Of token ids [A] and the logits [A, V] of the trained model and of its base."""
     ours, theirs = trained.double().log_softmax(-1), base.double().log_softmax(-1)
     top = ours.topk(min(TOP, ours.shape[-1]), -1)
-    return Told(
+    return TrainedAnswer(
         ids=_array(ids.int()),
         logps=_array(ours.gather(1, ids[:, None])[:, 0].float()),
         base_logps=_array(theirs.gather(1, ids[:, None])[:, 0].float()),
@@ -167,7 +173,7 @@ def _array(tensor: Tensor) -> Array:
 class _Fault(NamedTuple):
     """One way to see a picture wrongly."""
 
-    name: str  # see eyes.SENTENCES
+    name: str  # see vision.SENTENCES
     canvas: Callable[[Image, ImageTransform], Array]
     plant: Callable[[], Any] = nullcontext  # makes a context manager under which the model has the fault
 
@@ -176,15 +182,14 @@ class _Fault(NamedTuple):
 def _features(model: Model, transform: ImageTransform) -> dict[str, Array]:
     """float32 [pictures, N, k] of the probe pictures: as they should be, and under each fault that can be had here.
 
-    The model computes in float32 (wide.py): faults are told apart by less than bfloat16's rounding.
+    The model computes in float32 (float32.py): faults are told apart by less than bfloat16's rounding.
     """
-    found = {fault.name: _seen(model, transform, fault) for fault in _faults(model)}
-    return {
-        name: value for name, value in found.items() if name == vision.TRUE or value.shape == found[vision.TRUE].shape
-    }
+    features = {fault.name: _features_under(model, transform, fault) for fault in _faults(model)}
+    shape = features[vision.TRUE].shape
+    return {name: value for name, value in features.items() if value.shape == shape}
 
 
-def _seen(model: Model, transform: ImageTransform, fault: _Fault) -> Array:
+def _features_under(model: Model, transform: ImageTransform, fault: _Fault) -> Array:
     pixels = np.stack([transform.normalise(fault.canvas(picture, transform)) for picture in vision.probes()])
     with fault.plant():
         features = model.family.image_features(model.base, torch.from_numpy(pixels).to(model.device))
@@ -213,11 +218,11 @@ def _faults(model: Model) -> Iterator[_Fault]:
 
 @contextmanager
 def _setting(config: Any, layer: int) -> Iterator[None]:
-    kept, config.vision_feature_layer = config.vision_feature_layer, layer
+    before, config.vision_feature_layer = config.vision_feature_layer, layer
     try:
         yield
     finally:
-        config.vision_feature_layer = kept
+        config.vision_feature_layer = before
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minipovid.verify import measures
-from minipovid.verify.answers import Said
+from minipovid.verify.answers import PairComparison
 from minipovid.verify.causes import Cause, distinct
 from minipovid.verify.measures import Margins
 
@@ -33,15 +33,15 @@ class Measured:
     causes: list[Cause] = field(default_factory=list)
     note: str = "ok"
 
-    def hear(self, said: Sequence[Said], trained: Sequence[float]) -> Measured:
-        """Fill in the numbers from what it said of each pair, and the trained margins of these."""
-        kl, same = (np.concatenate([getattr(each, name) for each in said]) for name in ("kl", "same"))
+    def fill_in(self, pairs: Sequence[PairComparison], trained: Sequence[float]) -> Measured:
+        """The numbers, from how it compares on each pair, and the trained margins of these."""
+        kl, same = (np.concatenate([getattr(each, name) for each in pairs]) for name in ("kl", "same"))
         self.kl, self.agreement = (float(each.mean()) if len(each) else None for each in (kl, same))
         self.positions = len(kl)
-        self.parity = float(np.mean([each.parity for each in said]))
-        whole = [(each.margin, due) for each, due in zip(said, trained, strict=True) if each.margin is not None]
+        self.parity = float(np.mean([each.parity for each in pairs]))
+        whole = [(each.margin, due) for each, due in zip(pairs, trained, strict=True) if each.margin is not None]
         self.margins = measures.margins([each for each, _ in whole], [due for _, due in whole]) if whole else None
-        along, way, here = np.sum([each.moved for each in said], axis=0)
+        along, way, here = np.sum([each.moved for each in pairs], axis=0)
         self.is_base = bool(along > 0.8 * way > 0 and along**2 > 0.7 * way * here)  # as far, and in that direction
         return self
 
@@ -50,19 +50,19 @@ class Measured:
         """What is beyond the tolerance."""
         if self.bits is None:
             return []
-        allowed, found = measures.tolerance(self.bits, self.same_base), []
+        allowed, sentences = measures.tolerance(self.bits, self.same_base), list[str]()
         if self.parity is not None and self.parity < 1:
-            found.append(f"{self.parity:.1%} of prompts and answers have the tokens of training")
+            sentences.append(f"{self.parity:.1%} of prompts and answers have the tokens of training")
         if self.parity is not None and self.kl is None:
-            found.append("no answer has the tokens of training")
+            sentences.append("no answer has the tokens of training")
         if self.kl is not None and self.kl > allowed.kl:
-            found.append(f"KL {self.kl:.2g}, allowed {allowed.kl:g}")
+            sentences.append(f"KL {self.kl:.2g}, allowed {allowed.kl:g}")
         if self.agreement is not None and self.agreement < self._agreement(allowed.agreement):
-            found.append(f"agreement {self.agreement:.1%}, allowed {allowed.agreement:.0%}")
+            sentences.append(f"agreement {self.agreement:.1%}, allowed {allowed.agreement:.0%}")
         kept = self.margins and self.margins.kept
         if self.margins and kept is not None and abs(kept - 1) > allowed.kept + self.margins.doubt:
-            found.append(f"margin kept {kept:.0%}, allowed 100 ± {allowed.kept * 100:.0f} %")
-        return found
+            sentences.append(f"margin kept {kept:.0%}, allowed 100 ± {allowed.kept * 100:.0f} %")
+        return sentences
 
     def _agreement(self, share: float) -> float:
         """The least share of these positions that does not speak against `share` of all: two standard errors less."""

@@ -12,12 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from minipovid.common.arrays import Array, Floats
 from minipovid.images.transform import ImageTransform
 from minipovid.verify.causes import Cause
-from minipovid.verify.sheet import Array
 
 TRUE = "trained"
 WIDTH = 128  # k
@@ -37,10 +36,10 @@ SENTENCES = {
 }
 
 
-class Eyes(Protocol):
+class PictureEncoder(Protocol):
     """Whoever sees a picture: minipovid.inference.llama_cpp.Runtime is one."""
 
-    def embed(self, image: Image.Image) -> npt.NDArray[np.float32]: ...
+    def embed(self, image: Image.Image) -> Floats: ...
 
 
 def probes() -> list[Image.Image]:
@@ -88,14 +87,14 @@ def projected(features: Array) -> Array:
     return product
 
 
-def look(runtime: Eyes, features: Mapping[str, Any], file: str) -> Cause | None:
+def compare(runtime: PictureEncoder, features: Mapping[str, Any], file: str) -> Cause | None:
     """What is wrong with how a runtime sees the probe pictures, by the sheet's features; `file` is the mmproj."""
-    found = np.stack([projected(runtime.embed(picture)) for picture in probes()])
-    if found.shape != features[TRUE].shape:
-        shapes = [list(each.shape[1:]) for each in (found, features[TRUE])]
+    rows = np.stack([projected(runtime.embed(picture)) for picture in probes()])
+    if rows.shape != features[TRUE].shape:
+        shapes = [list(each.shape[1:]) for each in (rows, features[TRUE])]
         what = f"a picture becomes {shapes[0]} features, and {shapes[1]} in the trained model"
         return Cause.of(file, "mmproj of another model", what)
-    errors = {name: _error(found, expected) for name, expected in features.items()}
+    errors = {name: _error(rows, expected) for name, expected in features.items()}
     best = min(errors, key=lambda name: errors[name])
     if errors[best] > ERROR:
         what = (
@@ -105,9 +104,9 @@ def look(runtime: Eyes, features: Mapping[str, Any], file: str) -> Cause | None:
     return None if best == TRUE else _cause(file, best)
 
 
-def _error(found: Array, expected: Array) -> float:
+def _error(rows: Array, expected: Array) -> float:
     """Relative, and no number that is none: a tower that overflows is like no other."""
-    a, b = found.astype(np.float64), expected.astype(np.float64)
+    a, b = rows.astype(np.float64), expected.astype(np.float64)
     return float(np.nan_to_num(np.linalg.norm(a - b) / np.linalg.norm(b), nan=np.inf))
 
 

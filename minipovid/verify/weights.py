@@ -1,4 +1,4 @@
-"""Are a file's weights the merged ones? What was seen of each tensor (looks.py), as a few sentences."""
+"""Are a file's weights the merged ones? What was seen of each tensor (tensors.py), as a few sentences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from minipovid.models.adapter import Factor
 from minipovid.verify.causes import Cause, listed
 from minipovid.verify.expected import Expected
-from minipovid.verify.tensors import Look, look
+from minipovid.verify.tensors import TensorFit, compare
 
 SURE = 0.1  # the standard error up to which a share of the adapter is judged by itself
 SLACK = 0.05  # a share this far from the due one, and four standard errors, is wrong; twice that below 8 bits
@@ -20,15 +20,15 @@ LOST = 0.9  # of the adapter must be left by rounding
 
 def examine(tensors: Sequence[Any], expected: Expected, other: Expected | None, file: str) -> Iterator[Cause]:
     """Every fault in the tensors of an open GGUF (gguf.ReaderTensor); `other` is the same model on the other base."""
-    found = {tensor.name: tensor for tensor in tensors}
-    missing, unknown = sorted(set(expected.names) - set(found)), sorted(set(found) - set(expected.names))
+    by_name = {tensor.name: tensor for tensor in tensors}
+    missing, unknown = sorted(set(expected.names) - set(by_name)), sorted(set(by_name) - set(expected.names))
     if missing:
         yield Cause.of(file, "tensors missing", f"it lacks {listed(missing)}")
     if unknown:
         yield Cause.of(file, "tensors of another model", f"it holds {listed(unknown)}, which the model does not have")
-    looks = [look(found[name], expected, other) for name in expected.names if name in found]
-    yield from _structure(looks, expected, file)
-    yield from _adapter([each for each in looks if not each.fault and each.share is not None], expected, file)
+    fits = [compare(by_name[name], expected, other) for name in expected.names if name in by_name]
+    yield from _structure(fits, expected, file)
+    yield from _adapter([each for each in fits if not each.fault and each.share is not None], expected, file)
 
 
 def scales(factors: Mapping[str, Factor], trained: Mapping[str, float], file: str) -> Iterator[Cause]:
@@ -49,9 +49,9 @@ def scales(factors: Mapping[str, Factor], trained: Mapping[str, float], file: st
 # --- whose weights they are ---
 
 
-def _structure(looks: Sequence[Look], expected: Expected, file: str) -> Iterator[Cause]:
-    for fault in dict.fromkeys(each.fault for each in looks if each.fault):
-        those = [each for each in looks if each.fault == fault]
+def _structure(fits: Sequence[TensorFit], expected: Expected, file: str) -> Iterator[Cause]:
+    for fault in dict.fromkeys(each.fault for each in fits if each.fault):
+        those = [each for each in fits if each.fault == fault]
         where = places([each.name for each in those], list(expected.names))
         if fault == "q/k not permuted":
             what = f"the rows of {where} stand as in transformers, where llama.cpp wants each head's halves interleaved"
@@ -64,12 +64,12 @@ def _structure(looks: Sequence[Look], expected: Expected, file: str) -> Iterator
             what = f"{where} were merged into the {those[0].instead} base, and the file says {expected.merge_base}"
             yield Cause.of(file, fault, what)
         else:
-            what = f"{where} hold other weights ({len(those)} of {len(looks)} tensors)"
-            yield Cause.of(file, _strangers(those, looks, expected), what)
+            what = f"{where} hold other weights ({len(those)} of {len(fits)} tensors)"
+            yield Cause.of(file, _strangers(those, fits, expected), what)
 
 
-def _strangers(those: Sequence[Look], looks: Sequence[Look], expected: Expected) -> str:
-    if len(those) <= len(looks) / 2:
+def _strangers(those: Sequence[TensorFit], fits: Sequence[TensorFit], expected: Expected) -> str:
+    if len(those) <= len(fits) / 2:
         return "damaged weights"
     return "mmproj of another model" if "v.patch_embd.weight" in expected.names else "weights of another model"
 
@@ -77,12 +77,12 @@ def _strangers(those: Sequence[Look], looks: Sequence[Look], expected: Expected)
 # --- how much of the adapter is in them ---
 
 
-def _adapter(shares: Sequence[Look], expected: Expected, file: str) -> Iterator[Cause]:
+def _adapter(shares: Sequence[TensorFit], expected: Expected, file: str) -> Iterator[Cause]:
     """Faults of the adapter's part, where the base's rows are right."""
     names = [each.name for each in shares]
     yield from _rounded_away(shares, names, file)
-    judged = list(_judged([each for each in shares if each.due >= LOST]))
-    missing = [each.name for group, share, doubt in judged for each in group if abs(share) <= max(SLACK, 3 * doubt)]
+    groups = list(_groups([each for each in shares if each.due >= LOST]))
+    missing = [each.name for group, share, doubt in groups for each in group if abs(share) <= max(SLACK, 3 * doubt)]
     if len(missing) == len(names) > 0:
         yield Cause.of(file, "adapter not applied", "the weights are the base's")
     elif missing:
@@ -90,7 +90,7 @@ def _adapter(shares: Sequence[Look], expected: Expected, file: str) -> Iterator[
         yield Cause.of(file, "adapter not applied", what)
     wrong = [
         (each, share)
-        for group, share, doubt in judged
+        for group, share, doubt in groups
         for each in group
         if each.name not in missing and abs(share - 1) > max(SLACK if each.is_exact else 2 * SLACK, 4 * doubt)
     ]
@@ -98,7 +98,7 @@ def _adapter(shares: Sequence[Look], expected: Expected, file: str) -> Iterator[
         yield _scaled(wrong, names, expected, file)
 
 
-def _rounded_away(shares: Sequence[Look], names: Sequence[str], file: str) -> Iterator[Cause]:
+def _rounded_away(shares: Sequence[TensorFit], names: Sequence[str], file: str) -> Iterator[Cause]:
     lost = [each for each in shares if each.due < LOST]
     if lost:
         left = float(np.median([each.due for each in lost]))
@@ -108,12 +108,12 @@ def _rounded_away(shares: Sequence[Look], names: Sequence[str], file: str) -> It
         )
 
 
-def _judged(shares: Sequence[Look]) -> Iterator[tuple[list[Look], float, float]]:
+def _groups(shares: Sequence[TensorFit]) -> Iterator[tuple[list[TensorFit], float, float]]:
     """(tensors, their share, its standard error): tensor by tensor where that is sure enough, else by layer, else of
     all that are left; what is not even then is not judged."""
-    groups: list[list[Look]] = [[each] for each in shares]
+    groups: list[list[TensorFit]] = [[each] for each in shares]
     for key in (_layer, lambda name: ""):
-        unsure: dict[str, list[Look]] = {}
+        unsure: dict[str, list[TensorFit]] = {}
         for group in groups:
             share, doubt = _fused(group)
             if doubt <= SURE:
@@ -124,14 +124,14 @@ def _judged(shares: Sequence[Look]) -> Iterator[tuple[list[Look], float, float]]
     yield from ((group, *_fused(group)) for group in groups if _fused(group)[1] <= SURE)
 
 
-def _fused(group: Sequence[Look]) -> tuple[float, float]:
+def _fused(group: Sequence[TensorFit]) -> tuple[float, float]:
     """Mean share of the due one, each tensor weighed by how well its own is known, and its standard error."""
     weights = np.array([(each.due / max(each.doubt, 1e-9)) ** 2 for each in group])
     ratios = [(each.share or 0) / each.due for each in group]
     return float(np.average(ratios, weights=weights)), float(weights.sum() ** -0.5)
 
 
-def _scaled(wrong: Sequence[tuple[Look, float]], names: Sequence[str], expected: Expected, file: str) -> Cause:
+def _scaled(wrong: Sequence[tuple[TensorFit, float]], names: Sequence[str], expected: Expected, file: str) -> Cause:
     share = float(np.median([share for _, share in wrong]))
     first = wrong[0][0]
     where = "" if len(wrong) == len(names) else f" in {places([each.name for each, _ in wrong], names)}"
@@ -162,8 +162,8 @@ def _slips(share: float, factor: Factor, scale: float) -> str:
 
 
 def _layer(name: str) -> str:
-    found = re.match(r"(?:v\.)?blk\.\d+(?=\.)", name)
-    return found[0] if found else name
+    block = re.match(r"(?:v\.)?blk\.\d+(?=\.)", name)
+    return block[0] if block else name
 
 
 def places(names: Sequence[str], among: Sequence[str]) -> str:

@@ -12,19 +12,19 @@ from gguf import quantize
 from safetensors.numpy import save_file
 
 from minipovid.models.stored_tensors import Tensors
-from minipovid.verify import answers, measures, spans, tensors, vision, weights
+from minipovid.verify import answers, expected, measures, tensors, vision, weights
 from minipovid.verify.causes import Cause, distinct, listed
-from minipovid.verify.sheet import Row, Told
-from minipovid.verify.tensors import Look
+from minipovid.verify.sheet import TrainedAnswer, TrainedPair
+from minipovid.verify.tensors import TensorFit
 from minipovid.verify.verdict import Measured, Verdict
 
 
-def told(probabilities: list[list[float]], ids: list[int], top: int, base: list[float] | None = None) -> Told:
+def told(probabilities: list[list[float]], ids: list[int], top: int, base: list[float] | None = None) -> TrainedAnswer:
     """A trained model's word on an answer; the base gives each of its tokens the probabilities `base`."""
     logps = np.log(np.array(probabilities, np.float64))
     best = np.argsort(-logps, axis=-1, kind="stable")[:, :top]
     own = logps[np.arange(len(ids)), ids]
-    return Told(
+    return TrainedAnswer(
         ids=np.array(ids, np.int32),
         logps=own.astype(np.float32),
         base_logps=np.log(np.array(base or [0.5] * len(ids))).astype(np.float32),
@@ -100,9 +100,9 @@ def test_tolerances_grow_as_bits_go() -> None:
 def test_an_answer_with_other_tokens_is_left_out() -> None:
     """Its positions do not line up; its log-probability still counts in the margin, as a text's."""
     even = [[0.5, 0.5], [0.5, 0.5]]
-    row = Row("x", np.array([1, -1, 2]), {"chosen": told(even, [0, 1], 2), "rejected": told(even, [0, 0], 2)})
+    row = TrainedPair("x", np.array([1, -1, 2]), {"chosen": told(even, [0, 1], 2), "rejected": told(even, [0, 0], 2)})
     logits = {"chosen": np.log([[0.5, 0.5], [0.25, 0.75]]), "rejected": np.zeros((1, 2))}
-    said = answers.judge(row, logits, {"chosen": [0, 1], "rejected": [1]}, True)
+    said = answers.compare(row, logits, {"chosen": [0, 1], "rejected": [1]}, True)
     assert len(said.kl) == len(said.same) == 2
     assert said.parity == pytest.approx(2 / 3)
     assert said.margin == pytest.approx(
@@ -128,14 +128,14 @@ def test_share_is_found_under_rounding(kind: Kind, share: float) -> None:
     assert left < tensors.allowed(kind) * np.linalg.norm(base)
 
 
-def look(name: str, share: float, doubt: float = 0.001) -> Look:
-    return Look(name, Kind.Q4_K, share=share, doubt=doubt)
+def look(name: str, share: float, doubt: float = 0.001) -> TensorFit:
+    return TensorFit(name, Kind.Q4_K, share=share, doubt=doubt)
 
 
 def test_shares_are_judged_as_finely_as_they_are_known() -> None:
     """Two tensors of 0.12 make a layer of 0.12 / sqrt(2) = 0.085, which is sure; a tensor of 5 never is."""
     shares = [look("blk.0.a", 1.0), look("blk.1.a", 0.9, 0.12), look("blk.1.b", 1.1, 0.12), look("blk.2.a", 7.0, 5.0)]
-    judged = [([each.name for each in group], share) for group, share, _ in weights._judged(shares)]
+    judged = [([each.name for each in group], share) for group, share, _ in weights._groups(shares)]
     assert judged == [(["blk.0.a"], 1.0), (["blk.1.a", "blk.1.b"], pytest.approx(1.0))]
 
 
@@ -154,18 +154,18 @@ def test_places(names: list[str], where: str) -> None:
 
 @pytest.mark.parametrize(("rows", "unit"), [(5, 1), (64, 1), (65, 1), (4096, 1), (4096, 128), (96, 16), (11008, 1)])
 def test_windows_are_whole_and_spread(rows: int, unit: int) -> None:
-    found = spans.windows(rows, unit)
+    found = expected.windows(rows, unit)
     assert found[0][0] == 0
     assert found[-1][1] == rows
     assert all(start % unit == 0 and (stop % unit == 0 or stop == rows) and start < stop for start, stop in found)
-    assert sum(stop - start for start, stop in found) <= max(2 * max(spans.ROWS, unit), rows if rows <= 64 else 0)
+    assert sum(stop - start for start, stop in found) <= max(2 * max(expected.ROWS, unit), rows if rows <= 64 else 0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_kept_runs_are_the_whole_weight_s_rows_in_half_a_byte_each(tmp_path: Path, dtype: str) -> None:
     """The offset of the scales is a mean over the whole weight: a run quantised by itself would have others."""
     from minipovid.export.nf4 import Nf4Tensor
-    from minipovid.verify.nf4_runs import Nf4Runs
+    from minipovid.verify.expected import Nf4Runs
 
     values = np.random.default_rng(0).normal(size=(512, 128)).astype(np.float32)
     values[200:] *= 5
@@ -174,7 +174,7 @@ def test_kept_runs_are_the_whole_weight_s_rows_in_half_a_byte_each(tmp_path: Pat
     whole, runs = Nf4Tensor(tensor, dtype), Nf4Runs(tensor, dtype, [(0, 32), (480, 512)])
     for span in ((0, 32), (480, 512)):
         np.testing.assert_array_equal(runs.rows(*span), whole.rows(*span))
-    assert runs._packed.numel() + 4 * runs._scales.numel() == 64 * 128 * (1 / 2 + 4 / 64)
+    assert runs.nf4._packed.numel() + 4 * runs.nf4._scales.numel() == 64 * 128 * (1 / 2 + 4 / 64)
 
 
 # --- sentences ---
@@ -259,11 +259,11 @@ def test_the_nearest_known_sight_is_named_even_where_it_is_close() -> None:
     close, overflown = right * 1.03, np.full_like(right, np.inf)
     sights = {vision.TRUE: right, "layer 5": close, "layer 0": overflown, "crop": -right}
     features = {name: np.stack([each, each]) for name, each in sights.items()}
-    assert vision.look(Seeing(right), features, "m.gguf") is None
-    wrong = vision.look(Seeing(close), features, "m.gguf")
+    assert vision.compare(Seeing(right), features, "m.gguf") is None
+    wrong = vision.compare(Seeing(close), features, "m.gguf")
     assert wrong is not None
     assert wrong.sentence == "m.gguf: wrong feature layer: the features are those behind layer 5 of the tower."
-    faults = [vision.look(Seeing(each), features, "m.gguf") for each in (-right, 5 * right, right[:4])]
+    faults = [vision.compare(Seeing(each), features, "m.gguf") for each in (-right, 5 * right, right[:4])]
     assert [cause and cause.fault for cause in faults] == [
         "centre-crop instead of padding", "mmproj of another model", "mmproj of another model"
     ]  # fmt: skip
@@ -277,7 +277,7 @@ def test_a_type_that_gguf_cannot_read_is_not_judged() -> None:
         def shape(self, name: str) -> tuple[int, int]:
             return 4, 128
 
-    assert tensors.look(Tensor(), Expected()) == Look("blk.0.a", Kind.Q1_0)  # type: ignore[arg-type]
+    assert tensors.compare(Tensor(), Expected()) == TensorFit("blk.0.a", Kind.Q1_0)  # type: ignore[arg-type]
     assert [tensors.is_readable(kind) for kind in (Kind.Q1_0, Kind.Q4_K, Kind.F16)] == [False, True, True]
 
 

@@ -18,8 +18,8 @@ from minipovid.export import export
 from minipovid.images import load as images
 from minipovid.inference.llama_cpp import Runtime
 from minipovid.models import chat_template, load
-from minipovid.models import model as models
 from minipovid.models.encoder import Encoder
+from minipovid.models.hub import resolve_model
 from minipovid.recipe import read as recipe
 from minipovid.train.loop import train
 
@@ -60,20 +60,20 @@ def merged_model(run: Path) -> nn.Module:
 
 
 @torch.inference_mode()
-def transformers_captions(run: Path, seat: evaluate.Seat) -> list[str]:
+def transformers_captions(run: Path, selected: evaluate.Selected) -> list[str]:
     model = merged_model(run)
-    folder = models.resolve_model("tinyworld")
+    folder = resolve_model("tinyworld")
     tokenizer, family = AutoTokenizer.from_pretrained(folder), shelf.load("models.families", "llava")
     transform = family.image_transform(folder)
     encoder = Encoder(chat_template.of(folder, tokenizer), tokenizer, *family.image_token(model.config), 256)
-    questions = seat.exam.questions
+    questions = selected.exam.questions
     captions = []
     for start in range(0, len(questions), 50):
         part = questions[start : start + 50]
         prompt = encoder.tokenizer(encoder.chat.prompt(part[0].prompt)).input_ids
         at = prompt.index(encoder.image_token_id)
         ids = [*prompt[:at], *[encoder.image_token_id] * encoder.image_tokens, *prompt[at + 1 :]]
-        pixels = torch.stack([torch.from_numpy(transform(images.load(seat.root / q.image))) for q in part])
+        pixels = torch.stack([torch.from_numpy(transform(images.load(selected.root / q.image))) for q in part])
         out = model.generate(
             input_ids=torch.tensor([ids] * len(part)),
             attention_mask=torch.ones(len(part), len(ids), dtype=torch.long),
@@ -87,14 +87,14 @@ def transformers_captions(run: Path, seat: evaluate.Seat) -> list[str]:
 
 @pytest.mark.slow
 def test_captions_are_those_of_the_merged_transformers_model(run: Path) -> None:
-    seat = next(seat for seat in evaluate.find(["tinyworld"]) if seat.label == "chair")
-    expected = transformers_captions(run, seat)
+    selected = next(selected for selected in evaluate.find(["tinyworld"]) if selected.label == "chair")
+    expected = transformers_captions(run, selected)
     assert len(expected) == 200
     assert len(set(expected)) > 100  # they are about their pictures
-    questions = seat.exam.questions
+    questions = selected.exam.questions
     for quant, needed in NEEDED.items():
         with Runtime.open(run, quant) as runtime:
-            found = [runtime.answer(seat.root / question.image, question.prompt, 96) for question in questions]
+            found = [runtime.answer(selected.root / question.image, question.prompt, 96) for question in questions]
         equal = sum(a == b for a, b in zip(found, expected, strict=True)) / len(expected)
         print(f"{quant}: {equal:.1%} of {len(expected)} captions equal")
         assert equal >= needed

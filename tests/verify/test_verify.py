@@ -210,7 +210,7 @@ def test_a_small_fault_of_a_run_in_bfloat16(
 def test_widened_matrices_are_those_of_training(bf16_run: Path, in_4bit: bool) -> None:
     """In float32, with the values that 4-bit training saw or else those on disk: the files hold no others."""
 
-    made = inputs.made_of(bf16_run, recipe.read(bf16_run / "recipe.yaml"), [])
+    made = inputs.origin(bf16_run, recipe.read(bf16_run / "recipe.yaml"), [])
     assert made is not None
     section = schema.ModelSection(path=str(made.model), load_in_4bit=in_4bit, dtype="bfloat16")
     model = load.load(section, schema.LoraSection(r=RANK))
@@ -317,7 +317,7 @@ def test_q_and_k_not_permuted(copy: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def blind(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without the base: nothing but what the runtime sees can tell."""
-    monkeypatch.setattr(inputs, "made_of", lambda *_: None)
+    monkeypatch.setattr(inputs, "origin", lambda *_: None)
 
 
 @pytest.mark.parametrize("has_base", [True, False])
