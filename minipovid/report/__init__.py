@@ -30,16 +30,16 @@ class Report:
     """What was written and what it says."""
 
     page: Path
-    book: Results
+    results: Results
     verdict: ReportVerdict
 
     @property
     def rows(self) -> list[dict[str, str]]:
-        return tables.rows(self.book)
+        return tables.rows(self.results)
 
     @property
     def remarks(self) -> list[str]:
-        return tables.remarks(self.book)
+        return tables.remarks(self.results)
 
     def markdown(self) -> str:
         """For a model card: headline, changes, table, remarks."""
@@ -50,13 +50,13 @@ class Report:
         return "\n\n".join(part for part in (*parts, how, remarks) if part)
 
     def as_dict(self) -> dict[str, Any]:
-        found = self.verdict.findings
+        findings = self.verdict.findings
         return {
             "page": str(self.page),
             "bytes": self.page.stat().st_size,
             "headline": self.verdict.headline,
-            "findings": [{"kind": each.kind, "figure": each.figure, "text": each.text} for each in found],
-            "results": tables.as_dict(self.book),
+            "findings": [{"kind": each.kind, "figure": each.figure, "text": each.text} for each in findings],
+            "results": tables.as_dict(self.results),
         }
 
 
@@ -67,9 +67,9 @@ def report(runs: Sequence[Path], out: Path | None = None) -> Report:
     """
     if not runs:
         raise MinipovidError("A report needs at least one run folder.")
-    book = Results.of(runs)
-    verdict = ReportVerdict.of(book)
+    results = Results.of(runs)
+    verdict = ReportVerdict.of(results)
     target = out or runs[-1] / run_folder.REPORT
     with finished(target) as draft:
-        draft.write_text(page.html(book, verdict), encoding="utf-8")
-    return Report(target, book, verdict)
+        draft.write_text(page.html(results, verdict), encoding="utf-8")
+    return Report(target, results, verdict)

@@ -17,17 +17,17 @@ from markupsafe import Markup
 from minipovid.evaluate.benchmarks import FAILED, UNPARSED
 from minipovid.recipe import run_folder
 from minipovid.report import pictures
-from minipovid.report.runs import Exam, Results, Scored
+from minipovid.report.runs import ExamScores, Results, Scored
 from minipovid.report.texts import marked
 
-Kind = Literal["fixed", "new", "still"]
-KINDS: Mapping[Kind, str] = {"fixed": "Fixed", "new": "Newly wrong", "still": "Still wrong"}
+CaseKind = Literal["fixed", "new", "still"]
+KINDS: Mapping[CaseKind, str] = {"fixed": "Fixed", "new": "Newly wrong", "still": "Still wrong"}
 PICTURES, EACH = 100, 3  # shown at most: pictures, and answers about one
 _WORSE = 40  # of the pictures, so many are kept for what got worse, if there are
 
 
 @dataclass(frozen=True)
-class Said:
+class ShownAnswer:
     """One model's answer."""
 
     text: Markup
@@ -41,14 +41,14 @@ class Case:
 
     label: str
     prompt: str
-    kind: Kind
+    kind: CaseKind
     weight: int  # how many wrong words, or answers, it is about
-    before: Said | None
-    after: Said
+    before: ShownAnswer | None
+    after: ShownAnswer
 
 
 @dataclass
-class Card:
+class PictureCard:
     """A picture and what was said of it."""
 
     name: str
@@ -57,12 +57,12 @@ class Card:
     picture: str = ""
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> CaseKind:
         """What it is shown for."""
         kinds = {case.kind for case in self.cases}
         return next(kind for kind in KINDS if kind in kinds)
 
-    def weight(self, kind: Kind) -> int:
+    def weight(self, kind: CaseKind) -> int:
         return sum(case.weight for case in self.cases if case.kind == kind)
 
 
@@ -70,20 +70,20 @@ class Card:
 class Album:
     """The cards that are shown, and how many answers there are of each kind."""
 
-    cards: Sequence[Card]
-    counts: Mapping[Kind, int]
+    cards: Sequence[PictureCard]
+    counts: Mapping[CaseKind, int]
     compared: bool
     missing: int  # pictures that could not be found
 
     @classmethod
-    def of(cls, book: Results, limit: int = PICTURES) -> Album:
-        cards: dict[str, Card] = {}
-        counts: Counter[Kind] = Counter()
-        compared = any(exam.main for exam in book.exams)
-        for exam in book.exams:
+    def of(cls, results: Results, limit: int = PICTURES) -> Album:
+        cards: dict[str, PictureCard] = {}
+        counts: Counter[CaseKind] = Counter()
+        compared = any(exam.main for exam in results.exams)
+        for exam in results.exams:
             for name, path, case in _cases(exam, compared):
                 counts[case.kind] += 1
-                cards.setdefault(str(path or name), Card(name, path)).cases.append(case)
+                cards.setdefault(str(path or name), PictureCard(name, path)).cases.append(case)
         chosen = _chosen(list(cards.values()), limit)
         for card in chosen:
             card.cases = _telling(card.cases)
@@ -91,15 +91,15 @@ class Album:
         return cls(chosen, counts, compared, sum(not card.picture for card in chosen))
 
 
-def _chosen(cards: Sequence[Card], limit: int) -> list[Card]:
+def _chosen(cards: Sequence[PictureCard], limit: int) -> list[PictureCard]:
     """By kind; neither what was mended nor what got worse may take all the room."""
-    by: dict[Kind, list[Card]] = {kind: [] for kind in KINDS}
+    by: dict[CaseKind, list[PictureCard]] = {kind: [] for kind in KINDS}
     for card in cards:
         by[card.kind].append(card)
     for kind, own in by.items():
         own.sort(key=lambda card: -card.weight(kind))
-    kept = min(len(by["new"]), limit * _WORSE // PICTURES)
-    fixed = by["fixed"][: limit - kept]
+    n_new = min(len(by["new"]), limit * _WORSE // PICTURES)
+    fixed = by["fixed"][: limit - n_new]
     new = by["new"][: limit - len(fixed)]
     return [*fixed, *new, *by["still"][: limit - len(fixed) - len(new)]]
 
@@ -114,41 +114,41 @@ def _telling(cases: Sequence[Case]) -> list[Case]:
     return [case for case in distinct if case in firsts or case in others]
 
 
-def _cases(exam: Exam, compared: bool) -> Iterator[tuple[str, Path | None, Case]]:
+def _cases(exam: ExamScores, compared: bool) -> Iterator[tuple[str, Path | None, Case]]:
     """(picture, its file, case) of every answer with something wrong in it, before or after."""
-    sitting = exam.main if compared else exam.sittings[-1]
-    if sitting is None:
+    scored = exam.main if compared else exam.scores[-1]
+    if scored is None:
         return
-    before: Sequence[Any] = sitting.against.rows if sitting.against else [None] * len(sitting.rows)
-    if len(before) != len(sitting.rows):
+    before: Sequence[Any] = scored.against.rows if scored.against else [None] * len(scored.rows)
+    if len(before) != len(scored.rows):
         return
-    for old, new in zip(before, sitting.rows, strict=True):
+    for old, new in zip(before, scored.rows, strict=True):
         if old is not None and old["id"] != new["id"]:
             continue
         case = _case(exam.label, old, new)
         if case is not None:
-            yield str(new["image"]), _file(sitting, str(new["image"])), case
+            yield str(new["image"]), _file(scored, str(new["image"])), case
 
 
-def _file(sitting: Scored, name: str) -> Path | None:
+def _file(scored: Scored, name: str) -> Path | None:
     """Where the pictures lie, or where those from inside data files were put."""
     if not name:
         return None
     roots = [
-        Path(sitting.result.pictures),
-        *(each.run.folder / run_folder.EVAL / "images" for each in (sitting, sitting.against) if each),
+        Path(scored.result.pictures),
+        *(each.run.folder / run_folder.EVAL / "images" for each in (scored, scored.against) if each),
     ]
-    return pictures.found(name, *roots)
+    return pictures.find(name, *roots)
 
 
 def _case(label: str, old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> Case | None:
     was, now = 0 if old is None else _faults(old), _faults(new)
     if not was and not now or not all(map(_is_read, [new] if old is None else [old, new])):
         return None
-    kind: Kind = "fixed" if now < was else "new" if now > was else "still"
-    said = None if old is None else _said(old)
+    kind: CaseKind = "fixed" if now < was else "new" if now > was else "still"
+    before = None if old is None else _shown(old)
     weight = abs(now - was) or now
-    return Case(label, str(new["prompt"]), "still" if old is None else kind, weight, said, _said(new))
+    return Case(label, str(new["prompt"]), "still" if old is None else kind, weight, before, _shown(new))
 
 
 def _faults(row: Mapping[str, Any]) -> int:
@@ -161,6 +161,6 @@ def _is_read(row: Mapping[str, Any]) -> bool:
     return row.get("right") is not None or row["verdict"] not in (FAILED, UNPARSED)
 
 
-def _said(row: Mapping[str, Any]) -> Said:
+def _shown(row: Mapping[str, Any]) -> ShownAnswer:
     spans = [(int(start), int(end)) for start, end in row.get("wrong") or ()]
-    return Said(marked(str(row["answer"]), spans), str(row["verdict"]), row.get("right"))
+    return ShownAnswer(marked(str(row["answer"]), spans), str(row["verdict"]), row.get("right"))

@@ -15,7 +15,7 @@ from minipovid.recipe import run_folder
 from minipovid.report import svg
 from minipovid.report.runs import Run
 
-# Title, what it tells, and the keys of the log, which stand in meter.py.
+# Title, what it means, and the keys of the log, which stand in train/log.py.
 CHARTS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("Loss", "What is minimised; every stage has a loss of its own.", ("loss",)),
     ("Rewards", "How much likelier than for the reference, times beta.", ("rewards/chosen", "rewards/rejected")),
@@ -38,7 +38,7 @@ class Chart:
     """One chart; `data` is what the read-out says: [[name, [[step, value], ...]], ...]."""
 
     title: str
-    told: str
+    meaning: str
     drawing: Markup
     key: str
     data: Sequence[tuple[str, int, Sequence[tuple[float, float]]]]
@@ -54,8 +54,8 @@ class Log:
     stages: Sequence[str]  # the losses, by the recipe
 
     def line(self, key: str) -> list[tuple[float, float]]:
-        found = [(line["step"], line[key]) for line in self.steps if _is_number(line.get(key))]
-        return found[:: max(1, math.ceil(len(found) / _DRAWN))] if len(found) > _DRAWN else found
+        points = [(line["step"], line[key]) for line in self.steps if _is_number(line.get(key))]
+        return points[:: max(1, math.ceil(len(points) / _DRAWN))] if len(points) > _DRAWN else points
 
     def marks(self) -> list[tuple[float, str]]:
         """Where each stage begins; nothing where there is one alone."""
@@ -80,17 +80,17 @@ def charts(logs: Sequence[Log]) -> list[Chart]:
     """Of one run, a line for each key; of several, a chart for each key with a line for each run."""
     logs = [log for log in logs if log.steps]
     if len(logs) == 1:
-        found = [(title, told, _of_one(logs[0], keys)) for title, told, keys in CHARTS]
+        drawn = [(title, meaning, _of_one(logs[0], keys)) for title, meaning, keys in CHARTS]
     else:
-        found = [
-            (title if len(keys) == 1 else f"{title}, {_short(key)}", told, _of_many(logs, key))
-            for title, told, keys in CHARTS
+        drawn = [
+            (title if len(keys) == 1 else f"{title}, {_short(key)}", meaning, _of_many(logs, key))
+            for title, meaning, keys in CHARTS
             for key in keys
         ]
     marks = logs[0].marks() if len(logs) == 1 else []
     return [
-        Chart(title, told, svg.curves(title, lines, marks, f"c{number}"), f"c{number}", _data(lines))
-        for number, (title, told, lines) in enumerate(found)
+        Chart(title, meaning, svg.curves(title, lines, marks, f"c{number}"), f"c{number}", _data(lines))
+        for number, (title, meaning, lines) in enumerate(drawn)
         if lines
     ]
 

@@ -31,7 +31,7 @@ _SIDE = 336  # at which the two pictures are kept
 
 
 @dataclass(frozen=True)
-class Example:
+class NoisedExample:
     """A pair; the pictures are data URLs."""
 
     prompt: str
@@ -41,20 +41,20 @@ class Example:
     noised: str
 
 
-def examples(run: Path, recipe: Recipe, count: int = SHOWN) -> list[Example]:
+def examples(run: Path, recipe: Recipe, count: int = SHOWN) -> list[NoisedExample]:
     """Of the run's pairs, some with different pictures; none where the pictures or the model's settings are gone."""
     transform = _transform(recipe.model)
     if transform is None or not (run / run_folder.PAIRS).is_file():
         return []
     uncached = recipe.noise.model_copy(update={"cache_gib": 0.0})
     noiser = Noiser.of(transform, uncached, recipe.seed)
-    return list(islice(_made(run, recipe, noiser), count))
+    return list(islice(_examples(run, recipe, noiser), count))
 
 
-def _made(run: Path, recipe: Recipe, noiser: Noiser) -> Iterator[Example]:
+def _examples(run: Path, recipe: Recipe, noiser: Noiser) -> Iterator[NoisedExample]:
     roots = _roots(recipe)
     for pair in _spread(run):
-        path = pictures.found(pair.image, *roots)
+        path = pictures.find(pair.image, *roots)
         if path is None:
             continue
         try:
@@ -62,7 +62,7 @@ def _made(run: Path, recipe: Recipe, noiser: Noiser) -> Iterator[Example]:
             noised = noiser(path, pair.id, 0)
         except MinipovidError:
             continue
-        both = [pictures.shown(pixels, noiser.transform) for pixels in (clean, noised)]
+        both = [pictures.as_image(pixels, noiser.transform) for pixels in (clean, noised)]
         for image in both:
             image.thumbnail((_SIDE, _SIDE))
         wrong = (
@@ -70,17 +70,17 @@ def _made(run: Path, recipe: Recipe, noiser: Noiser) -> Iterator[Example]:
             if pair.spans
             else differing(pair.rejected, pair.chosen)
         )
-        yield Example(pair.prompt, marked(pair.chosen, ()), wrong, *(pictures.data_url(image) for image in both))
+        yield NoisedExample(pair.prompt, marked(pair.chosen, ()), wrong, *(pictures.data_url(image) for image in both))
 
 
 def _spread(run: Path) -> Iterator[Pair]:
     """Descriptions before short answers, one for each picture."""
     rows = [row for row in islice(jsonl.read(run / run_folder.PAIRS), _READ) if isinstance(row, Pair)]
     rows.sort(key=lambda pair: len(pair.chosen) < 40)
-    seen: set[str] = set()
+    images_so_far: set[str] = set()
     for pair in rows:
-        if pair.image not in seen:
-            seen.add(pair.image)
+        if pair.image not in images_so_far:
+            images_so_far.add(pair.image)
             yield pair
 
 

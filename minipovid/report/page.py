@@ -20,7 +20,7 @@ from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 from minipovid.report import answers, curves, noised, numbers, sizes, surroundings, tables, texts, tracks
 from minipovid.report import verdict as verdicts
-from minipovid.report.runs import Exam, Pairing, Results, Scored
+from minipovid.report.runs import ExamScores, Pairing, Results, Scored
 from minipovid.report.verdict import ReportVerdict
 
 _HERE = Path(__file__).parent
@@ -28,7 +28,7 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure of one sitting in the result table."""
+    """A figure of one result in the table."""
 
     value: str
     span: str
@@ -40,18 +40,18 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class FigureRow:
     """A figure's row in the result table."""
 
     title: str
-    told: str
-    marks: Sequence[tracks.Mark]
+    meaning: str
+    marks: Sequence[tracks.TrackMark]
     cells: Sequence[Cell | None]
 
 
 @dataclass(frozen=True)
 class Head:
-    """A sitting's column."""
+    """A result's column."""
 
     run: str
     backend: str
@@ -61,38 +61,38 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Table:
+class ResultTable:
     """A benchmark's results."""
 
     label: str
     protocols: Sequence[str]
     heads: Sequence[Head]
-    lines: Sequence[Line]
+    lines: Sequence[FigureRow]
     pairings: Sequence[tuple[str, Sequence[Pairing]]]
     remarks: Sequence[str]
     notes: Sequence[str]
 
 
-def html(book: Results, verdict: ReportVerdict) -> str:
+def html(results: Results, verdict: ReportVerdict) -> str:
     """The whole page."""
-    recipe = _recipe(book.last.folder)
-    logs = [curves.read(run, _stages(_recipe(run.folder))) for run in book.runs]
+    recipe = _recipe(results.last.folder)
+    logs = [curves.read(run, _stages(_recipe(run.folder))) for run in results.runs]
     charts = curves.charts(logs)
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     shown = {
-        "title": book.title,
+        "title": results.title,
         "date": datetime.now(timezone.utc).strftime("%d %B %Y").lstrip("0"),
         "verdict": verdict,
-        "groups": tracks.groups(book),
-        "tables": _tables(book),
+        "groups": tracks.groups(results),
+        "tables": _tables(results),
         "charts": charts,
         "warnings": [f"{log.run.name}: {warning}" for log in logs for warning in log.warnings],
         "noise": recipe.noise if recipe else None,
-        "examples": noised.examples(book.last.folder, recipe) if recipe else [],
-        "album": answers.Album.of(book),
+        "examples": noised.examples(results.last.folder, recipe) if recipe else [],
+        "album": answers.Album.of(results),
         "kinds": answers.KINDS,
-        "sizes": sizes.of(book),
-        "proof": surroundings.proof(book.last.folder),
+        "sizes": sizes.of(results),
+        "proof": surroundings.proof(results.last.folder),
         "recipe": surroundings.recipe_text(recipe) if recipe else "",
         "environment": surroundings.environment(),
         "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
@@ -100,16 +100,16 @@ def html(book: Results, verdict: ReportVerdict) -> str:
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "data": _json({chart.key: chart.data for chart in charts}),
     }
-    shown["missing"] = _missing(shown, book)
+    shown["missing"] = _missing(shown, results)
     return _environment().get_template("page.html").render(shown)
 
 
 def _environment() -> Environment:
-    found = Environment(
+    environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    found.filters["set"] = typeset
-    return found
+    environment.filters["set"] = typeset
+    return environment
 
 
 def typeset(text: str) -> Markup:
@@ -136,12 +136,12 @@ def _stages(recipe: Recipe | None) -> list[str]:
     return [str(stage.loss["name"]) for stage in recipe.stages] if recipe else []
 
 
-def _tables(book: Results) -> list[Table]:
-    colours = tracks.colours(book)
-    return [_table(exam, colours) for exam in book.exams]
+def _tables(results: Results) -> list[ResultTable]:
+    colours = tracks.colours(results)
+    return [_table(exam, colours) for exam in results.exams]
 
 
-def _table(exam: Exam, colours: dict[Scored, int]) -> Table:
+def _table(exam: ExamScores, colours: dict[Scored, int]) -> ResultTable:
     heads = [
         Head(
             each.run.name,
@@ -150,42 +150,42 @@ def _table(exam: Exam, colours: dict[Scored, int]) -> Table:
             colours[each],
             each.against.name if each.against else "",
         )
-        for each in exam.sittings
+        for each in exam.scores
     ]
     lines = [
-        Line(
+        FigureRow(
             numbers.called(figure, exam.label_of(figure)),
             exam.label_of(figure).meaning,
             tracks.small(exam, figure, colours),
-            [_cell(exam, figure, each) for each in exam.sittings],
+            [_cell(exam, figure, each) for each in exam.scores],
         )
         for figure in exam.figures
     ]
-    pairings = [(each.name, found) for each in exam.sittings if (found := list(each.pairings()))]
-    remarks = [remark for each in exam.sittings for remark in tables.remarks_on(each)]
+    pairings = [(each.name, pairs) for each in exam.scores if (pairs := list(each.pairings()))]
+    remarks = [remark for each in exam.scores for remark in tables.remarks_on(each)]
     notes = [texts.anonymous(note) for note in tables.notes(exam)]
-    protocols = list(dict.fromkeys(each.result.protocol for each in exam.sittings))
-    return Table(exam.label, protocols, heads, lines, pairings, remarks, notes)
+    protocols = list(dict.fromkeys(each.result.protocol for each in exam.scores))
+    return ResultTable(exam.label, protocols, heads, lines, pairings, remarks, notes)
 
 
-def _cell(exam: Exam, figure: str, sitting: Scored) -> Cell | None:
-    interval = sitting.result.figures.get(figure)
+def _cell(exam: ExamScores, figure: str, scored: Scored) -> Cell | None:
+    interval = scored.result.figures.get(figure)
     if interval is None:
         return None
-    unit, change = tables.unit(exam, figure), sitting.changes.get(figure)
+    unit, change = tables.unit(exam, figure), scored.changes.get(figure)
     value, span = unit.value(interval.value), numbers.span(unit, interval)
     if change is None:
-        return Cell(value, span, why_not=bool(sitting.why_not))
-    told = (unit.change(change.value), numbers.span(unit, change), numbers.chance(change.p))
-    return Cell(value, span, verdicts.kind(figure, sitting), *told)
+        return Cell(value, span, why_not=bool(scored.why_not))
+    texts = (unit.change(change.value), numbers.span(unit, change), numbers.chance(change.p))
+    return Cell(value, span, verdicts.kind(figure, scored), *texts)
 
 
-def _missing(shown: dict[str, Any], book: Results) -> list[tuple[str, str]]:
+def _missing(shown: dict[str, Any], results: Results) -> list[tuple[str, str]]:
     """(what is not here, which command makes it)."""
-    compared = any(exam.main for exam in book.exams)
+    compared = any(exam.main for exam in results.exams)
     cases = (
-        (book.exams, "Scores", "minipovid eval RUN tinyworld"),
-        (compared or not book.exams, "Before and after", "minipovid eval RUN tinyworld --backend hf --weights base"),
+        (results.exams, "Scores", "minipovid eval RUN tinyworld"),
+        (compared or not results.exams, "Before and after", "minipovid eval RUN tinyworld --backend hf --weights base"),
         (shown["charts"], "Training curves", "minipovid train RECIPE"),
         (shown["examples"], "Noised pictures", "minipovid train RECIPE"),
         (shown["sizes"], "Quantisation against hallucination", "minipovid eval RUN tinyworld --quant q4_k_m"),

@@ -7,9 +7,9 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from minipovid.common.arrays import Array
 from minipovid.common.errors import MinipovidError
 from minipovid.images import load as images
 from minipovid.images.embedded import placed
@@ -19,7 +19,7 @@ SIDE = 224  # pixels of a thumbnail
 _EXACT = 80  # up to this side a picture is kept as it is: JPEG would smear the few pixels that it has
 
 
-def found(name: str, *roots: Path) -> Path | None:
+def find(name: str, *roots: Path) -> Path | None:
     """The picture's file below the first of the roots that has it."""
     for root in roots:
         try:
@@ -50,7 +50,7 @@ def data_url(image: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def shown(pixels: npt.NDArray[np.floating], transform: ImageTransform) -> Image.Image:
+def as_image(pixels: Array, transform: ImageTransform) -> Image.Image:
     """A model's input [3, S, S] as a picture; what lies beyond black and white is cut there, for eyes alone."""
     mean, std = (np.asarray(each, np.float32)[:, None, None] for each in (transform.mean, transform.std))
     levels = np.clip(pixels.astype(np.float32) * std + mean, 0, 1) * 255

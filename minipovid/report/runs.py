@@ -1,8 +1,8 @@
 """Which examinations there are, and what each is held against.
 
-    book = Book.of([Path("runs/demo")])
-    for exam in book.exams:                # one benchmark, everybody who sat it
-        for sitting in exam.sittings: sitting.name, sitting.result, sitting.against
+    results = Results.of([Path("runs/demo")])
+    for exam in results.exams:                # one benchmark, everybody who sat it
+        for scored in exam.scores: scored.name, scored.result, scored.against
 
 The first of several runs is what the others are held against. A single run is held against what it began with: the
 model in RUN/base (`minipovid demo` writes it), or the results of `eval --backend hf --weights base`.
@@ -35,7 +35,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Pairing:
-    """The right and wrong answers of two sittings, question by question."""
+    """The right and wrong answers of two results, question by question."""
 
     part: str  # of the questions: "adversarial"; "" for all
     both: int
@@ -92,33 +92,34 @@ class Scored:
 
 
 def _pairing(part: str, both: Sequence[tuple[bool, bool]]) -> Pairing:
-    kept, mended, lost, neither = (both.count(case) for case in _CASES)
-    return Pairing(part, kept, mended, lost, neither, mcnemar([old for old, _ in both], [new for _, new in both]))
+    right_twice, mended, lost, neither = (both.count(case) for case in _CASES)
+    p = mcnemar([old for old, _ in both], [new for _, new in both])
+    return Pairing(part, right_twice, mended, lost, neither, p)
 
 
 _CASES = ((True, True), (False, True), (True, False), (False, False))
 
 
 @dataclass(frozen=True, eq=False)
-class Exam:
+class ExamScores:
     """One benchmark: who sat it, the one before first."""
 
     label: str
-    sittings: Sequence[Scored]
+    scores: Sequence[Scored]
 
     @property
     def figures(self) -> list[str]:
-        """Those of the overview that any sitting has, in the benchmark's order."""
-        return list(dict.fromkeys(name for sitting in self.sittings for name in sitting.result.headline()))
+        """Those of the overview that any result has, in the benchmark's order."""
+        return list(dict.fromkeys(name for scored in self.scores for name in scored.result.headline()))
 
     def label_of(self, figure: str) -> Label:
         """What the benchmark calls it."""
-        return next(each.result for each in self.sittings if figure in each.result.figures).label_of(figure)
+        return next(each.result for each in self.scores if figure in each.result.figures).label_of(figure)
 
     @property
     def main(self) -> Scored | None:
-        """The sitting that the headline is about: of the last run, the most alike in how it was asked."""
-        compared = [sitting for sitting in self.sittings if sitting.against]
+        """The result that the headline is about: of the last run, the most alike in how it was asked."""
+        compared = [scored for scored in self.scores if scored.against]
         alike = [each for each in compared if each.against and each.against.way == each.way]
         last = [each for each in alike or compared if each.run == (alike or compared)[-1].run]
         return next(iter(last), None)
@@ -129,15 +130,15 @@ class Results:
     """All runs of a report."""
 
     runs: Sequence[Run]  # as they were named, and RUN/base before a single one that has it
-    exams: Sequence[Exam]
+    exams: Sequence[ExamScores]
 
     @classmethod
     def of(cls, folders: Sequence[Path]) -> Results:
         """Raises MinipovidError where a folder is no run."""
         runs = _runs(folders)
-        held = {run: list(results.read(run.folder)) for run in runs}
-        labels = list(dict.fromkeys(result.label for found in held.values() for result in found))
-        return cls(runs, [Exam(label, _sittings(label, held)) for label in labels])
+        by_run = {run: list(results.read(run.folder)) for run in runs}
+        labels = list(dict.fromkeys(result.label for own in by_run.values() for result in own))
+        return cls(runs, [ExamScores(label, _scores(label, by_run)) for label in labels])
 
     @property
     def last(self) -> Run:
@@ -174,24 +175,24 @@ def _called(folder: Path) -> str:
     return folder.resolve().name
 
 
-def _sittings(label: str, held: Mapping[Run, Sequence[Result]]) -> list[Scored]:
+def _scores(label: str, by_run: Mapping[Run, Sequence[Result]]) -> list[Scored]:
     """Those of the first run, and of base models within runs, and then the others held against them."""
-    found = [(run, result) for run, own in held.items() for result in own if result.label == label]
-    first = next(iter(held)) if len(held) > 1 else None
-    before = [Scored(*each, True) for each in found if each[0] == first or each[1].backend == HF_BASE]
+    those = [(run, result) for run, own in by_run.items() for result in own if result.label == label]
+    first = next(iter(by_run)) if len(by_run) > 1 else None
+    before = [Scored(*each, True) for each in those if each[0] == first or each[1].backend == HF_BASE]
     known = {each.result.name for each in before if each.run != first}
-    after = [each for each in found if each[0] != first and each[1].name not in known]
-    return before + [_held(Scored(*each, False), before) for each in after]
+    after = [each for each in those if each[0] != first and each[1].name not in known]
+    return before + [_compared(Scored(*each, False), before) for each in after]
 
 
-def _held(sitting: Scored, before: Sequence[Scored]) -> Scored:
+def _compared(scored: Scored, before: Sequence[Scored]) -> Scored:
     """Held against the one that was asked in the same way, else against the first that can be compared."""
     reasons = []
-    for other in sorted(before, key=lambda each: each.way != sitting.way):
+    for other in sorted(before, key=lambda each: each.way != scored.way):
         try:
-            changes = other.result.changes(sitting.result)
+            changes = other.result.changes(scored.result)
         except MinipovidError as error:
             reasons.append(str(error))
         else:
-            return replace(sitting, against=other, changes=changes)
-    return replace(sitting, why_not=reasons[0] if reasons else "")
+            return replace(scored, against=other, changes=changes)
+    return replace(scored, why_not=reasons[0] if reasons else "")

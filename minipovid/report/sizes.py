@@ -14,11 +14,11 @@ from markupsafe import Markup
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate.statistics import Change, Interval
 from minipovid.report import numbers, svg, tables
-from minipovid.report.runs import HF_BASE, Exam, Results, Scored
+from minipovid.report.runs import HF_BASE, ExamScores, Results, Scored
 
 
 @dataclass(frozen=True)
-class Cell:
+class SizeCell:
     """A figure of one backend, and its change against the reference."""
 
     value: str
@@ -29,12 +29,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Backend:
+class SizeRow:
     """One way to run the model."""
 
     name: str
     size: str  # of the language model's file; "" where there is none
-    cells: Sequence[Cell | None]
+    cells: Sequence[SizeCell | None]
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,24 @@ class Sizes:
 
     label: str
     figures: Sequence[str]
-    backends: Sequence[Backend]
+    backends: Sequence[SizeRow]
     charts: Sequence[tuple[str, Markup]]
-    told: str  # do they agree?
+    agreement: str  # one sentence: do they agree?
 
 
-def of(book: Results) -> list[Sizes]:
+def of(results: Results) -> list[Sizes]:
     """Of the last run; nothing where it was asked in one way alone."""
-    found = []
-    for exam in book.exams:
-        own = [each for each in exam.sittings if each.run == book.last and each.result.backend != HF_BASE]
+    sizes = []
+    for exam in results.exams:
+        own = [each for each in exam.scores if each.run == results.last and each.result.backend != HF_BASE]
         if len(own) > 1:
-            found.append(_sizes(exam, sorted(own, key=lambda each: -(n_bytes(each) or math.inf))))
-    return found
+            sizes.append(_sizes(exam, sorted(own, key=lambda each: -(n_bytes(each) or math.inf))))
+    return sizes
 
 
-def n_bytes(sitting: Scored) -> int | None:
+def n_bytes(scored: Scored) -> int | None:
     """Of the language model's GGUF, as it was when it answered: the first of its files."""
-    by = sitting.result.identity.get("answered_by") or {}
+    by = scored.result.identity.get("answered_by") or {}
     files = by.get("files") if isinstance(by, dict) else None
     try:
         return int(files[0][1]) if files else None
@@ -68,11 +68,11 @@ def n_bytes(sitting: Scored) -> int | None:
         return None
 
 
-def _sizes(exam: Exam, own: Sequence[Scored]) -> Sizes:
+def _sizes(exam: ExamScores, own: Sequence[Scored]) -> Sizes:
     figures = _figures(exam, own[0])
     changes = [_changes(own[0], other) for other in own]
     backends = [
-        Backend(
+        SizeRow(
             each.result.backend,
             numbers.size(size) if (size := n_bytes(each)) else "",
             [_cell(exam, figure, each, change.get(figure)) for figure in figures],
@@ -85,9 +85,9 @@ def _sizes(exam: Exam, own: Sequence[Scored]) -> Sizes:
     return Sizes(exam.label, list(names.values()), backends, charts, _agreement(own, names, changes))
 
 
-def _figures(exam: Exam, sitting: Scored) -> list[str]:
+def _figures(exam: ExamScores, scored: Scored) -> list[str]:
     """Rates of hallucination first; of several kinds of questions the hardest alone."""
-    rates = [name for name in exam.figures if sitting.result.is_lower_better(name)]
+    rates = [name for name in exam.figures if scored.result.is_lower_better(name)]
     hardest = [name for name in rates if name.startswith("adversarial/")] or rates
     others = [
         name
@@ -106,18 +106,18 @@ def _changes(reference: Scored, other: Scored) -> dict[str, Change]:
         return {}
 
 
-def _cell(exam: Exam, figure: str, sitting: Scored, change: Change | None) -> Cell | None:
-    interval = sitting.result.figures.get(figure)
+def _cell(exam: ExamScores, figure: str, scored: Scored, change: Change | None) -> SizeCell | None:
+    interval = scored.result.figures.get(figure)
     if interval is None:
         return None
     unit = tables.unit(exam, figure)
-    told = (unit.change(change.value), numbers.span(unit, change)) if change else ("", "")
-    return Cell(
-        unit.value(interval.value), numbers.span(unit, interval), *told, bool(change and tables.is_clear(change))
+    texts = (unit.change(change.value), numbers.span(unit, change)) if change else ("", "")
+    return SizeCell(
+        unit.value(interval.value), numbers.span(unit, interval), *texts, bool(change and tables.is_clear(change))
     )
 
 
-def _chart(exam: Exam, figure: str, own: Sequence[Scored]) -> tuple[str, Markup] | None:
+def _chart(exam: ExamScores, figure: str, own: Sequence[Scored]) -> tuple[str, Markup] | None:
     unit = tables.unit(exam, figure)
     points = [
         svg.Point(

@@ -51,18 +51,18 @@ class Proof:
     pairs: int
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    said: Sequence[str]
+    remarks: Sequence[str]
 
 
 def proof(run: Path) -> Proof | None:
     """None where nothing was verified, or the file is damaged."""
     try:
-        told = json.loads((run / run_folder.VERDICT).read_text(encoding="utf-8"))
-        table = [dict(row) for row in told["table"]]
-        said = [anonymous(str(line)) for line in (*told.get("causes", []), *told.get("notes", []))]
+        content = json.loads((run / run_folder.VERDICT).read_text(encoding="utf-8"))
+        table = [dict(row) for row in content["table"]]
+        remarks = [anonymous(str(line)) for line in (*content.get("causes", []), *content.get("notes", []))]
         columns = [key for key in COLUMNS if any(row.get(key) not in (None, "") for row in table)]
         rows = [[_cell(key, row.get(key, "")) for key in columns] for row in table]
-        return Proof(bool(told["ok"]), int(told["pairs"]), [COLUMNS[key] for key in columns], rows, said)
+        return Proof(bool(content["ok"]), int(content["pairs"]), [COLUMNS[key] for key in columns], rows, remarks)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -90,10 +90,10 @@ def _named(tree: Any) -> Any:
 
 def environment() -> dict[str, str]:
     """Of the machine that writes the report. Names of machine and user are not asked for."""
-    found = {"minipovid": __version__, "Python": platform.python_version()}
+    versions = {"minipovid": __version__, "Python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return {**found, "system": f"{platform.system()} {platform.machine()}"}
+            versions[name] = "not installed"
+    return {**versions, "system": f"{platform.system()} {platform.machine()}"}

@@ -100,7 +100,7 @@ def curves(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]]
     parts += _names(names, right, up)
     head = Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" tabindex="0" aria-label="{}" data-chart="{}" '
-    ).format(WIDTH, HEIGHT, _told(title, lines), key)
+    ).format(WIDTH, HEIGHT, _sentence(title, lines), key)
     frame = Markup('data-x="{} {} {} {}" data-y="{} {} {} {}">').format(*_four(across), *_four(up))
     cursor = Markup('<g class="cursor" hidden><line y1="{}" y2="{}"/></g>').format(_TOP, HEIGHT - _BOTTOM)
     return head + frame + Markup("").join(parts) + cursor + Markup("</svg>")
@@ -110,10 +110,10 @@ def _four(scale: Scale) -> tuple[float, float, float, float]:
     return scale.low, scale.high, scale.start, scale.end
 
 
-def _told(title: str, lines: Sequence[Line]) -> str:
+def _sentence(title: str, lines: Sequence[Line]) -> str:
     """The chart in a sentence, for who does not see it."""
-    told = [f"{line.name} from {label(line.points[0][1])} to {label(line.points[-1][1])}" for line in lines]
-    return f"{title}: {', '.join(told)}. Arrow keys read it out."
+    lines_in_words = [f"{line.name} from {label(line.points[0][1])} to {label(line.points[-1][1])}" for line in lines]
+    return f"{title}: {', '.join(lines_in_words)}. Arrow keys read it out."
 
 
 def _axes(across: Scale, up: Scale, name: str) -> Iterator[Markup]:
@@ -169,12 +169,12 @@ def whiskers(
     across = Scale.round([0, *xs], _LEFT, WIDTH - _RIGHT - 8)
     up = Scale.round([0, *ys, *([level[1]] if level else [])], HEIGHT - _BOTTOM, _TOP)
     parts = [*_axes(across, up, axis), *(_level(*level, up) if level else ())]
-    taken: list[tuple[float, float, float]] = []
+    occupied: list[tuple[float, float, float]] = []
     for point in sorted(points, key=lambda each: each.x):
-        parts += _whisker(point, across, up, taken)
-    told = "; ".join(f"{each.name}: {label(each.value)}{unit} at {label(each.x)} {axis}" for each in points)
+        parts += _whisker(point, across, up, occupied)
+    values = "; ".join(f"{each.name}: {label(each.value)}{unit} at {label(each.x)} {axis}" for each in points)
     head = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-        WIDTH, HEIGHT, f"{title}: {told}"
+        WIDTH, HEIGHT, f"{title}: {values}"
     )
     return head + Markup("").join(parts) + Markup("</svg>")
 
@@ -187,7 +187,7 @@ def _level(name: str, value: float, up: Scale) -> Iterator[Markup]:
     yield Markup('<text class="name ink-0" x="{}" y="{}">{}</text>').format(_LEFT + 4, round(y - 6, 1), name)
 
 
-def _whisker(point: Point, across: Scale, up: Scale, taken: list[tuple[float, float, float]]) -> Iterator[Markup]:
+def _whisker(point: Point, across: Scale, up: Scale, occupied: list[tuple[float, float, float]]) -> Iterator[Markup]:
     """The name stands above the interval, and higher where another one's is in the way."""
     x, y, low, high = across(point.x), up(point.value), up(point.low), up(point.high)
     yield Markup('<line class="line line-{}" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(point.colour, x, x, low, high)
@@ -195,9 +195,9 @@ def _whisker(point: Point, across: Scale, up: Scale, taken: list[tuple[float, fl
     half = len(point.name) * _CHAR / 2
     middle = min(max(x, _LEFT + half), WIDTH - half)
     at = high - 6
-    while any(middle - half < end and middle + half > begin and abs(at - row) < 13 for begin, end, row in taken):
+    while any(middle - half < end and middle + half > begin and abs(at - row) < 13 for begin, end, row in occupied):
         at -= 13
-    taken.append((middle - half, middle + half, at))
+    occupied.append((middle - half, middle + half, at))
     yield Markup('<text class="name ink-{}" x="{}" y="{}" text-anchor="middle">{}</text>').format(
         point.colour, round(middle, 1), round(at, 1), point.name
     )

@@ -1,4 +1,4 @@
-"""The result table: one row for each figure of each sitting, as cells for the terminal, Markdown and JSON."""
+"""The result table: one row for each figure of each result, as cells for the terminal, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from typing import Any
 from minipovid.evaluate.statistics import Change
 from minipovid.report import numbers
 from minipovid.report.numbers import Unit
-from minipovid.report.runs import Exam, Results, Scored
+from minipovid.report.runs import ExamScores, Results, Scored
 
 
-def unit(exam: Exam, figure: str) -> Unit:
+def unit(exam: ExamScores, figure: str) -> Unit:
     return numbers.unit_of(figure, exam.label_of(figure), [each.result.figures[figure] for each in _with(exam, figure)])
 
 
-def _with(exam: Exam, figure: str) -> list[Scored]:
-    return [each for each in exam.sittings if figure in each.result.figures]
+def _with(exam: ExamScores, figure: str) -> list[Scored]:
+    return [each for each in exam.scores if figure in each.result.figures]
 
 
-def rows(book: Results) -> list[dict[str, str]]:
+def rows(results: Results) -> list[dict[str, str]]:
     """As the terminal and a model card show it. The columns of the comparison are there where anything is compared."""
-    found = [_cells(exam, figure, sitting) for exam, figure, sitting in _cases(book)]
-    used = {column for row in found for column, cell in row.items() if cell}
-    return [{column: cell for column, cell in row.items() if column in used} for row in found]
+    table = [_cells(exam, figure, scored) for exam, figure, scored in _cases(results)]
+    used = {column for row in table for column, cell in row.items() if cell}
+    return [{column: cell for column, cell in row.items() if column in used} for row in table]
 
 
-def _cases(book: Results) -> Iterator[tuple[Exam, str, Scored]]:
-    for exam in book.exams:
+def _cases(results: Results) -> Iterator[tuple[ExamScores, str, Scored]]:
+    for exam in results.exams:
         for figure in exam.figures:
-            for sitting in _with(exam, figure):
-                yield exam, figure, sitting
+            for scored in _with(exam, figure):
+                yield exam, figure, scored
 
 
-def _cells(exam: Exam, figure: str, sitting: Scored) -> dict[str, str]:
-    shown, interval, change = unit(exam, figure), sitting.result.figures[figure], sitting.changes.get(figure)
+def _cells(exam: ExamScores, figure: str, scored: Scored) -> dict[str, str]:
+    shown, interval, change = unit(exam, figure), scored.result.figures[figure], scored.changes.get(figure)
     return {
         "benchmark": exam.label,
         "figure": figure,
-        "who": sitting.name,
+        "who": scored.name,
         "value": shown.value(interval.value),
         "95 %": numbers.span(shown, interval),
         "change": shown.change(change.value) if change else "",
@@ -48,30 +48,30 @@ def _cells(exam: Exam, figure: str, sitting: Scored) -> dict[str, str]:
     }
 
 
-def remarks(book: Results) -> list[str]:
+def remarks(results: Results) -> list[str]:
     """What a reader of the table must know: what was not understood, not judged, not compared, and how it was asked."""
-    found = [line for exam in book.exams for sitting in exam.sittings for line in remarks_on(sitting)]
-    for exam in book.exams:
-        protocols = dict.fromkeys(sitting.result.protocol for sitting in exam.sittings)
-        found.append(f"{exam.label}: asked as {' and '.join(protocols)}.")
-        found += [f"{exam.label}: {note}" for note in notes(exam)]
-    return found
+    lines = [line for exam in results.exams for scored in exam.scores for line in remarks_on(scored)]
+    for exam in results.exams:
+        protocols = dict.fromkeys(scored.result.protocol for scored in exam.scores)
+        lines.append(f"{exam.label}: asked as {' and '.join(protocols)}.")
+        lines += [f"{exam.label}: {note}" for note in notes(exam)]
+    return lines
 
 
-def notes(exam: Exam) -> list[str]:
+def notes(exam: ExamScores) -> list[str]:
     """The benchmark's own, each once."""
-    return list(dict.fromkeys(note for sitting in exam.sittings for note in sitting.result.notes))
+    return list(dict.fromkeys(note for scored in exam.scores for note in scored.result.notes))
 
 
-def remarks_on(sitting: Scored) -> Iterator[str]:
-    result = sitting.result
+def remarks_on(scored: Scored) -> Iterator[str]:
+    result = scored.result
     of = f"of {result.questions:,} answers to {result.label}"
     if result.unparsed:
-        yield f"{sitting.name}: {result.unparsed:,} {of} could not be read."
+        yield f"{scored.name}: {result.unparsed:,} {of} could not be read."
     if result.judge_failed:
-        yield f"{sitting.name}: no judge replied about {result.judge_failed:,} {of}; they do not count."
-    if sitting.why_not:
-        yield f"Not compared: {sitting.why_not}"
+        yield f"{scored.name}: no judge replied about {result.judge_failed:,} {of}; they do not count."
+    if scored.why_not:
+        yield f"Not compared: {scored.why_not}"
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:
@@ -85,23 +85,23 @@ def _escaped(cell: str) -> str:
     return cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("_", "\\_")
 
 
-def as_dict(book: Results) -> list[dict[str, Any]]:
-    """Every figure of every sitting, unrounded."""
+def as_dict(results: Results) -> list[dict[str, Any]]:
+    """Every figure of every result, unrounded."""
     return [
         {
             "benchmark": exam.label,
-            "run": sitting.run.name,
-            "backend": sitting.result.backend,
-            "protocol": sitting.result.protocol,
-            "questions": sitting.result.questions,
-            "unparsed": sitting.result.unparsed,
-            "judge_failed": sitting.result.judge_failed,
-            "figures": sitting.result.brief()["figures"],
-            "against": sitting.against.name if sitting.against else None,
-            "changes": {name: _as_dict(change) for name, change in sitting.changes.items()},
+            "run": scored.run.name,
+            "backend": scored.result.backend,
+            "protocol": scored.result.protocol,
+            "questions": scored.result.questions,
+            "unparsed": scored.result.unparsed,
+            "judge_failed": scored.result.judge_failed,
+            "figures": scored.result.brief()["figures"],
+            "against": scored.against.name if scored.against else None,
+            "changes": {name: _as_dict(change) for name, change in scored.changes.items()},
         }
-        for exam in book.exams
-        for sitting in exam.sittings
+        for exam in results.exams
+        for scored in exam.scores
     ]
 
 

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 from minipovid.report import numbers, tables, verdict
 from minipovid.report.numbers import PERCENT, Unit
-from minipovid.report.runs import Exam, Results, Scored
+from minipovid.report.runs import ExamScores, Results, Scored
 from minipovid.report.svg import Scale, label
+
+_Figure = tuple[ExamScores, str]  # and its name
 
 
 @dataclass(frozen=True)
-class Mark:
-    """One sitting's dot."""
+class TrackMark:
+    """One result's dot."""
 
     name: str
     value: str
@@ -29,13 +31,13 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Row:
+class Track:
     """A figure."""
 
     title: str
-    told: str
+    meaning: str
     exam: str
-    marks: Sequence[Mark]
+    marks: Sequence[TrackMark]
 
 
 @dataclass(frozen=True)
@@ -43,47 +45,47 @@ class Group:
     """Tracks on one scale; ticks are (percent of the track, text)."""
 
     title: str
-    told: str
+    hint: str
     ticks: Sequence[tuple[float, str]]
-    rows: Sequence[Row]
+    rows: Sequence[Track]
 
 
-def colours(book: Results) -> dict[Scored, int]:
+def colours(results: Results) -> dict[Scored, int]:
     """The first colour is that of what others are held against."""
-    numbered = {run: number for number, run in enumerate(book.runs)}
-    shift = 1 if len(book.runs) == 1 else 0
+    numbered = {run: number for number, run in enumerate(results.runs)}
+    shift = 1 if len(results.runs) == 1 else 0
     return {
-        sitting: 0 if sitting.is_before else 1 + (numbered[sitting.run] + shift - 1) % 3
-        for exam in book.exams
-        for sitting in exam.sittings
+        scored: 0 if scored.is_before else 1 + (numbered[scored.run] + shift - 1) % 3
+        for exam in results.exams
+        for scored in exam.scores
     }
 
 
-def groups(book: Results) -> list[Group]:
+def groups(results: Results) -> list[Group]:
     """The verdict's figures, before and after: rates of hallucination, what should stay high, and what is no share."""
-    rates, shares, others = list[tuple[Exam, str]](), list[tuple[Exam, str]](), list[tuple[Exam, str]]()
-    for exam in book.exams:
+    rates, shares, others = list[_Figure](), list[_Figure](), list[_Figure]()
+    for exam in results.exams:
         for figure in verdict.shown(exam, exam.main) if exam.main else ():
             is_share = tables.unit(exam, figure) is PERCENT
             is_rate = exam.main is not None and exam.main.result.is_lower_better(figure)
             (others if not is_share else rates if is_rate else shares).append((exam, figure))
     is_coverage = all(exam.main.result.is_coverage(figure) for exam, figure in shares if exam.main)
-    told = (
+    titles = (
         ("Hallucination", "lower is better", rates),
         ("Coverage" if is_coverage else "Accuracy and coverage", "higher is better", shares),
         ("Length", "shorter answers can hide what a rate does not show", others),
     )
-    return [_group(title, hint, cases, colours(book)) for title, hint, cases in told if cases]
+    return [_group(title, hint, cases, colours(results)) for title, hint, cases in titles if cases]
 
 
-def _group(title: str, told: str, cases: Sequence[tuple[Exam, str]], colour: dict[Scored, int]) -> Group:
+def _group(title: str, hint: str, cases: Sequence[_Figure], colour: dict[Scored, int]) -> Group:
     pairs = {case: _both(case[0].main) for case in cases}
     highs = [each.result.figures[figure].high for (_, figure), both in pairs.items() for each in both]
     unit = tables.unit(*cases[0])
     finite = [high * unit.scale for high in highs if not math.isnan(high)]
     scale = Scale.round([0, *(finite or [1])], 0, 100)
     rows = [
-        Row(
+        Track(
             numbers.called(figure, exam.label_of(figure)),
             exam.label_of(figure).meaning,
             exam.label,
@@ -91,7 +93,7 @@ def _group(title: str, told: str, cases: Sequence[tuple[Exam, str]], colour: dic
         )
         for exam, figure in cases
     ]
-    return Group(title, told, [(scale(tick), label(tick) + unit.sign.strip()) for tick in scale.ticks()], rows)
+    return Group(title, hint, [(scale(tick), label(tick) + unit.sign.strip()) for tick in scale.ticks()], rows)
 
 
 def _both(main: Scored | None) -> list[Scored]:
@@ -99,21 +101,21 @@ def _both(main: Scored | None) -> list[Scored]:
 
 
 def _marks(
-    exam: Exam, figure: str, sittings: Sequence[Scored], scale: Scale, colour: dict[Scored, int]
-) -> Iterator[Mark]:
+    exam: ExamScores, figure: str, scores: Sequence[Scored], scale: Scale, colour: dict[Scored, int]
+) -> Iterator[TrackMark]:
     unit: Unit = tables.unit(exam, figure)
-    for sitting in sittings:
-        interval = sitting.result.figures.get(figure)
+    for scored in scores:
+        interval = scored.result.figures.get(figure)
         if interval is not None and not math.isnan(interval.value):
             low, high = (interval.value if math.isnan(bound) else bound for bound in interval[1:])
             at, start, end = (scale(number * unit.scale) for number in (interval.value, low, high))
             text, span = unit.value(interval.value), numbers.span(unit, interval)
-            yield Mark(sitting.name, text, span, at, start, end, colour[sitting])
+            yield TrackMark(scored.name, text, span, at, start, end, colour[scored])
 
 
-def small(exam: Exam, figure: str, colour: dict[Scored, int]) -> list[Mark]:
-    """All sittings of a share on a track from 0 to 100 %; nothing for what is no share."""
+def small(exam: ExamScores, figure: str, colour: dict[Scored, int]) -> list[TrackMark]:
+    """All results of a share on a track from 0 to 100 %; nothing for what is no share."""
     if tables.unit(exam, figure) is not PERCENT:
         return []
-    sittings = [each for each in exam.sittings if figure in each.result.figures]
-    return list(_marks(exam, figure, sittings, Scale.exact([0, 100], 0, 100), colour))
+    scores = [each for each in exam.scores if figure in each.result.figures]
+    return list(_marks(exam, figure, scores, Scale.exact([0, 100], 0, 100), colour))

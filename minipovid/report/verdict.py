@@ -1,8 +1,8 @@
 """What changed, in sentences that claim no more than the intervals do.
 
-    said = Verdict.of(book)
-    said.headline            # "It hallucinates less."
-    said.findings[0].text    # "False yes on adversarial questions fell from 41.2 % to 11.0 % (-30.2 points, ..."
+    verdict = ReportVerdict.of(results)
+    verdict.headline            # "It hallucinates less."
+    verdict.findings[0].text    # "False yes on adversarial questions fell from 41.2 % to 11.0 % (-30.2 points, ..."
 
 A rate that fell because the model says less is no cure, so what a silent model loses (recall, coverage, words) is told
 whenever a rate is.
@@ -16,30 +16,30 @@ from typing import Literal
 
 from minipovid.evaluate.statistics import Change
 from minipovid.report import numbers, tables
-from minipovid.report.runs import Exam, Results, Scored
+from minipovid.report.runs import ExamScores, Results, Scored
 
-Kind = Literal["better", "worse", "unclear", "shift"]  # shift: a clear change that is neither, as of words
+ChangeKind = Literal["better", "worse", "unclear", "shift"]  # shift: a clear change that is neither, as of words
 _ORDER = ("better", "worse", "shift", "unclear")
 _FIRST = "adversarial"  # the questions that POPE is read by, where it has several kinds
 
 
 @dataclass(frozen=True)
-class Finding:
+class FigureFinding:
     """One figure's change."""
 
-    exam: Exam
+    exam: ExamScores
     figure: str
-    kind: Kind
+    kind: ChangeKind
     is_rate: bool  # of hallucination
     is_coverage: bool  # what a silent model loses
-    said: str
+    sentence: str
     test: str
     change: Change
 
     @property
     def text(self) -> str:
         """In one sentence."""
-        return f"{self.said} ({self.test})."
+        return f"{self.sentence} ({self.test})."
 
 
 @dataclass(frozen=True)
@@ -48,75 +48,75 @@ class ReportVerdict:
 
     headline: str
     bounds: str
-    findings: Sequence[Finding]
+    findings: Sequence[FigureFinding]
 
     @classmethod
-    def of(cls, book: Results) -> ReportVerdict:
-        found = [finding for exam in book.exams for finding in _findings(exam)]
-        if not found:
-            return cls(_without(book), "", [])
-        return cls(_headline(found), _bounds(book, found), found)
+    def of(cls, results: Results) -> ReportVerdict:
+        findings = [finding for exam in results.exams for finding in _findings(exam)]
+        if not findings:
+            return cls(_without(results), "", [])
+        return cls(_headline(findings), _bounds(results, findings), findings)
 
 
-def _without(book: Results) -> str:
-    if not book.exams:
+def _without(results: Results) -> str:
+    if not results.exams:
         return "Nothing was examined yet."
-    if any(sitting.why_not for exam in book.exams for sitting in exam.sittings):
+    if any(scored.why_not for exam in results.exams for scored in exam.scores):
         return "These results cannot be compared."
     return "These are the scores; there is nothing to hold them against yet."
 
 
-def _findings(exam: Exam) -> Iterator[Finding]:
-    """Of the exam's main sitting: the rates of hallucination, and what a silent model would lose."""
-    sitting = exam.main
-    if sitting is None:
+def _findings(exam: ExamScores) -> Iterator[FigureFinding]:
+    """Of the exam's main result: the rates of hallucination, and what a silent model would lose."""
+    scored = exam.main
+    if scored is None:
         return
-    for figure in shown(exam, sitting):
-        change = sitting.changes[figure]
-        said = kind(figure, sitting)
-        if said != "unclear" or numbers.last(figure) != "words":
-            of = _is_rate(sitting, figure), sitting.result.is_coverage(figure)
-            yield Finding(exam, figure, said, *of, *_told(exam, figure, said, sitting), change)
+    for figure in shown(exam, scored):
+        change = scored.changes[figure]
+        change_kind = kind(figure, scored)
+        if change_kind != "unclear" or numbers.last(figure) != "words":
+            of = _is_rate(scored, figure), scored.result.is_coverage(figure)
+            yield FigureFinding(exam, figure, change_kind, *of, *_in_words(exam, figure, change_kind, scored), change)
 
 
-def shown(exam: Exam, sitting: Scored) -> list[str]:
+def shown(exam: ExamScores, scored: Scored) -> list[str]:
     """The figures of a verdict: of the overview, and what a silent model would lose; one kind of questions."""
-    overview = sitting.result.headline()
-    names = [name for name in sitting.result.figures if name in overview or sitting.result.is_coverage(name)]
-    names = [name for name in names if name in sitting.changes]
-    rates = [name for name in names if _is_rate(sitting, name)]
-    chosen = rates or [name for name in names if not sitting.result.is_coverage(name)]
-    guards = sorted(filter(sitting.result.is_coverage, names), key=lambda name: name == "words")
+    overview = scored.result.headline()
+    names = [name for name in scored.result.figures if name in overview or scored.result.is_coverage(name)]
+    names = [name for name in names if name in scored.changes]
+    rates = [name for name in names if _is_rate(scored, name)]
+    chosen = rates or [name for name in names if not scored.result.is_coverage(name)]
+    guards = sorted(filter(scored.result.is_coverage, names), key=lambda name: name == "words")
     return [name for name in (*_one_kind(chosen), *_one_kind(guards))]
 
 
 def _one_kind(names: Sequence[str]) -> list[str]:
     """Of figures that are there for several kinds of questions, the hardest kind alone."""
-    kept = [name for name in names if name.partition("/")[0] == _FIRST or "/" not in name]
-    return kept or list(names)[:4]
+    hardest = [name for name in names if name.partition("/")[0] == _FIRST or "/" not in name]
+    return hardest or list(names)[:4]
 
 
-def _is_rate(sitting: Scored, figure: str) -> bool:
-    return sitting.result.is_lower_better(figure)
+def _is_rate(scored: Scored, figure: str) -> bool:
+    return scored.result.is_lower_better(figure)
 
 
-def kind(figure: str, sitting: Scored) -> Kind:
+def kind(figure: str, scored: Scored) -> ChangeKind:
     """What the change of a figure is, as far as its interval says."""
-    change = sitting.changes[figure]
+    change = scored.changes[figure]
     if not tables.is_clear(change):
         return "unclear"
     if numbers.last(figure) == "words":
         return "shift"
-    return "better" if (change.value < 0) == _is_rate(sitting, figure) else "worse"
+    return "better" if (change.value < 0) == _is_rate(scored, figure) else "worse"
 
 
-def _told(exam: Exam, figure: str, kind: Kind, sitting: Scored) -> tuple[str, str]:
+def _in_words(exam: ExamScores, figure: str, kind: ChangeKind, scored: Scored) -> tuple[str, str]:
     """What changed from what to what, and what speaks for it."""
-    assert sitting.against is not None
-    unit, change = tables.unit(exam, figure), sitting.changes[figure]
-    old, new = (each.result.figures[figure].value for each in (sitting.against, sitting))
+    assert scored.against is not None
+    unit, change = tables.unit(exam, figure), scored.changes[figure]
+    old, new = (each.result.figures[figure].value for each in (scored.against, scored))
     name = numbers.spoken(figure, exam.label_of(figure)) + (
-        f" ({exam.label})" if sitting.result.is_coverage(figure) else ""
+        f" ({exam.label})" if scored.result.is_coverage(figure) else ""
     )
     test = (
         f"{unit.change(change.value)}{unit.difference}, 95 % {numbers.span(unit, change)}, {numbers.chance(change.p)}"
@@ -131,16 +131,16 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _headline(found: Sequence[Finding]) -> str:
-    rates = [finding.kind for finding in found if finding.is_rate]
-    others = {finding.kind for finding in found if not finding.is_rate} - {"shift", "unclear"}
+def _headline(findings: Sequence[FigureFinding]) -> str:
+    rates = [finding.kind for finding in findings if finding.is_rate]
+    others = {finding.kind for finding in findings if not finding.is_rate} - {"shift", "unclear"}
     if not rates:
-        said = {frozenset(("better",)): "It answers better", frozenset(("worse",)): "It answers worse"}
-        return said.get(frozenset(others), "Some figures rose and some fell" if others else "No clear change") + "."
-    return _of_rates(rates) + _price(found, "better" in rates)
+        text = {frozenset(("better",)): "It answers better", frozenset(("worse",)): "It answers worse"}
+        return text.get(frozenset(others), "Some figures rose and some fell" if others else "No clear change") + "."
+    return _of_rates(rates) + _price(findings, "better" in rates)
 
 
-def _of_rates(kinds: Sequence[Kind]) -> str:
+def _of_rates(kinds: Sequence[ChangeKind]) -> str:
     """As strong as the figures are of one mind: what only some of them say is said of some."""
     fell, rose = kinds.count("better"), kinds.count("worse")
     if fell and rose:
@@ -152,9 +152,9 @@ def _of_rates(kinds: Sequence[Kind]) -> str:
     return "No clear change in hallucination"
 
 
-def _price(found: Sequence[Finding], fell: bool) -> str:
+def _price(findings: Sequence[FigureFinding], fell: bool) -> str:
     """What it cost, where it did: a model that says less hallucinates less."""
-    guards = [finding for finding in found if finding.is_coverage]
+    guards = [finding for finding in findings if finding.is_coverage]
     kinds = {finding.kind for finding in guards if numbers.last(finding.figure) != "words"}
     if "worse" in kinds:
         return f", {'but' if fell else 'and'} it misses more of what is there."
@@ -164,25 +164,26 @@ def _price(found: Sequence[Finding], fell: bool) -> str:
     return ", and it says less." if shorter else "."
 
 
-def _bounds(book: Results, found: Sequence[Finding]) -> str:
+def _bounds(results: Results, findings: Sequence[FigureFinding]) -> str:
     """How far the headline reaches, in one or two sentences."""
-    mains = {finding.exam.label: finding.exam.main for finding in found}
-    told = [f"{each.result.questions:,} answers to {label}" for label, each in mains.items() if each]
+    mains = {finding.exam.label: finding.exam.main for finding in findings}
+    counts = [f"{each.result.questions:,} answers to {label}" for label, each in mains.items() if each]
     first = next(each for each in mains.values() if each and each.against)
     assert first.against is not None
-    text = f"{first.name} against {first.against.name}: {', '.join(told)}."
-    kept = [finding for finding in found if _is_kept(finding)]
+    text = f"{first.name} against {first.against.name}: {', '.join(counts)}."
+    unharmed = [finding for finding in findings if _is_unharmed(finding)]
     losses = ", ".join(
-        f"{numbers.spoken(each.figure, each.exam.label_of(each.figure))} by more than {_loss(each)}" for each in kept
+        f"{numbers.spoken(each.figure, each.exam.label_of(each.figure))} by more than {_loss(each)}"
+        for each in unharmed
     )
     return f"{text} A loss of {losses} is unlikely." if losses else text
 
 
-def _is_kept(finding: Finding) -> bool:
+def _is_unharmed(finding: FigureFinding) -> bool:
     is_share = finding.is_coverage and numbers.last(finding.figure) != "words"
     return finding.kind == "unclear" and is_share and finding.change.low < 0
 
 
-def _loss(finding: Finding) -> str:
+def _loss(finding: FigureFinding) -> str:
     unit = tables.unit(finding.exam, finding.figure)
     return f"{unit.plain(-finding.change.low)}{unit.difference or unit.sign}"

@@ -130,10 +130,10 @@ def test_every_rate_stands_beside_words_and_recall(told: Report) -> None:
 def test_mcnemar_counts_answer_by_answer(demo: Path, told: Report) -> None:
     """By hand: the exact two-sided binomial test over the answers that differ, for each kind of question."""
     old, new = ([*rows(folder, "pope.gguf-f16")] for folder in (demo / "base", demo))
-    pope = next(exam for exam in told.book.exams if exam.label == "pope")
-    sitting = pope.main
-    assert sitting is not None
-    found = {pairing.part: pairing for pairing in sitting.pairings()}
+    pope = next(exam for exam in told.results.exams if exam.label == "pope")
+    scored = pope.main
+    assert scored is not None
+    found = {pairing.part: pairing for pairing in scored.pairings()}
     assert set(found) == {"random", "popular", "adversarial"}
     for part, pairing in found.items():
         both = [(a["right"], b["right"]) for a, b in zip(old, new, strict=True) if a["id"].startswith(f"{part}/")]
@@ -204,14 +204,14 @@ def test_the_page_sets_minus_and_percent_and_escapes() -> None:
 
 
 def test_a_single_run_is_held_against_its_base(told: Report) -> None:
-    chair = next(exam for exam in told.book.exams if exam.label == "chair")
-    assert [(each.name, each.against.name if each.against else None) for each in chair.sittings] == [
+    chair = next(exam for exam in told.results.exams if exam.label == "chair")
+    assert [(each.name, each.against.name if each.against else None) for each in chair.scores] == [
         ("base (gguf-f16)", None),
         ("demo (gguf-f16)", "base (gguf-f16)"),
         ("demo (gguf-q4_k_m)", "base (gguf-f16)"),
         ("demo (hf)", "base (gguf-f16)"),
     ]
-    assert chair.main is chair.sittings[1] and told.book.title == "demo"
+    assert chair.main is chair.scores[1] and told.results.title == "demo"
 
 
 def test_a_base_asked_through_transformers_is_the_before_of_what_is_asked_so(file: Path, tmp_path: Path) -> None:
@@ -219,9 +219,9 @@ def test_a_base_asked_through_transformers_is_the_before_of_what_is_asked_so(fil
     for model in (Model(0.5, name="hf-base"), Model(0.1, name="hf"), Model(0.1)):
         examine(run, file, model)
     chair = Results.of([run]).exams[0]
-    assert [each.result.backend for each in chair.sittings] == ["hf-base", "gguf-f16", "hf"]
-    assert chair.main is chair.sittings[2], "the one that was asked in the same way"
-    assert [each.is_before for each in chair.sittings] == [True, False, False]
+    assert [each.result.backend for each in chair.scores] == ["hf-base", "gguf-f16", "hf"]
+    assert chair.main is chair.scores[2], "the one that was asked in the same way"
+    assert [each.is_before for each in chair.scores] == [True, False, False]
 
 
 def test_several_runs_are_held_against_the_first(file: Path, tmp_path: Path) -> None:
@@ -230,10 +230,10 @@ def test_several_runs_are_held_against_the_first(file: Path, tmp_path: Path) -> 
         examine(folder, file, Model(wrong))
     told = report(folders)
     assert told.page == tmp_path / "three" / "report.html" and not (tmp_path / "one" / "report.html").exists()
-    assert told.book.title == "one, two and three"
-    for exam in told.book.exams:
-        assert [each.against.run.name if each.against else "" for each in exam.sittings] == ["", "one", "one"]
-        assert exam.main is exam.sittings[2]
+    assert told.results.title == "one, two and three"
+    for exam in told.results.exams:
+        assert [each.against.run.name if each.against else "" for each in exam.scores] == ["", "one", "one"]
+        assert exam.main is exam.scores[2]
 
 
 def test_runs_of_one_name_are_told_apart(file: Path, tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_answers_are_sorted_into_fixed_new_and_still(told: Report, demo: Path) -
             was, now = (len(row["wrong"]) if row["right"] is None else int(not row["right"]) for row in (old, new))
             if was or now:
                 expected["fixed" if now < was else "new" if now > was else "still"] += 1
-    album = answers.Album.of(told.book)
+    album = answers.Album.of(told.results)
     assert dict(album.counts) == expected and min(expected.values()) > 3
     order = [list(answers.KINDS).index(card.kind) for card in album.cards]
     assert order == sorted(order) and all(len(card.cases) <= answers.EACH for card in album.cards)
@@ -365,18 +365,18 @@ def test_answers_are_sorted_into_fixed_new_and_still(told: Report, demo: Path) -
 
 def test_what_got_worse_keeps_its_room(file: Path) -> None:
     """Of 10 places, 4 are kept for what got worse, were there ever so much that was mended."""
-    said = answers.Said(texts.marked("x", ()), "yes", True)
+    said = answers.ShownAnswer(texts.marked("x", ()), "yes", True)
     cards = []
     for number in range(40):
         kind: answers.Kind = "fixed" if number < 30 else "new"
-        cards.append(answers.Card(str(number), None, [answers.Case("pope", "?", kind, 1, said, said)]))
+        cards.append(answers.PictureCard(str(number), None, [answers.Case("pope", "?", kind, 1, said, said)]))
     chosen = answers._chosen(cards, 10)
     assert [card.kind for card in chosen] == ["fixed"] * 6 + ["new"] * 4
 
 
 def test_what_got_worse_is_not_cut_from_a_picture_either() -> None:
     """Three are shown of four that were mended, asked twice the same, and one that got worse."""
-    said = [answers.Said(texts.marked(str(number), ()), "yes", True) for number in range(5)]
+    said = [answers.ShownAnswer(texts.marked(str(number), ()), "yes", True) for number in range(5)]
     cases = [answers.Case("pope", "?", "fixed", 1, None, said[number]) for number in (0, 0, 1, 2, 3)]
     shown = answers._telling([*cases, answers.Case("pope", "?", "new", 1, None, said[4])])
     assert [(case.kind, case.after.text) for case in shown] == [("fixed", "0"), ("fixed", "1"), ("new", "4")]
@@ -521,7 +521,7 @@ def test_noised_pictures_are_left_out_where_the_model_is_not_here(tmp_path: Path
 
 
 def test_small_pictures_are_kept_as_they_are(file: Path, told: Report) -> None:
-    card = next(card for card in answers.Album.of(told.book).cards if card.name == "000.png")
+    card = next(card for card in answers.Album.of(told.results).cards if card.name == "000.png")
     assert (opened(card.picture) == np.asarray(Image.open(file.parent / "000.png"), np.float32)).all()
     assert opened(card.picture).shape == (SIDE, SIDE, 3)
 
@@ -589,7 +589,7 @@ def test_ticks_are_short(value: float, text: str) -> None:
 
 def test_sizes_stand_against_rates(demo: Path, told: Report) -> None:
     """The trained model's, transformers first; changes against that one are paired."""
-    found = {each.label: each for each in sizes.of(told.book)}
+    found = {each.label: each for each in sizes.of(told.results)}
     pope = found["pope"]
     assert [(backend.name, backend.size) for backend in pope.backends] == [
         ("hf", ""),
@@ -601,7 +601,7 @@ def test_sizes_stand_against_rates(demo: Path, told: Report) -> None:
     cell = pope.backends[2].cells[0]
     assert cell is not None and cell.change == PERCENT.change(change.value)
     assert [each.change for each in pope.backends[1].cells if each] == ["0.0"] * 4, "hf and f16 gave the same answers"
-    assert "No difference to hf" in found["chair"].told or "Beyond chance" in found["chair"].told
+    assert "No difference to hf" in found["chair"].agreement or "Beyond chance" in found["chair"].agreement
 
 
 def test_verify_and_environment_are_there(told: Report) -> None:
