@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -488,7 +488,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 class Anything(Encoder):
     """Takes every pair."""
 
-    def __call__(self, pair: Pair) -> Any:
+    def __call__(self, question: str, texts: Mapping[str, str]) -> Any:
         return None
 
 
