@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from minipovid.cli.output import JSON, print_json, print_result, print_table
 
@@ -57,26 +58,28 @@ def pairs() -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what the rules draw.")
 @click.option(
     "--count-on",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     metavar="FILE",
     help="Answers on which the rules count what goes together: a .txt with one a line, or data like FILE.  "
     "[default: FILE's own]",
 )
+@click.option(
+    "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the maker's own; may be repeated."
+)
 @click.option("--estimate", is_flag=True, help="Only say what it would take; nothing is sent.")
 @JSON
+@click.pass_context
 def make(
+    ctx: click.Context,
     file: Path,
     to: Path,
     maker: str,
     format: str | None,
     images: Path | None,
-    kind: str,
-    picture: bool,
-    seed: int,
-    count_on: Path | None,
+    options: tuple[str, ...],
     estimate: bool,
     as_json: bool,
-    **teacher: Any,
+    **flags: Any,
 ) -> None:
     """Make a dispreferred answer for every good one in FILE.
 
@@ -91,13 +94,20 @@ def make(
     """
     from minipovid.pairs import formats as shelf
     from minipovid.pairs import make as making
-    from minipovid.pairs.make.makers import MakerOptions
+    from minipovid.pairs.make.makers import MakerInputs
+    from minipovid.recipe import read as recipes
 
     def seeds() -> Any:
         return shelf.seeds(file, format)
 
-    shop = MakerOptions(seeds, lambda: _teacher(**teacher), kind=kind, picture=picture, seed=seed, count_on=count_on)
-    by = making.maker(maker, shop)
+    further = {
+        key.replace("-", "_"): value
+        for key, value in recipes.settings(options, "--option", "NAME=VALUE, for example seed=3").items()
+    }
+    own = {key: flags.pop(key) for key in ("kind", "picture", "seed", "count_on")}
+    # Each of these is one maker's own and others refuse it, so a default that nobody asked for stays out.
+    given = {key: own[key] for key in own if ctx.get_parameter_source(key) is not ParameterSource.DEFAULT}
+    by = making.maker(maker, MakerInputs(seeds, lambda: _teacher(**flags)), given | further)
     root = images or (file if file.is_dir() else file.parent)
     if estimate:
         print_result(making.estimate(seeds, by, to, root=root)._asdict(), as_json)

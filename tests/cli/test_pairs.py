@@ -11,6 +11,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from minipovid.cli import main
+from minipovid.pairs.make import makers
+from minipovid.pairs.make.makers import rule
 
 ANSWER = "A red cup stands to the left of a large dog on the table."
 
@@ -71,3 +73,76 @@ def test_what_cannot_be_read_is_one_sentence(folder: Path) -> None:
     for command in (["import", folder / "none.json", "--to", folder / "x"], ["check", folder / "none.json"]):
         refused = pairs(*command)
         assert refused.exit_code == 2 and len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_an_option_of_the_makers_own_is_a_flag_or_name_and_value(folder: Path) -> None:
+    """Both ways make the same pairs, other ones than without; what is left out is the maker's own default."""
+    for to, options in (("plain", []), ("flag", ["--seed", "3"]), ("named", ["--option", "seed=3"])):
+        last(pairs("make", folder / "llava.json", "--to", folder / to, "--maker", "rule", *options, "--json"))
+    plain, flag, named = ((folder / to / "pairs.jsonl").read_bytes() for to in ("plain", "flag", "named"))
+    assert plain != flag == named
+    (folder / "told.txt").write_text("A cup and a heron.\n")
+    for options in (["--count-on", folder / "told.txt"], ["--option", f"count-on={folder}/told.txt"]):
+        last(pairs("make", folder / "llava.json", "--to", folder / "to", "--maker", "rule", *options, "--json"))
+        told = json.loads((folder / "to" / "make.json").read_text())
+        assert told["maker"]["table"] == rule.table(["A cup and a heron."]).digest()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--seed", "3", "--model", "m"], "The maker povid has no option seed (--seed); it has kind, picture."),
+        (["--count-on", "x.txt"], "The maker povid has no option count_on (--count-on); it has kind, picture."),
+        (["--maker", "rule", "--kind", "auto"], "The maker rule has no option kind (--kind); it has seed, count_on."),
+        (["--maker", "rule", "--no-picture"], "The maker rule has no option picture (--picture); it has seed"),
+        (["--maker", "rule", "--option", "strength=2"], "The maker rule has no option strength (--strength); it has"),
+        (["--maker", "rule", "--option", "seed=x"], "--maker rule: seed is 'x', but it must be a whole number."),
+        (["--maker", "rule", "--option", "seed=["], "--option seed: '[' is not a YAML value"),
+        (["--maker", "rule", "--option", "seed"], "--option takes NAME=VALUE, for example seed=3; this is 'seed'."),
+    ],
+)
+def test_what_the_maker_does_not_know_is_refused(folder: Path, options: list[str], sentence: str) -> None:
+    refused = pairs("make", folder / "llava.json", "--to", folder / "made", *options)
+    assert refused.exit_code == 2 and sentence in refused.stderr and "Traceback" not in refused.stderr
+    assert not (folder / "made").exists()
+
+
+SHOUTING = '''
+"""A maker that a stranger wrote: the answer, louder."""
+from dataclasses import dataclass
+from minipovid.inference.remote import Usage
+from minipovid.pairs.make.makers import Outcome
+from minipovid.pairs.pair import Pair
+
+@dataclass(frozen=True)
+class Options:
+    marks: int = 1
+
+def maker(inputs, options):
+    return Shouting(options)
+
+@dataclass(frozen=True)
+class Shouting:
+    options: Options
+    workers = 2
+
+    def identity(self): return {"maker": "shouting v1", "marks": self.options.marks}
+    def estimate(self, seed, picture): return Usage()
+    def stop(self): pass
+    def spent(self): return Usage()
+    def cost(self, usage): return None
+    def make(self, seed, picture):
+        loud = seed.answer.upper() + "!" * self.options.marks
+        return Outcome(Pair(seed.id, str(seed.image), seed.prompt, seed.answer, loud, {"rejected": "shouting v1"}))
+'''
+
+
+def test_a_new_maker_is_one_file_and_no_edit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "shelf").mkdir()
+    (folder / "shelf" / "shouting.py").write_text(SHOUTING)
+    monkeypatch.setattr(makers, "__path__", [*makers.__path__, str(folder / "shelf")])
+    options = ["--maker", "shouting", "--option", "marks=3", "--json"]
+    assert last(pairs("make", folder / "llava.json", "--to", folder / "made", *options))["pairs"] == 3
+    rows = [json.loads(line) for line in (folder / "made" / "pairs.jsonl").read_text().splitlines()]
+    assert [row["rejected"] for row in rows] == [f"{ANSWER.upper()} {number}.!!!" for number in range(3)]
+    assert json.loads((folder / "made" / "make.json").read_text())["maker"] == {"maker": "shouting v1", "marks": 3}

@@ -18,6 +18,7 @@ import pytest
 from bad_server import KITE, BadServer
 from PIL import Image
 
+from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.images.embedded import embedded
 from minipovid.inference.remote import Limits, Prices, Usage
@@ -26,7 +27,7 @@ from minipovid.inference.remote.retry import Pause
 from minipovid.inference.remote.server import Server
 from minipovid.pairs import make as making
 from minipovid.pairs.formats import Seed, jsonl
-from minipovid.pairs.make.makers import MakerOptions, Outcome, povid
+from minipovid.pairs.make.makers import MakerInputs, Outcome, povid
 from minipovid.pairs.pair import BadRow, Pair
 
 KEY = "sk-very-secret-0123456789"
@@ -165,7 +166,7 @@ def test_the_teacher_is_told_what_was_wrong(tmp_path: Path, photos: Path) -> Non
 
 def test_a_teacher_that_only_reads_gets_no_picture(tmp_path: Path, photos: Path) -> None:
     with BadServer() as server:
-        run(seeds(1), povid.Injector(teacher(server), with_picture=False), tmp_path / "to", photos)
+        run(seeds(1), povid.Injector(teacher(server), povid.Options(picture=False)), tmp_path / "to", photos)
         assert server.seen[0].body["messages"][1]["content"].endswith(ANSWER.format(n=0))
 
 
@@ -207,13 +208,14 @@ def test_the_prompts_are_whole_and_named_in_the_pair(tmp_path: Path, photos: Pat
 
 def test_an_unknown_kind_of_prompt_is_refused() -> None:
     with pytest.raises(MinipovidError, match="no kind 'wild' of prompt; known: auto, description, reasoning"):
-        making.maker("povid", MakerOptions(seeds=lambda: [], teacher=lambda: pytest.fail("asked"), kind="wild"))
+        making.maker("povid", MakerInputs(lambda: [], lambda: pytest.fail("asked")), {"kind": "wild"})
 
 
 def test_makers_are_found_on_the_shelf() -> None:
-    assert making.makers() == ["povid", "rule"]
-    with pytest.raises(MinipovidError, match="There is no 'jsonl' among the makers. Known: povid, rule."):
-        making.maker("jsonl", MakerOptions(seeds=lambda: [], teacher=lambda: pytest.fail("asked")))
+    names = shelf.names("pairs.make.makers")
+    assert {"povid", "rule"} <= set(names)
+    with pytest.raises(MinipovidError, match=f"There is no 'jsonl' among the makers. Known: {', '.join(names)}."):
+        making.maker("jsonl", MakerInputs(lambda: [], lambda: pytest.fail("asked")))
 
 
 @pytest.mark.parametrize(("limits", "pairs"), [(Limits(requests=7), 7), (Limits(tokens=780), 7)])
@@ -249,7 +251,10 @@ def test_make_json_tells_who_made_it_and_what_it_took(tmp_path: Path, photos: Pa
         host = server.url.removeprefix("http://")
     told = json.loads((tmp_path / "to/make.json").read_text())
     assert told == json.loads(json.dumps({**counts.as_dict(), "maker": told["maker"]}))
-    assert told["maker"]["server"] == host and told["maker"]["prompts"] == ["description.v1", "reasoning.v1"]
+    assert told["maker"] == {
+        **{"server": host, "model": "bad", "temperature": 0.7, "max_tokens": 1024, "maker": "povid"},
+        **{"prompts": ["description.v1", "reasoning.v1"], "kind": "auto", "picture": True},
+    }
     assert (told["asked_again"], told["kinds"]) == (1, {"object": 3})
     assert told["usage"] == {"requests": 4, "prompt_tokens": 400, "answer_tokens": 40, "estimated": 0}
     assert told["this_run"]["requests"] == 5

@@ -14,7 +14,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.pairs import lexicon
 from minipovid.pairs import make as making
 from minipovid.pairs.formats import Seed, jsonl
-from minipovid.pairs.make.makers import MakerOptions, rule
+from minipovid.pairs.make.makers import MakerInputs, rule
 from minipovid.pairs.pair import BadRow, Pair
 
 KITCHEN = "A brown table stands in front of a white oven. Two cups are on the left side of the table."
@@ -227,7 +227,7 @@ def test_the_lists_are_whole() -> None:
 
 def counted(count_on: Path | None) -> rule.Rules:
     seeds = [Seed("1", "a.png", "Tell.", "A boat on a lake."), BadRow("row 2", "the answer is empty")]
-    return rule.maker(MakerOptions(lambda: seeds, count_on=count_on))
+    return rule.maker(MakerInputs(lambda: seeds), rule.Options(count_on=None if count_on is None else str(count_on)))
 
 
 def test_other_answers_may_be_counted(tmp_path: Path) -> None:
@@ -264,8 +264,8 @@ def test_answers_that_cannot_be_counted_are_named(tmp_path: Path, name: str, con
 def test_pairs_are_made_end_to_end_without_a_teacher(tmp_path: Path) -> None:
     seeds = [Seed(str(n), "a.png", "Tell.", answer) for n, answer in enumerate([*ANSWERS, "Hmm."])]
     rows = [*seeds, BadRow("row 9", "the answer is empty")]
-    shop = MakerOptions(seeds=lambda: rows, teacher=lambda: pytest.fail("asked"), seed=3)
-    by = making.maker("rule", shop)
+    inputs = MakerInputs(lambda: rows, lambda: pytest.fail("asked"))
+    by = making.maker("rule", inputs, {"seed": 3})
     counts = making.make(lambda: rows, by, tmp_path / "to", root=tmp_path, progress=False)
     assert (counts.rows, counts.pairs, counts.failures, counts.left) == (9, 7, 2, 0)
     pairs = list(jsonl.read(tmp_path / "to/pairs.jsonl"))
@@ -276,5 +276,6 @@ def test_pairs_are_made_end_to_end_without_a_teacher(tmp_path: Path) -> None:
     assert "nothing can be changed by rule in 'Hmm.'" in failures[0]["reasons"][0]
     before = (tmp_path / "to/pairs.jsonl").read_bytes()
     random.seed(99)
-    making.make(lambda: rows, making.maker("rule", shop), tmp_path / "again", root=tmp_path, progress=False)
+    again = making.maker("rule", inputs, {"seed": 3})
+    making.make(lambda: rows, again, tmp_path / "again", root=tmp_path, progress=False)
     assert (tmp_path / "again/pairs.jsonl").read_bytes() == before

@@ -14,9 +14,10 @@ rows = pairs + failures + left; `left` are those that an interruption or a spent
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from minipovid.common import shelf
 from minipovid.common.caches import cache_folder
@@ -31,14 +32,11 @@ from minipovid.pairs.formats import Seed, jsonl
 from minipovid.pairs.make.journal import NAME, Journal
 from minipovid.pairs.make.ledger import Counts as Counts
 from minipovid.pairs.make.ledger import Ledger
-from minipovid.pairs.make.makers import Maker, MakerOptions, Outcome
+from minipovid.pairs.make.makers import Maker, MakerInputs, Outcome, Seeds
 from minipovid.pairs.make.progress import Progress
 from minipovid.pairs.pair import BadRow, Pair
 from minipovid.recipe import run_folder
-
-if TYPE_CHECKING:
-    from minipovid.pairs.make.makers import Seeds
-
+from minipovid.recipe.strict import validated
 
 _KEPT = "What was finished is kept; the same command goes on from there."
 
@@ -63,14 +61,18 @@ class Estimate(NamedTuple):
     cost_if_all_asked_thrice: float | None
 
 
-def makers() -> list[str]:
-    """The makers on the shelf."""
-    return shelf.names("pairs.make.makers")
+def maker(name: str, inputs: MakerInputs, options: Mapping[str, Any] | None = None) -> Maker:
+    """The maker of a file on the shelf, with those of its options that are given.
 
-
-def maker(name: str, shop: MakerOptions) -> Maker:
-    """Raises MinipovidError where the shelf has no such maker, and what the maker raises."""
-    made: Maker = shelf.load("pairs.make.makers", name).maker(shop)
+    Raises MinipovidError for an unknown maker or option, a value that an option cannot have, and what the maker raises.
+    """
+    module = shelf.load("pairs.make.makers", name)
+    known = [field.name for field in fields(module.Options)]
+    for key in options or {}:
+        if key not in known:
+            flag = f"--{key.replace('_', '-')}"
+            raise MinipovidError(f"The maker {name} has no option {key} ({flag}); it has {', '.join(known)}.")
+    made: Maker = module.maker(inputs, validated(module.Options, options or {}, f"--maker {name}"))
     return made
 
 

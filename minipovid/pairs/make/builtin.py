@@ -14,7 +14,7 @@ from minipovid import tinyworld
 from minipovid.common.caches import cache_folder
 from minipovid.pairs import formats, make
 from minipovid.pairs.formats import Seed
-from minipovid.pairs.make.makers import MakerOptions, rule
+from minipovid.pairs.make.makers import MakerInputs, rule
 from minipovid.pairs.pair import BadRow
 from minipovid.recipe import run_folder
 from minipovid.tinyworld.world import once
@@ -35,5 +35,5 @@ def _make(world: Path, to: Path) -> None:
     def seeds() -> Iterator[Seed | BadRow]:
         return formats.seeds(world / "seeds.json", "llava")
 
-    maker = make.maker("rule", MakerOptions(seeds, count_on=world / "everyday.txt"))
+    maker = make.maker("rule", MakerInputs(seeds), {"count_on": str(world / "everyday.txt")})
     make.make(seeds, maker, to, root=world, progress=False)

@@ -1,7 +1,21 @@
-"""WHO MAKES A PAIR OF A GOOD ANSWER: one file per maker, named as in `pairs make --maker NAME`; it has `maker(shop)`.
+"""WHO MAKES A PAIR OF A GOOD ANSWER: one file per maker, named as in `pairs make --maker NAME`.
 
-maker = povid.maker(shop)
-outcome = maker.make(seed, picture)       # outcome.pair, or outcome.reasons why there is none
+A file defines these two; nothing else anywhere lists it, its options or their names:
+
+    @dataclass(frozen=True)
+    class Options:                        what users may set, each with a default: a number, text, true or false
+        strength: float = 0.5             `--option strength=0.3`; checked by its type before `maker` gets it
+
+    def maker(inputs: MakerInputs, options: Options) -> Maker
+
+`maker` raises MinipovidError for an option that cannot be and a file that it cannot use. What it returns is called from
+several threads, with a seed each:
+
+    outcome = maker.make(seed, picture)   # outcome.pair, or outcome.reasons why there is none
+
+Outcomes are kept under the seed and `identity()` (journal.py): whatever decides an outcome must be in that, every
+option, the version of rules or prompts, the teacher's own identity; else an old outcome is taken for a new one.
+rule.py asks nobody, povid.py a teacher.
 """
 
 from __future__ import annotations
@@ -9,16 +23,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from minipovid.common.errors import MinipovidError
 from minipovid.inference.remote import ChatModel, Usage
+from minipovid.pairs.formats import Seed
 from minipovid.pairs.pair import BadRow, Pair
 
-if TYPE_CHECKING:
-    from minipovid.pairs.formats import Seed
-
-    Seeds = Callable[[], Iterable[Seed | BadRow]]  # from the first, as often as it is called
+Seeds = Callable[[], Iterable[Seed | BadRow]]  # from the first, as often as it is called
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Maker(Protocol):
         """What decides an outcome, beside the seed; ready for JSON, and written into make.json."""
 
     def make(self, seed: Seed, picture: Path) -> Outcome:
-        """Raises teacher.Stopped where it may not go on; the seed is then left for a later run."""
+        """Raises remote.Stopped where it may not go on; the seed is then left for a later run."""
 
     def estimate(self, seed: Seed, picture: Path) -> Usage:
         """What the seed will take if the first answer is good; nothing is sent."""
@@ -62,12 +74,8 @@ def no_teacher() -> NoReturn:
 
 
 @dataclass(frozen=True)
-class MakerOptions:
-    """What makers may take: `teacher` is called by who needs one."""
+class MakerInputs:
+    """What every maker is lent; `teacher` is called, once, by who needs one."""
 
     seeds: Seeds
     teacher: Callable[[], ChatModel] = no_teacher
-    kind: str = "auto"  # povid's
-    picture: bool = True  # povid's
-    seed: int = 0  # rule's
-    count_on: Path | None = None  # rule's: other answers than the seeds' to count what goes together on

@@ -22,7 +22,7 @@ from minipovid.inference.remote.picture import Picture
 from minipovid.inference.remote.structured import parsed
 from minipovid.pairs.formats import Seed, short
 from minipovid.pairs.injection import NotInjected, injected, schema
-from minipovid.pairs.make.makers import MakerOptions, Outcome
+from minipovid.pairs.make.makers import MakerInputs, Outcome
 from minipovid.pairs.pair import Pair
 
 PROMPTS = {"description": "description.v1", "reasoning": "reasoning.v1"}
@@ -73,20 +73,25 @@ def kind_of(question: str, answer: str) -> str:
     return "reasoning" if _JUDGES.search(question) or _CONCLUDES.search(answer) else "description"
 
 
-def maker(shop: MakerOptions) -> Injector:
+@dataclass(frozen=True)
+class Options:
+    kind: str = "auto"  # what the answers are: a key of PROMPTS, or as each looks
+    picture: bool = True  # does the teacher see it? Some read and do not see
+
+
+def maker(inputs: MakerInputs, options: Options) -> Injector:
     """Raises MinipovidError for an unknown kind of prompt, and what the teacher raises."""
-    if shop.kind != "auto" and shop.kind not in PROMPTS:
-        raise MinipovidError(f"There is no kind {shop.kind!r} of prompt; known: auto, {', '.join(PROMPTS)}.")
-    return Injector(shop.teacher(), shop.kind, shop.picture)
+    if options.kind != "auto" and options.kind not in PROMPTS:
+        raise MinipovidError(f"There is no kind {options.kind!r} of prompt; known: auto, {', '.join(PROMPTS)}.")
+    return Injector(inputs.teacher(), options)
 
 
 @dataclass(frozen=True)
 class Injector:
-    """The maker. `with_picture` False is for teachers that read and do not see."""
+    """The maker."""
 
     teacher: ChatModel
-    kind: str = "auto"
-    with_picture: bool = True
+    options: Options = Options()
 
     @property
     def workers(self) -> int:
@@ -98,8 +103,8 @@ class Injector:
             **self.teacher.identity(),
             "maker": "povid",
             "prompts": sorted(PROMPTS.values()),
-            "kind": self.kind,
-            "picture": self.with_picture,
+            "kind": self.options.kind,
+            "picture": self.options.picture,
         }
 
     def stop(self) -> None:
@@ -116,7 +121,7 @@ class Injector:
         return Usage(1, tokens(messages), text_tokens(seed.answer) + _SPAN_TOKENS)
 
     def make(self, seed: Seed, picture: Path) -> Outcome:
-        """Ask, check, and ask again with the reason. Raises teacher.Stopped."""
+        """Ask, check, and ask again with the reason. Raises remote.Stopped."""
         told = self._prompt(seed)
         messages = self._messages(told, seed, picture)
         usage, reasons = Usage(), list[str]()
@@ -136,12 +141,13 @@ class Injector:
         return Outcome(None, tuple(reasons), usage)
 
     def _prompt(self, seed: Seed) -> Prompt:
-        kind = kind_of(seed.prompt, seed.answer) if self.kind == "auto" else self.kind
+        kind = self.options.kind
+        kind = kind_of(seed.prompt, seed.answer) if kind == "auto" else kind
         return prompt(PROMPTS[kind])
 
     def _messages(self, told: Prompt, seed: Seed, picture: Path) -> list[Message]:
         asked = _filled(told.user, {"question": seed.prompt, "answer": seed.answer})
-        seen = Picture(picture) if self.with_picture else None
+        seen = Picture(picture) if self.options.picture else None
         return [Message("system", told.task), Message("user", asked, seen)]
 
     def _pair(self, seed: Seed, told: Prompt, reply: Reply) -> Pair:

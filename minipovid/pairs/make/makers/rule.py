@@ -32,7 +32,7 @@ from minipovid.inference.remote import Usage
 from minipovid.pairs import lexicon
 from minipovid.pairs.formats import Seed, seeds, short
 from minipovid.pairs.lexicon import BEFORE_A_PROPERTY, SMALL, WORD, Thing, Things, article, swap_pattern, swaps
-from minipovid.pairs.make.makers import MakerOptions, Outcome
+from minipovid.pairs.make.makers import MakerInputs, Outcome
 from minipovid.pairs.pair import Pair, Span
 
 VERSION = "rule v2"  # raise it when the rules or the words change: pairs are made anew
@@ -124,25 +124,33 @@ def table(answers: Sequence[str]) -> Table:
     return Table(things, together, said)
 
 
-def maker(shop: MakerOptions) -> Rules:
+@dataclass(frozen=True)
+class Options:
+    seed: int = 0  # of what the rules draw
+    count_on: str | None = None  # a file of other answers than the seeds' to count what goes together on
+
+
+def maker(inputs: MakerInputs, options: Options) -> Rules:
     """Raises MinipovidError where `count_on` cannot be read or holds no answers."""
-    if shop.count_on is None:
-        return Rules(table([seed.answer for seed in shop.seeds() if isinstance(seed, Seed)]), shop.seed)
-    return Rules(table(_told(shop.count_on)), shop.seed)
+    if options.count_on is None:
+        answers = [seed.answer for seed in inputs.seeds() if isinstance(seed, Seed)]
+    else:
+        answers = _answers(Path(options.count_on))
+    return Rules(table(answers), options.seed)
 
 
-def _told(path: Path) -> list[str]:
-    """The answers of a text file, one a line, or of any data that seeds can be read from."""
+def _answers(path: Path) -> list[str]:
+    """Those of a text file, one a line, or of any data that seeds can be read from."""
     if path.suffix.lower() == ".txt":
         try:
-            told = path.read_text(encoding="utf-8-sig").split("\n")
+            answers = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise MinipovidError(f"The answers {path} cannot be read: {error}.") from None
     else:
-        told = [seed.answer for seed in seeds(path) if isinstance(seed, Seed)]
-    if not any(map(str.strip, told)):
+        answers = [seed.answer for seed in seeds(path) if isinstance(seed, Seed)]
+    if not any(map(str.strip, answers)):
         raise MinipovidError(f"{path} holds no answers to count what goes together on.")
-    return told
+    return answers
 
 
 @dataclass(frozen=True)
