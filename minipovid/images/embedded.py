@@ -3,7 +3,7 @@
     image = of(row, "images", "image")   # a path, or Embedded: "<sha256>.png", a str whose .data are the bytes
     name = Store(folder).keep(image)     # folder/<sha256>.png now holds them, byte for byte
 
-A reader on the `pairs` shelf only names pictures; who wants files keeps them. A name that says the content makes all
+A reader (pairs/formats) only names pictures; who wants files keeps them. A name that says the content makes all
 of it safe to repeat: killed, run twice or by two runs at once, no file is ever half-written or written twice.
 """
 

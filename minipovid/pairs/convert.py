@@ -1,4 +1,4 @@
-"""Data sets in and out: any format on the `pairs` shelf becomes our own folder, and our pairs become TRL's columns.
+"""Data sets in and out: any format on the shelf formats/ becomes our own folder, and our pairs become TRL's columns.
 
     import_pairs(Path("RLAIF-V_000.parquet"), to=Path("mine"))       # mine/pairs.jsonl, mine/images/, mine/import.json
     export_trl(Path("mine/pairs.jsonl"), to=Path("mine.parquet"))    # for datasets.load_dataset and TRL's DPOTrainer
@@ -21,8 +21,9 @@ from minipovid.common.files import finished, sweep
 from minipovid.images.embedded import Embedded, Store, placed
 from minipovid.images.load import inside, load
 from minipovid.pairs import formats as shelf
-from minipovid.pairs.formats import Unpaired, jsonl, where
-from minipovid.pairs.pair import BadRow, Pair
+from minipovid.pairs.formats import jsonl
+from minipovid.pairs.pair import BadRow, Pair, Unpaired
+from minipovid.pairs.reading import where
 from minipovid.recipe import run_folder
 
 PICTURES = "images"  # the folder of pictures below an import, or beside an export
@@ -50,9 +51,10 @@ def import_pairs(
 ) -> Imported:
     """Bring a data set into the folder `to`; `data.path: <to>/pairs.jsonl` then trains on it as it is.
 
-    `format` is a name on the `pairs` shelf (default: as recognised), `images` the folder of its picture paths (default:
-    where it lies), `limit` a number of pairs and bad rows together; `progress` is called after each. Bad rows are left
-    out and named in <to>/import.json. Raises MinipovidError where no row is usable or `to` holds anything else.
+    `format` is a file on the shelf formats/ (default: as recognised), `images` the folder of its picture paths
+    (default: where it lies), `limit` a number of pairs and bad rows together; `progress` is called after each. Bad rows
+    are left out and named in <to>/import.json. Raises MinipovidError where no row is usable or `to` holds anything
+    else.
     """
     name = format or shelf.detect(path)
     begun = {"source": str(path.resolve()), "format": name}

@@ -1,4 +1,4 @@
-"""One preference about one picture, and a row that is none: what whoever reads, makes or checks pairs hands on."""
+"""The nouns of this room: a preference about a picture, a seed of which one is made, and a row that is neither."""
 
 from __future__ import annotations
 
@@ -43,3 +43,22 @@ class BadRow(NamedTuple):
 
     where: str  # "row 12" or "row 12 (id 000000393212)"
     why: str
+
+
+class Unpaired(BadRow):
+    """A sound row out of which the format's own rule makes no pair; it stops no run."""
+
+    __slots__ = ()
+
+
+class Seed(NamedTuple):
+    """A picture, what is asked of it and a good answer: what a maker makes a Pair of.
+
+    No Pair without its rejected half: every consumer of pairs counts on two answers that differ.
+    """
+
+    id: str
+    image: str
+    prompt: str
+    answer: str
+    source: str = "ground truth"  # who gave the answer

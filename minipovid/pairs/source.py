@@ -14,9 +14,9 @@ from minipovid.images import load as images
 from minipovid.images.embedded import Embedded, Store, placed
 from minipovid.models.encoder import Encoder
 from minipovid.pairs import formats
-from minipovid.pairs.formats import Unpaired, where
 from minipovid.pairs.make import builtin
-from minipovid.pairs.pair import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair, Unpaired
+from minipovid.pairs.reading import where
 from minipovid.recipe import run_folder
 from minipovid.recipe.schema import BUILTIN, DataSection, ModelSection
 

@@ -23,10 +23,10 @@ from minipovid.inference.remote.client import Teacher
 from minipovid.inference.remote.server import Server
 from minipovid.inference.remote.structured import parsed
 from minipovid.pairs import make as making
-from minipovid.pairs.formats import Seed, jsonl
+from minipovid.pairs.formats import jsonl
 from minipovid.pairs.injection import KINDS, schema
 from minipovid.pairs.make.makers import povid
-from minipovid.pairs.pair import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair, Seed
 
 QUESTIONS = [
     ("Is there a ring in the picture?", "Yes."),

@@ -36,8 +36,9 @@ from minipovid.images import embedded as pictures
 from minipovid.models.encoder import Encoder
 from minipovid.pairs import convert
 from minipovid.pairs import formats as pairs
-from minipovid.pairs.formats import Seed, Unpaired, jsonl
-from minipovid.pairs.pair import BadRow, Pair
+from minipovid.pairs.formats import jsonl
+from minipovid.pairs.pair import BadRow, Pair, Seed, Unpaired
+from minipovid.pairs.reading import where
 from minipovid.pairs.source import load_pairs, locate
 from minipovid.recipe.schema import DataSection
 
@@ -642,7 +643,7 @@ def test_a_table_counts_rows_as_a_spreadsheet_does(tmp_path: Path) -> None:
     text = 'image,prompt,chosen,rejected\na.png,Why?,"A,\nb.",B.\na.png,Why?,A.\n\na.png,Why?,A.,\n'
     (tmp_path / "t.csv").write_text(text)
     first, short, empty = pairs.reader("csv").read(tmp_path / "t.csv")
-    assert isinstance(first, Pair) and first.chosen == "A,\nb." and pairs.where(first, 1) == "row 2"
+    assert isinstance(first, Pair) and first.chosen == "A,\nb." and where(first, 1) == "row 2"
     assert short == BadRow("row 3", "the row has 3 cells, the header 4; a text with a comma in it needs quotes")
     assert empty == BadRow("row 5", "the rejected answer is empty")
 
@@ -842,7 +843,7 @@ def test_a_new_format_is_one_new_file(tmp_path: Path, monkeypatch: pytest.Monkey
     """A file on the shelf, with nothing but `read`, is found by name and recognised."""
     body = (
         "from minipovid.common.data_files import rows\n"
-        "from minipovid.pairs.formats import checked\nfrom minipovid.pairs.pair import Pair\n"
+        "from minipovid.pairs.pair import Pair\nfrom minipovid.pairs.reading import checked\n"
         "def _pair(row):\n    return Pair('', row['pic'], row['q'], row['w'], row['l'])\n"
         "def read(path):\n    yield from checked(rows(path), _pair, foreign=True)\n"
     )
@@ -922,8 +923,8 @@ def test_an_id_keeps_its_row_across_processes(tmp_path: Path) -> None:
     (pair,) = pairs.reader("trl").read(as_json(tmp_path, [TRL]))
     assert isinstance(pair, Pair) and pair.id == "row 1"
     again = pickle.loads(pickle.dumps(pair))  # noqa: S301 - our own, as a data loader sends it to its workers
-    assert again == pair and pairs.where(again, 9) == "row 1"
-    assert pairs.where(Pair("x", "a.png", "Q?", "A.", "B."), 9) == "row 9 (id x)"
+    assert again == pair and where(again, 9) == "row 1"
+    assert where(Pair("x", "a.png", "Q?", "A.", "B."), 9) == "row 9 (id x)"
 
 
 # --- the rows of a file ---

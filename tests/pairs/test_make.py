@@ -26,9 +26,9 @@ from minipovid.inference.remote.client import Teacher
 from minipovid.inference.remote.retry import Pause
 from minipovid.inference.remote.server import Server
 from minipovid.pairs import make as making
-from minipovid.pairs.formats import Seed, jsonl
+from minipovid.pairs.formats import jsonl
 from minipovid.pairs.make.makers import MakerInputs, Outcome, povid
-from minipovid.pairs.pair import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair, Seed
 
 KEY = "sk-very-secret-0123456789"
 ANSWER = "A red boat number {n} lies on the sand beside two people."
@@ -390,8 +390,8 @@ import subprocess
 import sys
 from pathlib import Path
 from minipovid.pairs import make as making
-from minipovid.pairs.formats import Seed
 from minipovid.pairs.make.makers import povid
+from minipovid.pairs.pair import Seed
 from minipovid.inference.remote.client import Teacher
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
 to, photos, rows = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

@@ -19,8 +19,8 @@ from minipovid.inference.remote import Stopped, Usage
 from minipovid.inference.remote.client import Teacher
 from minipovid.inference.remote.server import Server
 from minipovid.pairs import make as making
-from minipovid.pairs.formats import Seed
 from minipovid.pairs.make.makers import Maker, MakerInputs, Outcome
+from minipovid.pairs.pair import Seed
 from minipovid.recipe.read import value
 from minipovid.recipe.strict import validated
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
+from minipovid.pairs import formats
 from minipovid.pairs.formats import jsonl, povid
 from minipovid.pairs.pair import BadRow, Pair, Span
 
@@ -46,11 +50,82 @@ def read_jsonl(folder: Path, *lines: Any) -> list[Pair | BadRow]:
     return list(jsonl.read(path))
 
 
-def test_everything_on_the_shelf_reads_or_makes() -> None:
-    assert {"jsonl", "povid"} < set(shelf.names("pairs.formats"))
-    for name in shelf.names("pairs.formats"):
-        module = shelf.load("pairs.formats", name)
-        assert any(callable(getattr(module, ability, None)) for ability in ("read", "seeds", "maker")), name
+# --- what every file on the shelf must keep ---
+
+SHELF = "pairs.formats"
+ABILITIES = ("read", "seeds", "claims")
+EVERY_FORMAT = pytest.mark.parametrize("name", shelf.names(SHELF))
+
+
+def abilities(name: str) -> dict[str, Any]:
+    """What the format's own file defines of the contract."""
+    module = shelf.load(SHELF, name)
+    each = {ability: getattr(module, ability, None) for ability in ABILITIES}
+    return {key: function for key, function in each.items() if getattr(function, "__module__", "") == module.__name__}
+
+
+def readings(name: str, path: Path) -> Iterator[list[Any]]:
+    """The file's rows, read as pairs and as seeds; a format that refuses it as a whole does so in one sentence."""
+    for ability in ("read", "seeds"):
+        if ability in abilities(name):
+            try:
+                rows = abilities(name)[ability](path)
+                assert isinstance(rows, Iterator), "a file may be larger than memory"
+                yield list(rows)
+            except MinipovidError as error:
+                assert str(path) in str(error) and "\n" not in str(error) and str(error).endswith("."), error
+
+
+def test_the_shelf_holds_formats_and_nothing_else() -> None:
+    names = shelf.names(SHELF)
+    assert len(names) >= 11 and {"jsonl", "povid"} < set(names)
+    assert all({"read", "seeds"} & abilities(name).keys() for name in names)
+    assert formats.formats() == [name for name in names if "read" in abilities(name)]
+    assert formats.formats("seeds") == [name for name in names if "seeds" in abilities(name)]
+
+
+@EVERY_FORMAT
+def test_a_format_takes_what_the_contract_says(name: str) -> None:
+    for ability, function in abilities(name).items():
+        (parameter,) = inspect.signature(function).parameters
+        assert parameter == ("row" if ability == "claims" else "path"), ability
+
+
+@EVERY_FORMAT
+def test_a_format_claims_no_row_of_strangers(name: str) -> None:
+    claims = abilities(name).get("claims", lambda row: 0)
+    strangers: list[dict[str, Any]] = [{}, {"instruction": "x", "output": "y"}, {"text": "x"}, {"image": "a.png"}]
+    assert [claims(row) for row in strangers] == [0] * len(strangers)
+
+
+@EVERY_FORMAT
+def test_a_file_without_rows_gives_none_and_one_that_is_not_there_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for file, content in (("empty", ""), ("white.json", " \n"), ("list.json", "[]"), ("lines.jsonl", "\n")):
+        (tmp_path / file).write_text(content)
+        assert all(rows == [] for rows in readings(name, tmp_path / file)), file
+    for path in (tmp_path / "absent.json", tmp_path / "folder"):
+        assert all(rows == [] for rows in readings(name, path)), path
+    assert not list(readings(name, tmp_path / "absent.json"))
+    for path in (tmp_path / "empty", tmp_path / "list.json", tmp_path / "folder"):
+        with pytest.raises(MinipovidError, match=re.escape(str(path))):
+            formats.detect(path)
+
+
+@EVERY_FORMAT
+def test_what_is_no_row_of_the_format_is_a_bad_row(name: str, tmp_path: Path) -> None:
+    """Each with its place and one clause; bytes that are no text are refused as a whole or row by row."""
+    odd: list[Any] = [5, "x", None, [], {}, {"id": 1}, {"image": "a.png"}, {"id": "ü", "prompt": {"a": [[]]}}]
+    (tmp_path / "a.json").write_text(json.dumps(odd))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in odd))
+    (tmp_path / "a.csv").write_text("image,note\na.png,x\nb.png\n")
+    (tmp_path / "a.bin").write_bytes(bytes(range(256)))
+    for file in ("a.json", "a.jsonl", "a.csv", "a.bin"):
+        for rows in readings(name, tmp_path / file):
+            assert len(rows) == len(odd) if file in ("a.json", "a.jsonl") else rows
+            for row in rows:
+                assert isinstance(row, BadRow) and row.where.startswith("row ")
+                assert row.why and "\n" not in row.why and not row.why.endswith(".")
 
 
 def test_a_povid_row_becomes_a_pair(tmp_path: Path) -> None:

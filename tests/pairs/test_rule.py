@@ -13,9 +13,9 @@ import pytest
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs import lexicon
 from minipovid.pairs import make as making
-from minipovid.pairs.formats import Seed, jsonl
+from minipovid.pairs.formats import jsonl
 from minipovid.pairs.make.makers import MakerInputs, rule
-from minipovid.pairs.pair import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair, Seed
 
 KITCHEN = "A brown table stands in front of a white oven. Two cups are on the left side of the table."
 ANSWERS = [

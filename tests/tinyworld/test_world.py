@@ -19,7 +19,7 @@ from world_claims import RELATIONS, claims, holds
 
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs import formats
-from minipovid.pairs.formats import Seed
+from minipovid.pairs.pair import Seed
 from minipovid.tinyworld import CHECKPOINT, OBJECTS, materialise, seeds, text, world
 from minipovid.tinyworld.scenes import (
     COLOURS,

@@ -26,8 +26,8 @@ from minipovid.pairs.check.report import Report
 from minipovid.pairs.check.sources import Makers
 from minipovid.pairs.check.tokens import Tokens
 from minipovid.pairs.check.wording import wording
-from minipovid.pairs.formats import Unpaired, where
-from minipovid.pairs.pair import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair, Unpaired
+from minipovid.pairs.reading import where
 from minipovid.pairs.source import Source, find
 
 __all__ = ["SAMPLE", "Report", "check"]
@@ -49,7 +49,7 @@ def check(
 ) -> Report:
     """Look at every row of a pairs file, a run folder or `tinyworld`; `progress` is called after each.
 
-    `format` is a name on the `pairs` shelf (default: as recognised), `images` the folder of the picture paths
+    `format` is a file on the shelf formats/ (default: as recognised), `images` the folder of the picture paths
     (default: where the pairs lie). With a `model` (a run names its own) the tokens are counted, and rows of more than
     `max_length` (default: the recipe's) are problems. Without `decode` pictures are only looked for. Raises
     MinipovidError where the file as a whole cannot be read.

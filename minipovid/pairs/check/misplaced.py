@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from minipovid.common.data_files import short
 from minipovid.models.chat_template import IMAGE
 from minipovid.pairs.check.findings import Finding
-from minipovid.pairs.formats import short
 from minipovid.pairs.injection import talk
 from minipovid.pairs.pair import Pair
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from minipovid.common.data_files import Bad
 from minipovid.common.errors import MinipovidError
 from minipovid.images.embedded import extension
-from minipovid.pairs.formats import Bad, Seed, checked_seeds
-from minipovid.pairs.pair import BadRow
+from minipovid.pairs.pair import BadRow, Seed
+from minipovid.pairs.reading import checked_seeds
 
 PROMPT = "Describe this image in detail."  # what a caption answers
 

@@ -12,11 +12,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from minipovid.common.data_files import looks_like, of_text
+from minipovid.common.data_files import Bad, looks_like, of_text, short, text
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
-from minipovid.pairs.formats import Bad, checked, known, short, text
 from minipovid.pairs.pair import BadRow, Pair, Span
+from minipovid.pairs.reading import checked, known
 
 KEYS = tuple(field.name for field in fields(Pair))
 

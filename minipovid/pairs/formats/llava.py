@@ -15,8 +15,8 @@ from typing import Any
 from minipovid.common.data_files import rows
 from minipovid.images import embedded
 from minipovid.pairs.conversations import exchange, said
-from minipovid.pairs.formats import Seed, checked_seeds, identity, known
-from minipovid.pairs.pair import BadRow
+from minipovid.pairs.pair import BadRow, Seed
+from minipovid.pairs.reading import checked_seeds, identity, known
 
 
 def seeds(path: Path) -> Iterator[Seed | BadRow]:

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minipovid.common.data_files import looks_like, of_text
+from minipovid.common.data_files import Bad, looks_like, of_text, short, text
 from minipovid.common.errors import MinipovidError
-from minipovid.pairs.formats import Bad, checked, known, short, text
 from minipovid.pairs.pair import BadRow, Pair
+from minipovid.pairs.reading import checked, known
 
 PLACEHOLDER = "<image>"
 SOURCE = {"chosen": "ground truth", "rejected": "GPT-4V (POVID)"}

@@ -28,13 +28,13 @@ from minipovid.images import embedded
 from minipovid.images import load as images
 from minipovid.images.embedded import Embedded, Store
 from minipovid.inference.remote import Stopped, Usage
-from minipovid.pairs.formats import Seed, jsonl
+from minipovid.pairs.formats import jsonl
 from minipovid.pairs.make.journal import NAME, Journal
 from minipovid.pairs.make.ledger import Counts as Counts
 from minipovid.pairs.make.ledger import Ledger
 from minipovid.pairs.make.makers import Maker, MakerInputs, Outcome, Seeds
 from minipovid.pairs.make.progress import Progress
-from minipovid.pairs.pair import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair, Seed
 from minipovid.recipe import run_folder
 from minipovid.recipe.strict import validated
 

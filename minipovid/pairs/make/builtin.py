@@ -13,9 +13,8 @@ from pathlib import Path
 from minipovid import tinyworld
 from minipovid.common.caches import cache_folder
 from minipovid.pairs import formats, make
-from minipovid.pairs.formats import Seed
 from minipovid.pairs.make.makers import MakerInputs, rule
-from minipovid.pairs.pair import BadRow
+from minipovid.pairs.pair import BadRow, Seed
 from minipovid.recipe import run_folder
 from minipovid.tinyworld.world import once
 

@@ -19,9 +19,8 @@ from typing import Any
 
 from minipovid.common.append_only import Lines
 from minipovid.inference.remote import Usage
-from minipovid.pairs.formats import Seed
 from minipovid.pairs.make.makers import Outcome
-from minipovid.pairs.pair import Pair, Span
+from minipovid.pairs.pair import Pair, Seed, Span
 
 NAME = "journal.jsonl"
 

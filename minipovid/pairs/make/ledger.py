@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from minipovid.inference.remote import Usage
-from minipovid.pairs.formats import Seed
 from minipovid.pairs.make.makers import Outcome
-from minipovid.pairs.pair import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair, Seed
 
 
 @dataclass

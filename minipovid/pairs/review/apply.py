@@ -12,8 +12,9 @@ from minipovid.common.errors import MinipovidError
 from minipovid.images.embedded import Embedded, Store, placed
 from minipovid.images.load import inside
 from minipovid.pairs import formats
-from minipovid.pairs.formats import jsonl, where
+from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair
+from minipovid.pairs.reading import where
 from minipovid.pairs.review.decisions import History, Row, State, decisions_file
 from minipovid.pairs.source import Source, find
 

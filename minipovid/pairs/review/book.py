@@ -24,8 +24,8 @@ from minipovid.common.errors import MinipovidError
 from minipovid.images.embedded import Embedded, Store, placed
 from minipovid.images.load import inside
 from minipovid.pairs import formats
-from minipovid.pairs.formats import where
 from minipovid.pairs.pair import Pair, Span
+from minipovid.pairs.reading import where
 from minipovid.pairs.review.decisions import LABELS, UNDECIDED, Row, State
 from minipovid.pairs.source import Source
 

@@ -27,8 +27,7 @@ from typing import Any, NoReturn, Protocol
 
 from minipovid.common.errors import MinipovidError
 from minipovid.inference.remote import ChatModel, Usage
-from minipovid.pairs.formats import Seed
-from minipovid.pairs.pair import BadRow, Pair
+from minipovid.pairs.pair import BadRow, Pair, Seed
 
 Seeds = Callable[[], Iterable[Seed | BadRow]]  # from the first, as often as it is called
 

@@ -16,14 +16,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minipovid.common.data_files import short
 from minipovid.common.errors import MinipovidError
 from minipovid.inference.remote import ChatModel, Message, Reply, Unanswered, Usage, text_tokens, tokens
 from minipovid.inference.remote.picture import Picture
 from minipovid.inference.remote.structured import parsed
-from minipovid.pairs.formats import Seed, short
 from minipovid.pairs.injection import NotInjected, injected, schema
 from minipovid.pairs.make.makers import MakerInputs, Outcome
-from minipovid.pairs.pair import Pair
+from minipovid.pairs.pair import Pair, Seed
 
 PROMPTS = {"description": "description.v1", "reasoning": "reasoning.v1"}
 TRIES = 3

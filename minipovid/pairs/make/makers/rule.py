@@ -27,13 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minipovid.common.data_files import short
 from minipovid.common.errors import MinipovidError
 from minipovid.inference.remote import Usage
 from minipovid.pairs import lexicon
-from minipovid.pairs.formats import Seed, seeds, short
+from minipovid.pairs.formats import seeds
 from minipovid.pairs.lexicon import BEFORE_A_PROPERTY, SMALL, WORD, Thing, Things, article, swap_pattern, swaps
 from minipovid.pairs.make.makers import MakerInputs, Outcome
-from minipovid.pairs.pair import Pair, Span
+from minipovid.pairs.pair import Pair, Seed, Span
 
 VERSION = "rule v2"  # raise it when the rules or the words change: pairs are made anew
 RECUR = 3  # answers

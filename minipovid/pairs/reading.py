@@ -1,0 +1,115 @@
+"""What every reader of a data set asks of its rows, so that a format is little more than a function from row to pair.
+
+    yield from checked(rows(path), _pair, foreign=True)        # _pair(row) -> Pair, or raises Bad with the reason
+
+`checked` does the bookkeeping: bad rows get their place and their sentence, ids are unique, no side is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from minipovid.common.data_files import Bad, short, text
+from minipovid.pairs.pair import BadRow, Pair, Seed, Unpaired
+
+
+class Named(str):
+    """An id that remembers the row it stood in: `where` names it in a sentence about the pair."""
+
+    __slots__ = ("where",)
+    where: str
+
+
+class NoPair(Bad):
+    """Why a sound row makes no pair; `checked` makes it Unpaired."""
+
+
+PairOrSeed = TypeVar("PairOrSeed", Pair, Seed)
+
+
+def checked(
+    rows: Iterable[tuple[int | str, Any]], pair_of: Callable[[dict[str, Any]], Pair], foreign: bool = False
+) -> Iterator[Pair | BadRow]:
+    """Each (number, row) as a Pair or, with the sentence why not, as a BadRow. A row may be a Bad already.
+
+    An id may come once: what is kept of a row (cached scores, noise) is kept under its id. In a `foreign` data set,
+    which minds no such rule, an id that is empty or taken is made one of its own with the row's number.
+    """
+    return _checked(rows, lambda row: _sound(pair_of(row)), foreign)
+
+
+def checked_seeds(
+    rows: Iterable[tuple[int | str, Any]], seed_of: Callable[[dict[str, Any]], Seed]
+) -> Iterator[Seed | BadRow]:
+    """`checked` for seeds, whose data sets are always foreign."""
+    return _checked(rows, lambda row: _fertile(seed_of(row)), foreign=True)
+
+
+def _checked(
+    rows: Iterable[tuple[int | str, Any]], item_of: Callable[[dict[str, Any]], PairOrSeed], foreign: bool
+) -> Iterator[PairOrSeed | BadRow]:
+    seen: set[str] = set()
+    for number, row in rows:
+        name = row.get("id") if isinstance(row, dict) else None
+        place = f"row {number} (id {name})" if isinstance(name, (str, int)) else f"row {number}"
+        try:
+            if isinstance(row, Bad):
+                raise row
+            if not isinstance(row, dict):
+                raise Bad(f"the row is {short(row)}, not an object in braces")
+            yield _unique(item_of(row), seen, place, f"row {number}" if foreign else None)
+        except NoPair as why:
+            yield Unpaired(place, str(why))
+        except Bad as bad:
+            yield BadRow(place, str(bad))
+
+
+def _sound(pair: Pair) -> Pair:
+    if not pair.prompt.strip():
+        raise Bad("the question is empty")
+    for side, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if not answer.strip():
+            raise Bad(f"the {side} answer is empty")
+    if pair.chosen.strip() == pair.rejected.strip():
+        raise Bad("the chosen and the rejected answer are equal, so there is nothing to prefer")
+    return pair
+
+
+def _fertile(seed: Seed) -> Seed:
+    for what, words in (("question", seed.prompt), ("answer", seed.answer)):
+        if not words.strip():
+            raise Bad(f"the {what} is empty")
+    return seed
+
+
+def _unique(item: PairOrSeed, seen: set[str], place: str, own: str | None) -> PairOrSeed:
+    """The item, under an id that no earlier one has; a foreign id becomes that by its row's `own` name."""
+    name = Named(item.id)
+    if own is not None and (not name or name in seen):
+        name = Named(f"{name} ({own})" if name else own)
+    if name in seen:
+        raise Bad(f"the id {str(name)!r} stands in an earlier row; give every row an id of its own")
+    seen.add(name)
+    name.where = place
+    return item._replace(id=name) if isinstance(item, Seed) else replace(item, id=name)
+
+
+def where(item: Pair | Seed, number: int) -> str:
+    """The row that a pair or seed stood in, as its reader counted it, or `number`."""
+    return getattr(item.id, "where", f"row {number} (id {item.id})")
+
+
+def identity(row: Mapping[str, Any], key: str = "id") -> str:
+    """row[key] as an id, "" where there is none (`checked` finds one). Raises Bad where it is no id."""
+    name = row.get(key)
+    if name is None:
+        return ""
+    return str(name) if isinstance(name, int) and not isinstance(name, bool) else text(row, key)
+
+
+def known(row: Mapping[str, Any], required: Iterable[str], optional: Iterable[str] = ()) -> int:
+    """For `claims`: how many of the row's columns these are, and 0 where one that is required is not there."""
+    needed = set(required)
+    return len(set(row) & (needed | set(optional))) if needed <= set(row) else 0
