@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from minipovid.common.local_http import bound, server
 from minipovid.inference.llama_cpp import Runtime
-from minipovid.inference.serve import bound, server
 from minipovid.inference.serve.app import application
 
 
@@ -22,7 +22,7 @@ def serving(model: Runtime) -> Iterator[str]:
         ready.set()
 
     door = bound("127.0.0.1", 0)
-    running = server(application(model, "tinyworld"), announce)
+    running = server(application(model, "tinyworld"), announce, "/v1")
     thread = threading.Thread(target=running.run, kwargs={"sockets": [door]}, daemon=True)
     thread.start()
     assert ready.wait(20)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from minipovid.inference.serve import bound, server
+from minipovid.common.local_http import bound, server
 from minipovid.pairs.review import decisions_file
 from minipovid.pairs.review.app import application
 from minipovid.pairs.review.book import Book

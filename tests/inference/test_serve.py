@@ -27,14 +27,15 @@ import pytest
 import tiny_llava
 from PIL import Image
 
+from minipovid.common import local_http
 from minipovid.common.errors import MinipovidError
+from minipovid.common.local_http import bound, server
 from minipovid.export import export_base
-from minipovid.inference import serve as serving
 from minipovid.inference.llama_cpp import Reply, Runtime, Sampling
 from minipovid.inference.llama_cpp.locks import Locks
 from minipovid.inference.llama_cpp.stream import Stream
 from minipovid.inference.serve import app as apps
-from minipovid.inference.serve import bound, key_from, serve, server
+from minipovid.inference.serve import key_from, serve
 from minipovid.inference.serve import request as requests
 from minipovid.models.chat_template import Turn
 
@@ -116,7 +117,7 @@ def listening(runtime: Any, **options: Any) -> Iterator[str]:
         ready.set()
 
     door = bound("127.0.0.1", 0)
-    running = server(apps.application(runtime, MODEL, **options), announce)
+    running = server(apps.application(runtime, MODEL, **options), announce, "/v1")
     thread = threading.Thread(target=running.run, kwargs={"sockets": [door]}, daemon=True)
     thread.start()
     try:
@@ -614,18 +615,10 @@ def test_the_server_ends_quietly_although_an_answer_does_not(
 ) -> None:
     """Patience runs out in the middle of a step, and that has ended when the server has."""
     runtime = SlowRuntime()
-    monkeypatch.setattr(serving, "PATIENCE", 0.1)
+    monkeypatch.setattr(local_http, "PATIENCE", 0.1)
     with listening(runtime) as url:
         next(ask(client(url), "ever", stream=True))
     assert quiet(caplog) and not runtime.at_work
-
-
-def test_the_signal_that_ends_the_server_ends_all_when_it_comes_again() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with serving._quiet_end():
-        signal.raise_signal(signal.SIGTERM)
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def quiet(caplog: pytest.LogCaptureFixture) -> bool:
@@ -847,9 +840,10 @@ SERVE = """
 import faulthandler, sys, time
 from pathlib import Path
 faulthandler.dump_traceback_later(60, exit=True)  # instead of hanging it says where
+from minipovid.common import local_http
 from minipovid.inference import serve as serving
 from minipovid.inference.llama_cpp import Runtime
-step, pause, serving.PATIENCE = Runtime._step, float(sys.argv[2]), 0.1
+step, pause, local_http.PATIENCE = Runtime._step, float(sys.argv[2]), 0.1
 Runtime._step = lambda *given: (time.sleep(pause), step(*given))[1]
 serving.serve(Path(sys.argv[1]), port=0, model_name="tiny", announce=lambda url: print(url, flush=True), n_ctx=256)
 """

@@ -11,13 +11,13 @@ MINIPOVID_TEACHER_BASE_URL names.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from minipovid.common.errors import MinipovidError
+from minipovid.common.local_http import is_loopback
 
 OPENAI = "https://api.openai.com/v1"
 NO_KEY = "none"  # what a server gets that asks for no key: the client insists on sending one
@@ -59,11 +59,7 @@ class Server:
     @property
     def is_local(self) -> bool:
         """Does it run on this machine?"""
-        host = urlsplit(self.base_url).hostname or ""
-        try:
-            return host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(urlsplit(self.base_url).hostname or "")
 
     def hush(self, text: str) -> str:
         """The text with the key, and a password of the address, replaced by ***."""

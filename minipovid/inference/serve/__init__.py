@@ -5,26 +5,18 @@ serve(Path("runs/mine"))      # prints http://127.0.0.1:8080/v1 once it listens,
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
-import signal
-import socket
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from minipovid.common.errors import MinipovidError
+from minipovid.common.local_http import bound, is_loopback, quiet_end, server
 from minipovid.inference.llama_cpp import Runtime
-from minipovid.inference.serve.app import application, is_loopback
+from minipovid.inference.serve.app import application
 
 KEY = "MINIPOVID_API_KEY"  # the environment variable that holds the key, unless another is named
-PATIENCE = 3  # seconds that running answers get when the server is told to end
 
 _log = logging.getLogger("minipovid.serve")
 
@@ -56,8 +48,8 @@ def serve(
         _log.info(
             "%s is called %s; %s", runtime.path.name, model, "a key is asked for" if api_key else "no key is asked"
         )
-        with _quiet_end():
-            server(app, announce).run(sockets=[door])
+        with quiet_end():
+            server(app, announce, "/v1").run(sockets=[door])
 
 
 def key_from(variable: str | None) -> str | None:
@@ -71,75 +63,3 @@ def key_from(variable: str | None) -> str | None:
     if not key:
         raise MinipovidError(f"The environment variable {variable or KEY} holds no key; set it, or leave it out.")
     return key
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """A socket that has the address and does not listen yet: a taken port is told before a model is loaded.
-
-    Raises MinipovidError.
-    """
-    try:
-        address = ipaddress.ip_address("127.0.0.1" if host.lower() == "localhost" else host)
-    except ValueError:
-        raise MinipovidError(f"--host {host!r} is no address; take 127.0.0.1, or 0.0.0.0 for every network.") from None
-    door = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6)
-    try:
-        if sys.platform != "win32":  # there it would let two servers share a port
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind((str(address), port))
-    except (OSError, OverflowError) as error:
-        door.close()
-        why = getattr(error, "strerror", None) or str(error)
-        raise MinipovidError(f"Port {port} of {host} cannot be had ({why}); choose another with --port.") from None
-    return door
-
-
-def server(app: Any, announce: Callable[[str], None]) -> uvicorn.Server:
-    """uvicorn without its own logs (they hold whole URLs) and without what it would load or trust by itself."""
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        loop="asyncio",
-        lifespan="off",
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=PATIENCE,
-    )
-    return _Server(config, announce)
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, announce: Callable[[str], None]):
-        super().__init__(config)
-        self._announce = announce
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        for door in sockets or []:
-            address, port = door.getsockname()[:2]
-            self._announce(f"http://[{address}]:{port}/v1" if ":" in address else f"http://{address}:{port}/v1")
-
-
-@contextmanager
-def _quiet_end() -> Iterator[None]:
-    """uvicorn ends in peace and then raises the signal again that ended it; here that does nothing.
-
-    From then on the model is given time to finish a step, and the same signal once more ends everything at once.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def heard(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

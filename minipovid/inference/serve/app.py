@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import json
 import logging
 import time
@@ -30,6 +29,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minipovid.common.errors import MinipovidError
+from minipovid.common.local_http import is_for_this_machine
 from minipovid.inference.llama_cpp import Reply, Runtime
 from minipovid.inference.serve.request import RefusedError, Wanted, read
 
@@ -91,10 +91,9 @@ class _Gate:
             _log.info("%s %s %s %.2f s", scope["method"], ascii(scope["path"])[1:-1], status or "gone", seconds)
 
     def _stop(self, scope: Scope) -> Response | None:
-        """A web page may make a browser call this machine under a name of its own (DNS rebinding); the Host header
-        then holds that name."""
+        """The refusal of who may not come in; None for everybody else."""
         headers = Headers(scope=scope)
-        if self.loopback and not is_loopback(_host(headers.get("host", ""))):
+        if self.loopback and not is_for_this_machine(headers.get("host", "")):
             sentence = "This server answers on this machine alone; call it as 127.0.0.1 or localhost."
             return _refusal(RefusedError(sentence, 403))
         if self.secret is None or scope["path"] == "/health":
@@ -104,19 +103,6 @@ class _Gate:
             return None
         sentence = "The API key is missing or wrong; send it as `Authorization: Bearer KEY`."
         return _refusal(RefusedError(sentence, 401, code="invalid_api_key"), {"www-authenticate": "Bearer"})
-
-
-def is_loopback(host: str) -> bool:
-    """Is this address, or name of one, the machine itself?"""
-    try:
-        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _host(header: str) -> str:
-    """Without the port: "[::1]:8080" -> "::1"."""
-    return header[1:].partition("]")[0] if header.startswith("[") else header.partition(":")[0]
 
 
 class _Queue:

@@ -38,8 +38,7 @@ def review(
     `path`, `format` and `images` are those of `check`. Raises MinipovidError for an address beyond this machine, one
     that cannot be had, and pairs that another `pairs show` has open.
     """
-    from minipovid.inference.serve import bound, server
-    from minipovid.inference.serve.app import is_loopback
+    from minipovid.common.local_http import bound, is_loopback, server
     from minipovid.pairs.review.app import application
     from minipovid.pairs.review.book import Book
     from minipovid.pairs.review.decisions import Decisions
@@ -51,8 +50,7 @@ def review(
         )
     source = find(path, format, images)
 
-    def listens(url: str) -> None:
-        page = url.removesuffix("v1")
+    def listens(page: str) -> None:
         announce(page)
         if open_browser:
             webbrowser.open(page)

@@ -24,7 +24,6 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from anyio import to_thread
 from starlette.applications import Starlette
@@ -37,9 +36,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minipovid.common.errors import MinipovidError
+from minipovid.common.local_http import is_for_this_machine
 from minipovid.images import embedded
 from minipovid.images import load as images
-from minipovid.inference.serve.app import is_loopback
 from minipovid.pairs.review.book import Book, Filter, Sheet, maker
 from minipovid.pairs.review.decisions import Decisions, Row, State
 from minipovid.pairs.review.marks import pieces
@@ -90,7 +89,7 @@ def _stranger(scope: Scope) -> str | None:
     """Why the request is not the page's own."""
     headers = Headers(scope=scope)
     host = headers.get("host", "")
-    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+    if not is_for_this_machine(host):
         return "This page is for this machine alone; open it as 127.0.0.1 or localhost."
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none") and scope["path"] != "/":
         return "Another site's page asks; only the review's own may."
