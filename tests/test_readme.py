@@ -1,4 +1,4 @@
-"""The README against the program: its help block, its commands, and the two lines that CI runs."""
+"""The README: two lines that CI runs, what a newcomer sees, and five commands that do what it says."""
 
 from __future__ import annotations
 
@@ -6,72 +6,74 @@ import re
 import shlex
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
+from documents import PAGES, README, ROOT, block, links
+from PIL import Image
 
 from minipovid.cli import main
-from minipovid.common import shelf
-from minipovid.recipe import read as recipe
-
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-
-
-def block_after(marker: str) -> str:
-    """The fenced block that follows an HTML comment."""
-    found = re.search(rf"<!-- {re.escape(marker)} -->\n```\w*\n(.*?)\n```", README, re.DOTALL)
-    assert found, f"README.md has no block after <!-- {marker} -->"
-    return found.group(1)
+from minipovid.cli.demo import FIGURES
+from minipovid.tinyworld import text
+from minipovid.tinyworld.scenes import render, unbiased_scene
 
 
-def test_the_help_is_what_the_program_prints() -> None:
-    printed = CliRunner().invoke(main, ["--help"], prog_name="minipovid").output.strip()
-    assert block_after("help").strip() == printed
+@pytest.mark.parametrize("mark", ["ci: demo", "ci: tests"])
+def test_the_two_set_up_lines_are_one_line_each(mark: str) -> None:
+    assert "\n" not in block("README.md", mark)
+
+
+def test_it_is_read_in_an_evening() -> None:
+    assert len(README.splitlines()) <= 170
 
 
 def test_nothing_is_left_to_be_filled_in() -> None:
-    assert re.findall(r"^[A-Z_]{4,}$", README, re.MULTILINE) == []
+    for page in PAGES.values():
+        assert re.findall(r"^[A-Z_]{4,}$", page, re.MULTILINE) == []
 
 
-@pytest.mark.parametrize("line", ["ci: demo", "ci: tests"])
-def test_the_two_set_up_lines_are_one_line_each(line: str) -> None:
-    assert "\n" not in block_after(line)
+@pytest.mark.parametrize("word", ["fine-tune", "dataset"])
+def test_it_says_the_words_that_people_search_for(word: str) -> None:
+    assert README.lower().count(word) == 1
 
 
-def commands() -> list[list[str]]:
-    """Every line of a fenced block that begins with minipovid."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [shlex.split(line) for line in lines if line.startswith("minipovid ")]
+def test_it_leads_to_every_page() -> None:
+    pages = set(PAGES) - {"README.md"}
+    assert len(pages) >= 8
+    assert pages <= set(links("README.md"))
 
 
-def test_every_command_in_it_parses() -> None:
-    """Subcommand, options and number of arguments; nothing is run."""
-    assert len(commands()) >= 6
-    for words in commands():
-        command: click.Command = main
-        while isinstance(command, click.Group):
-            context = click.Context(command)
-            command = command.get_command(context, words[1])  # type: ignore[assignment]
-            assert command is not None, words
-            words = words[1:]
-        parent = click.Context(main, **main.context_settings)  # click keeps the first help option that it makes
-        command.make_context(words[0], list(words[1:]), parent=parent)
+def test_its_picture_is_small() -> None:
+    picture = ROOT / "docs" / "report.png"
+    assert "docs/report.png" in links("README.md") and picture.stat().st_size < 150_000
+    with Image.open(picture) as image:
+        assert image.format == "PNG" and image.width >= 600
 
 
-def test_the_recipes_in_it_exist() -> None:
-    named = {words[2] for words in commands() if words[1] in ("train", "plan")}
-    assert len(named) >= 2
-    for name in named:
-        recipe.read(recipe.find(name))
+def test_its_ten_lines_are_the_demos() -> None:
+    """The names of the figures, in the demo's order; then what it ends with."""
+    head, *lines = block("README.md", "demo: figures").splitlines()
+    assert head.split() == ["figure", "before", "after", "change", "95", "%", "p"]
+    assert [line[: head.index("before")].strip() for line in lines[: len(FIGURES)]] == list(FIGURES)
+    assert [line.split(":")[0] for line in lines[len(FIGURES) :]] == ["report", "seconds", "ok"]
+    assert len(lines) == 9
 
 
-def test_its_table_of_benchmarks_is_the_shelf() -> None:
-    """Every benchmark, and no other; a judge where the module asks one."""
-    rows = re.search(r"<!-- benchmarks -->\n(.*?)\n\n", README, re.DOTALL)
-    assert rows
-    cells = [line.split(" | ") for line in rows[1].splitlines()[2:]]
-    told = {name.strip("|` "): read_by for name, _, read_by, *_ in cells}
-    assert sorted(told) == shelf.names("evaluate.benchmarks")
-    judged = {name for name in told if hasattr(shelf.load("evaluate.benchmarks", name).Benchmark, "ask")}
-    assert judged == {name for name, read_by in told.items() if "judge" in read_by}
+@pytest.mark.slow
+def test_its_five_commands_lead_from_pictures_to_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the tiny world's model in the 7B's place, for a step of each stage; else word for word."""
+    five = [shlex.split(line)[1:] for line in block("README.md", "five commands").splitlines()]
+    assert [words[0] for words in five] == ["pairs", "pairs", "train", "export", "ask"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number in range(40):
+        scene = unbiased_scene(f"photo {number}")
+        name = "harbour.jpg" if not number else f"{number:02}.png"
+        render(scene).save(tmp_path / "photos" / name)
+        (tmp_path / "photos" / name).with_suffix(".txt").write_text(text.describe(scene).text)
+    for words in five:
+        if words[0] == "train":
+            words = ["train", "tinyworld", *words[2:], "--set", "train.max_steps=1"]
+        result = CliRunner().invoke(main, words, catch_exceptions=False)
+        assert result.exit_code == 0, (words, result.output)
+    assert (tmp_path / "mine" / "pairs.jsonl").read_text().count("\n") == 40
+    assert result.stdout.strip()
