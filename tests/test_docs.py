@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+from collections.abc import Callable
 from types import ModuleType
 
 import click
@@ -14,6 +15,7 @@ from documents import PAGES, ROOT, anchors, block, links, minipovid_lines, prose
 
 from minipovid.cli import main
 from minipovid.common import shelf
+from minipovid.common.errors import MinipovidError
 from minipovid.pairs import formats
 from minipovid.recipe import read as recipes
 from minipovid.recipe import run_folder, schema
@@ -157,6 +159,33 @@ def test_every_key_is_one_of_the_recipes_or_a_benchmarks(page: str) -> None:
         key = re.match(r"([a-z_]+\.[a-z_.]+)(?:: .*)?$", code)
         if key and key[1].split(".")[0] in heads and not key[1].endswith((".py", ".yaml", ".json", ".jsonl", ".html")):
             assert key[1] in known or key[1] == "loss.name", code
+
+
+@pytest.mark.parametrize(
+    ("check", "text"),
+    [
+        (test_every_command_line_parses, "```sh\nminipovid trian tinyworld\n```"),
+        (test_every_command_line_parses, "```sh\nminipovid train tinyworld --outt x\n```"),
+        (
+            test_every_command_line_parses,
+            "```sh\naccelerate launch -m minipovid train tinyworld --set lora.rank=3\n```",
+        ),
+        (test_every_command_line_parses, "```sh\npip install . && minipovid train llava7b\n```"),
+        (test_every_command_in_a_sentence_exists, "Run `minipovid\npairs make2 FILE`."),
+        (test_every_command_in_a_sentence_exists, "Run `minipovid ask RUN --judge NAME`."),
+        (test_every_option_in_a_sentence_is_some_commands, "With `--quants q8_0`."),
+        (test_every_other_program_of_ours_takes_its_options, "```sh\npython perf/step.py --gpu\n```"),
+        (test_every_link_leads_somewhere, "See [there](nowhere.md)."),
+        (test_every_link_leads_somewhere, "See [there](pairs.md#a-teacher2)."),
+        (test_every_path_into_the_repository_exists, "See `minipovid/losses/dpo.py`."),
+        (test_every_key_is_one_of_the_recipes_or_a_benchmarks, "Set `data.max_len: 3`."),
+        (test_every_key_is_one_of_the_recipes_or_a_benchmarks, "Set `pope.eech`."),
+    ],
+)
+def test_a_planted_fault_is_caught(check: Callable[[str], None], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PAGES, "docs/planted.md", text)
+    with pytest.raises((AssertionError, LookupError, click.UsageError, MinipovidError)):
+        check("docs/planted.md")
 
 
 # --- Tables that repeat what the code knows ---
