@@ -24,7 +24,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.export import vocabulary
 from minipovid.export.gguf_pair import GgufPair
 from minipovid.inference.llama_cpp import Runtime
-from minipovid.models import load
+from minipovid.models import chat_template, load
 from minipovid.models.encoder import Encoder
 from minipovid.models.families import llava
 from minipovid.models.parts import Place
@@ -57,7 +57,7 @@ class Original:
         self.tokenizer = vocabulary.load(folder)
         self.transform = llava.image_transform(folder)
         image = llava.image_token(self.model.config)
-        self.encoder = Encoder(data.chats.of(folder, self.tokenizer), self.tokenizer, *image, 4096)
+        self.encoder = Encoder(chat_template.of(folder, self.tokenizer), self.tokenizer, *image, 4096)
         names = [self.tokenizer.eos_token, "<|endoftext|>"]  # llama.cpp ends an answer at either
         self.ends = {self.tokenizer.convert_tokens_to_ids(name) for name in names}
 

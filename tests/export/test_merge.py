@@ -29,6 +29,7 @@ from minipovid.export.safetensors import write_merged
 from minipovid.models import adapter as lora
 from minipovid.models.families import llava
 from minipovid.models.stored_tensors import StoredTensor, Tensors, fingerprint
+from minipovid.recipe import run_folder
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +81,8 @@ def test_every_tensor_is_pefts_own_merge(
     The first pattern that matches wins, in the file's order: peft sorts them when it saves, so that is put back.
     """
     folder = tiny_llava.adapter(base, tmp_path, **settings)
-    saved = json.loads((folder / lora.SETTINGS).read_text())
-    (folder / lora.SETTINGS).write_text(json.dumps({**saved, **settings}))
+    saved = json.loads((folder / run_folder.ADAPTER_SETTINGS).read_text())
+    (folder / run_folder.ADAPTER_SETTINGS).write_text(json.dumps({**saved, **settings}))
     factors = lora.read(folder, llava.canonical)
     for name, factor in factors.items():
         layer, module = re.fullmatch(r".*layers\.(\d+)\.\w+\.(\w+)\.weight", name).groups()  # type: ignore[union-attr]
@@ -242,10 +243,12 @@ def test_settings_that_are_more_than_lora(
 def copy(adapter: Path, to: Path, changes: dict[str, Any] | None = None, rename: Any = None) -> Path:
     """The adapter with other settings and other names."""
     to.mkdir(exist_ok=True)
-    settings = json.loads((adapter / lora.SETTINGS).read_text())
-    (to / lora.SETTINGS).write_text(json.dumps({**settings, **(changes or {})}))
-    tensors = load_file(adapter / lora.WEIGHTS)
-    save_file({rename(name) if rename else name: value for name, value in tensors.items()}, to / lora.WEIGHTS)
+    settings = json.loads((adapter / run_folder.ADAPTER_SETTINGS).read_text())
+    (to / run_folder.ADAPTER_SETTINGS).write_text(json.dumps({**settings, **(changes or {})}))
+    tensors = load_file(adapter / run_folder.ADAPTER_WEIGHTS)
+    save_file(
+        {rename(name) if rename else name: value for name, value in tensors.items()}, to / run_folder.ADAPTER_WEIGHTS
+    )
     return to
 
 
@@ -259,20 +262,22 @@ def test_what_peft_saves_beyond_lora_is_refused(base: Path, tmp_path: Path, kind
     }[kind]
     tiny_llava.adapter(base, tmp_path, **settings)
     if kind == "embedding":
-        tensors = load_file(tmp_path / lora.WEIGHTS)
+        tensors = load_file(tmp_path / run_folder.ADAPTER_WEIGHTS)
         tensors["base_model.model.model.language_model.embed_tokens.lora_embedding_A"] = torch.ones(4, 416)
-        save_file(tensors, tmp_path / lora.WEIGHTS)
+        save_file(tensors, tmp_path / run_folder.ADAPTER_WEIGHTS)
     with pytest.raises(MinipovidError, match=kind):
         lora.read(tmp_path, llava.canonical)
 
 
 def test_one_matrix_under_two_spellings(adapter: Path, tmp_path: Path) -> None:
     copy(adapter, tmp_path)
-    tensors = load_file(tmp_path / lora.WEIGHTS)
+    tensors = load_file(tmp_path / run_folder.ADAPTER_WEIGHTS)
     twice = {
         name.replace("model.model.language_model", "model.language_model.model"): tensors[name] for name in tensors
     }
-    save_file({**tensors, **{name: value.clone() for name, value in twice.items()}}, tmp_path / lora.WEIGHTS)
+    save_file(
+        {**tensors, **{name: value.clone() for name, value in twice.items()}}, tmp_path / run_folder.ADAPTER_WEIGHTS
+    )
     with pytest.raises(MinipovidError, match="some matrices twice, under two spellings"):
         lora.read(tmp_path, llava.canonical)
 
@@ -347,9 +352,9 @@ def test_digests_know_numbers_and_scales_but_no_spelling(base: Path, adapter: Pa
     expected = lora.sha256(adapter, llava.canonical)
     other = copy(adapter, tmp_path / "scaled", {"lora_alpha": 9})
     assert lora.sha256(other, llava.canonical) != expected
-    changed = load_file(adapter / lora.WEIGHTS)
+    changed = load_file(adapter / run_folder.ADAPTER_WEIGHTS)
     next(iter(changed.values()))[0, 0] += 1e-6
-    save_file(changed, other / lora.WEIGHTS)
+    save_file(changed, other / run_folder.ADAPTER_WEIGHTS)
     assert lora.sha256(copy(other, tmp_path / "moved", {"lora_alpha": 8}), llava.canonical) != expected
     settings = {"base_model_name_or_path": "elsewhere", "lora_dropout": 0.5, "peft_version": "0.5"}
     assert lora.sha256(copy(adapter, tmp_path / "same", settings), llava.canonical) == expected

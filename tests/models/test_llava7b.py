@@ -17,7 +17,6 @@ from minipovid.cli import main
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.models import load
-from minipovid.models import model as models
 from minipovid.recipe import read as recipe
 from minipovid.recipe import schema
 from minipovid.recipe.schema import ModelSection
@@ -73,7 +72,7 @@ def test_the_real_shapes(seven_b: Path) -> None:
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
         settings = recipe.read(recipe.find("llava7b_qlora"))
-        peft = models.get_peft_model(model, load._lora_config(family, settings.lora))
+        peft = load.get_peft_model(model, load._lora_config(family, settings.lora))
     assert sum(value.numel() for key, value in model.named_parameters() if "lora_" not in key) == 7_063_427_072
     adapter = {key: value for key, value in peft.named_parameters() if "lora_" in key}
     assert len(adapter) == 2 * 7 * 32
