@@ -18,7 +18,7 @@ THINGS = ("arrow", "circle", "cross", "heart", "square", "star")
 class Describing:
     """A backend that names what is there, and `absent[n]` things of picture n that are not; of further ones none."""
 
-    name, hands = "gguf-f16", 1
+    name, concurrency = "gguf-f16", 1
     decoding: Mapping[str, Any] = {}
 
     def __init__(self, absent: Sequence[int]) -> None:
