@@ -1,9 +1,10 @@
 """The rows of anyone's data file, one at a time: parquet, a JSON list, JSON lines, CSV, or a folder of such shards.
 
-    for number, row in rows(path):        # ("12", {...}); ("3 of part-2.parquet", {...}) where there are several files
+    captions = Purpose("captions", "name the file of captions")
+    for number, row in rows(path, captions):    # ("12", {...}); ("3 of part-2.parquet", {...}) of several files
 
-What a file is, its first bytes say, not its name. Memory stays flat however large the file: parquet is read in small
-batches, a JSON list value by value, so that pictures inside a data file never pile up.
+What a file is, its first bytes say, not its name; what it was wanted for, the caller says. Memory stays flat however
+large the file: parquet is read in small batches, a JSON list value by value, so that large values never pile up.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from minipovid.common.errors import MinipovidError
 
 SUFFIXES = (".parquet", ".json", ".jsonl", ".csv", ".tsv")
-BATCH = 32  # rows of parquet at once: a picture in each is still a few dozen MiB at most
+BATCH = 32  # rows of parquet at once: of a MiB each they are still a few dozen MiB
 CHUNK = 1 << 20  # characters
 LONGEST = 1 << 28  # characters of one JSON value; beyond, the file is not what it seems
 _ESCAPE = 16  # characters: a number, literal or \uXXXX that the end of a chunk cut in two is shorter
@@ -36,25 +36,28 @@ class Bad(ValueError):
     """Why a row cannot be used, in one sentence."""
 
 
-def rows(path: Path) -> Iterator[Numbered]:
+class Purpose(NamedTuple):
+    """What a file is read for, in the words of whoever wants it."""
+
+    what: str  # "The captions x.json cannot be read: ..."
+    remedy: str  # "There is no file x.json; name the file of captions."
+
+
+def rows(path: Path, purpose: Purpose) -> Iterator[Numbered]:
     """Every row with its number; a row that cannot be parsed is a Bad.
 
     JSON lines are numbered by line, CSV as a spreadsheet does it (the header is row 1), others from 1. Raises
     MinipovidError where there is no such file or it is none of the kinds above, at once or in the middle.
     """
-    files = shards(path)
+    files = shards(path, purpose)
     for file in files:
         behind = f" of {file.name}" if len(files) > 1 else ""
-        for number, row in _rows(file):
+        kind = kind_of(file, purpose)
+        for number, row in _parquet(file, purpose) if kind == "parquet" else of_text(file, kind, purpose):
             yield f"{number}{behind}", row
 
 
-def first(path: Path, count: int) -> list[dict[str, Any]]:
-    """The first `count` rows that are objects, or as many as there are among as many rows."""
-    return [row for _, row in islice(rows(path), count) if isinstance(row, dict)]
-
-
-def shards(path: Path) -> list[Path]:
+def shards(path: Path, purpose: Purpose) -> list[Path]:
     """The file itself, or a folder's data files of its one kind by name; hidden ones are none."""
     if not path.is_dir():
         return [path]
@@ -63,28 +66,24 @@ def shards(path: Path) -> list[Path]:
     if not found:
         raise MinipovidError(f"The folder {path} holds no data file ({', '.join(SUFFIXES)}); name the file itself.")
     if len(kinds) > 1:
-        raise MinipovidError(f"The folder {path} holds {' and '.join(kinds)} files; name the one that holds the pairs.")
+        both = " and ".join(kinds)
+        raise MinipovidError(f"The folder {path} holds {both} files; name the one that holds the {purpose.what}.")
     return found
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    kind = kind_of(path)
-    return _parquet(path) if kind == "parquet" else of_text(path, kind)
-
-
-def of_text(path: Path, kind: str) -> Iterator[tuple[int, Any]]:
+def of_text(path: Path, kind: str, purpose: Purpose) -> Iterator[tuple[int, Any]]:
     """The rows of one file, read as a JSON "list", JSON "lines" or "csv", whatever it looks like."""
     try:
         with path.open(encoding="utf-8-sig", newline="" if kind == "csv" else "\n") as file:
             yield from {"list": _values, "lines": _lines, "csv": _table}[kind](file, path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(path, purpose, error) from None
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Path, purpose: Purpose) -> str:
     """ "parquet", "list" (JSON), "lines" (JSON) or "csv". Raises MinipovidError where it is none of these."""
     by_name = {".csv": "csv", ".tsv": "csv", ".jsonl": "lines"}.get(path.suffix.lower())
-    kind = looks_like(path) or by_name
+    kind = looks_like(path, purpose) or by_name
     if kind is None:
         raise MinipovidError(
             f"{path} is neither parquet nor a JSON list nor JSON lines nor a .csv table; convert it to one of these."
@@ -92,28 +91,24 @@ def kind_of(path: Path) -> str:
     return kind
 
 
-def looks_like(path: Path) -> str | None:
+def looks_like(path: Path, purpose: Purpose) -> str | None:
     """What the first bytes say: "parquet", "list", "lines", or None. Raises MinipovidError where there is no file."""
     try:
         with path.open("rb") as file:
             head = file.read(4096)
     except FileNotFoundError:
-        raise _absent(path) from None
+        raise MinipovidError(f"There is no file {path}; {purpose.remedy}.") from None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, purpose, error) from None
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     return "parquet" if head[:4] == b"PAR1" else {b"[": "list", b"{": "lines"}.get(start)
 
 
-def _absent(path: Path) -> MinipovidError:
-    return MinipovidError(f"There is no file {path}; data.path must name the pairs.")
+def _unreadable(path: Path, purpose: Purpose, error: Exception) -> MinipovidError:
+    return MinipovidError(f"The {purpose.what} {path} cannot be read: {error}.")
 
 
-def _unreadable(path: Path, error: Exception) -> MinipovidError:
-    return MinipovidError(f"The pairs {path} cannot be read: {error}.")
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet(path: Path, purpose: Purpose) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -125,7 +120,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield from enumerate(batch.to_pylist(), number + 1)
                 number += len(batch)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, purpose, error) from None
 
 
 def _lines(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
@@ -147,12 +142,12 @@ def _values(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
         raise text.wrong("there is more behind the end of the list")
 
 
-def within(path: Path, key: str) -> Iterator[Any]:
+def within(path: Path, purpose: Purpose, key: str) -> Iterator[Any]:
     """What the list at this key of one JSON object holds: see `lists`."""
-    return (element for _, element in lists(path, key))
+    return (element for _, element in lists(path, purpose, key))
 
 
-def lists(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
+def lists(path: Path, purpose: Purpose, *keys: str) -> Iterator[tuple[str, Any]]:
     """What the lists at these keys of one JSON object hold, {"info": {...}, "annotations": [...]}, each with its key.
 
     In order, and as sparing of memory. Raises MinipovidError where the file is no such object, or lacks a key.
@@ -173,7 +168,7 @@ def lists(path: Path, *keys: str) -> Iterator[tuple[str, Any]]:
                 if missing:
                     text.expect(",")
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, purpose, error) from None
 
 
 def _elements(text: _Text) -> Iterator[Any]:
@@ -247,12 +242,9 @@ def _table(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
     delimiter = max(",;\t", key=header.count)
     names = next(csv.reader(io.StringIO(header), delimiter=delimiter), [])
     csv.field_size_limit(LONGEST)
-    try:
-        for number, cells in enumerate(csv.reader(file, delimiter=delimiter), 2):
-            if cells:
-                yield number, _named(names, cells)
-    except csv.Error as error:
-        raise _unreadable(path, error) from None
+    for number, cells in enumerate(csv.reader(file, delimiter=delimiter), 2):
+        if cells:
+            yield number, _named(names, cells)
 
 
 def _named(names: list[str], cells: list[str]) -> Cells | Bad:

@@ -9,10 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from minipovid.common.data_files import Bad, short, text
+from minipovid.common import data_files
+from minipovid.common.data_files import Bad, Numbered, Purpose, short, text
 from minipovid.pairs.pair import BadRow, Pair, Seed, Unpaired
+
+PAIRS = Purpose("pairs", "data.path must name the pairs")
+
+
+def rows(path: Path) -> Iterator[Numbered]:
+    """Every row of a file or folder of shards with its number: data_files.rows, for pairs."""
+    return data_files.rows(path, PAIRS)
 
 
 class Named(str):

@@ -19,7 +19,8 @@ from minipovid.cli import demo
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import Result, evaluate, find, results
 from minipovid.evaluate.ask import ask
-from minipovid.evaluate.benchmarks import Answer
+from minipovid.evaluate.benchmarks import Answer, objects
+from minipovid.evaluate.reading.coco import _coco_objects
 from minipovid.inference import backends
 from minipovid.inference.backends import GREEDY, Question, predictions
 
@@ -344,6 +345,23 @@ def test_the_right_answer_in_a_file_is_not_the_model_s(exam_file: Path, tmp_path
     rows = [{"index": n, "answer": ROWS[n][2], "prediction": "Yes"} for n in range(4)]
     result = examined(exam_file, tmp_path / "run", written(tmp_path, lines(*rows)))
     assert result.figures["false_yes"].value == 1.0
+
+
+def test_a_file_that_cannot_be_read_is_called_what_it_is(tmp_path: Path) -> None:
+    """The benchmark's, COCO's and a program's answers: nobody who evaluates has pairs or a data.path."""
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "latin.json").write_bytes(b'{"annotations": ["caf\xe9"]}')
+    readings = {
+        "There is no file .*none.json; name the benchmark's file.": lambda: list(objects(tmp_path / "none.json", "it")),
+        "The benchmark's file .*cut.parquet cannot be read: ": lambda: list(objects(tmp_path / "cut.parquet", "it")),
+        "The annotations .*latin.json cannot be read: ": lambda: list(_coco_objects(tmp_path / "latin.json", {1})),
+        "The answers .*cut.parquet cannot be read: ": lambda: predictions.open(
+            BackendOptions(tmp_path, predictions=tmp_path / "cut.parquet")
+        ),
+    }
+    for sentence, read in readings.items():
+        with pytest.raises(MinipovidError, match=f"^{sentence}"):
+            read()
 
 
 def test_answers_without_ids_follow_the_questions_order(exam_file: Path, tmp_path: Path) -> None:

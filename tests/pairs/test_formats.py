@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ import tiny_llava
 import torch
 from PIL import Image
 
-from minipovid.common import data_files, shelf
+from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.images import embedded as pictures
 from minipovid.models.encoder import Encoder
@@ -38,7 +38,7 @@ from minipovid.pairs import convert
 from minipovid.pairs import formats as pairs
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import BadRow, Pair, Seed, Unpaired
-from minipovid.pairs.reading import where
+from minipovid.pairs.reading import rows, where
 from minipovid.pairs.source import load_pairs, locate
 from minipovid.recipe.schema import DataSection
 
@@ -842,8 +842,7 @@ def test_a_maker_is_no_format() -> None:
 def test_a_new_format_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file on the shelf, with nothing but `read`, is found by name and recognised."""
     body = (
-        "from minipovid.common.data_files import rows\n"
-        "from minipovid.pairs.pair import Pair\nfrom minipovid.pairs.reading import checked\n"
+        "from minipovid.pairs.pair import Pair\nfrom minipovid.pairs.reading import checked, rows\n"
         "def _pair(row):\n    return Pair('', row['pic'], row['q'], row['w'], row['l'])\n"
         "def read(path):\n    yield from checked(rows(path), _pair, foreign=True)\n"
     )
@@ -927,76 +926,7 @@ def test_an_id_keeps_its_row_across_processes(tmp_path: Path) -> None:
     assert where(Pair("x", "a.png", "Q?", "A.", "B."), 9) == "row 9 (id x)"
 
 
-# --- the rows of a file ---
-
-
-def values(text: str, tmp_path: Path) -> Iterator[Any]:
-    (tmp_path / "v.json").write_text(text, encoding="utf-8")
-    return (value for _, value in data_files.rows(tmp_path / "v.json"))
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64, 1 << 20])
-def test_a_json_list_is_read_the_same_in_chunks_of_any_size(
-    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """json.loads, which holds all of it, is the oracle."""
-    monkeypatch.setattr(data_files, "CHUNK", chunk)
-    dice = random.Random(chunk)
-    awkward = [
-        1.5e-10,
-        -17,
-        True,
-        None,
-        "",
-        '😀 \\" ]},',
-        {"a": [{}, []], "é": "\u2028"},
-        123456789,
-        "x" * 99,
-    ]
-    for indent in (None, 1):
-        for _ in range(20):
-            content = dice.choices(awkward, k=dice.randrange(9))
-            text = json.dumps(content, indent=indent, ensure_ascii=bool(dice.randrange(2)))
-            assert list(values(text, tmp_path)) == json.loads(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "count", "why"),
-    [
-        ('[{"a": 1}, {"a": ]', 1, "is not a JSON list: Expecting value, before "),
-        ('[{"a": 1} {"a": 2}]', 1, "is not a JSON list: ',' was expected and '{' stands there"),
-        ('[{"a": 1}, ', 1, "is not a JSON list: Expecting value"),
-        ('[{"a": "no end', 0, "is not a JSON list: Unterminated string starting at"),
-        ("[1] 2", 1, "is not a JSON list: there is more behind the end of the list, before '2'"),
-        ("[" * 100_000, 0, "is not a JSON list: "),
-    ],
-)
-@pytest.mark.parametrize("chunk", [1, 1 << 20])
-def test_a_broken_list_gives_its_rows_and_then_a_sentence(
-    text: str, count: int, why: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(data_files, "CHUNK", chunk)
-    seen = []
-    with pytest.raises(MinipovidError, match=why.replace("[", r"\[")):
-        for value in values(text, tmp_path):
-            seen.append(value)
-    assert len(seen) == count
-
-
-def test_a_mistake_early_in_a_large_file_is_found_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error that more text cannot heal must not make the reader swallow the rest."""
-    monkeypatch.setattr(data_files, "CHUNK", 1000)
-    text = '[{"a": nonsense}, ' + " " * 1_000_000 + "]"
-    monkeypatch.setattr(data_files, "LONGEST", 5000)
-    with pytest.raises(MinipovidError, match="Expecting value"):
-        list(values(text, tmp_path))
-
-
-def test_a_value_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_files, "CHUNK", 1000)
-    monkeypatch.setattr(data_files, "LONGEST", 20_000)
-    with pytest.raises(MinipovidError, match="a value is longer than 20,000 characters"):
-        list(values('["' + "x" * 1_000_000 + '"]', tmp_path))
+# --- the rows of a file: tests/common/test_data_files.py; here, in the words of pairs ---
 
 
 def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
@@ -1004,15 +934,15 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
     whole = (tmp_path / "d.parquet").read_bytes()
     (tmp_path / "d.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(MinipovidError, match="The pairs .* cannot be read"):
-        list(data_files.rows(tmp_path / "d.parquet"))
+        list(rows(tmp_path / "d.parquet"))
 
 
 def test_folders_hold_one_kind_of_data_file(tmp_path: Path) -> None:
     with pytest.raises(MinipovidError, match="holds no data file"):
-        list(data_files.rows(tmp_path))
+        list(rows(tmp_path))
     as_json(tmp_path, [TRL], "b.jsonl")
     as_json(tmp_path, [TRL, 5], "a.jsonl")
-    assert list(data_files.rows(tmp_path)) == [("1 of a.jsonl", TRL), ("2 of a.jsonl", 5), ("1 of b.jsonl", TRL)]
+    assert list(rows(tmp_path)) == [("1 of a.jsonl", TRL), ("2 of a.jsonl", 5), ("1 of b.jsonl", TRL)]
     as_json(tmp_path, [TRL], "c.json")
     with pytest.raises(MinipovidError, match=r"holds \.json and \.jsonl files; name the one that holds the pairs"):
-        list(data_files.rows(tmp_path))
+        list(rows(tmp_path))

@@ -33,6 +33,7 @@ from minipovid.recipe.strict import validated
 
 NAN = float("nan")
 UNPARSED, FAILED = "unparsed", "failed"  # verdicts with a meaning of their own: not understood; no judge replied
+_FILE = data_files.Purpose("benchmark's file", "name the benchmark's file")
 Count = Annotated[int, Field(ge=1)]  # an option that is a number of something
 Mode = Literal["official", "robust"]
 Counts = Mapping[str, float]
@@ -162,7 +163,7 @@ def objects(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Raises MinipovidError, saying that it should be `what`, for a row that is none.
     """
-    for number, row in data_files.rows(path):
+    for number, row in data_files.rows(path, _FILE):
         if not isinstance(row, dict):
             raise MinipovidError(f"{path}: row {number} is not {what}.")
         yield number, row

@@ -29,7 +29,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
 from minipovid.evaluate.benchmarks import Answer, Count, Counts, Exam, Label, Sheet, Tally, described, objects, share
 from minipovid.evaluate.reading import english
-from minipovid.evaluate.reading.coco import COCO, Coco, coco, coco_file
+from minipovid.evaluate.reading.coco import ANNOTATIONS, COCO, Coco, coco, coco_file
 from minipovid.evaluate.reading.english import Kind, Mention, Names
 from minipovid.inference.backends import Question
 
@@ -203,7 +203,7 @@ def _pictures(folder: Path, split: str) -> dict[int, str]:
     """Number and file name of COCO's pictures."""
     return {
         each["id"]: each["file_name"]
-        for each in data_files.within(coco_file(folder, f"captions_{split}.json"), "images")
+        for each in data_files.within(coco_file(folder, f"captions_{split}.json"), ANNOTATIONS, "images")
     }
 
 

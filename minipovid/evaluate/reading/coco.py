@@ -10,6 +10,7 @@ from minipovid.common import data_files
 from minipovid.common.errors import MinipovidError
 
 COCO = "annotations_trainval2014.zip of cocodataset.org"
+ANNOTATIONS = data_files.Purpose("annotations", f"unpack {COCO}")
 _SPLITS = ("val2014", "train2014")
 
 
@@ -31,7 +32,7 @@ def coco(folder: Path, images: Set[int]) -> tuple[dict[int, Coco], list[Path]]:
         if images <= found.keys():
             break
         drawn, written = (coco_file(folder, f"{kind}_{split}.json") for kind in ("instances", "captions"))
-        for each in data_files.within(written, "annotations"):
+        for each in data_files.within(written, ANNOTATIONS, "annotations"):
             if each["image_id"] in images:
                 found.setdefault(each["image_id"], Coco(set(), [])).captions.append(each["caption"])
         for image, name in _coco_objects(drawn, images):
@@ -46,7 +47,7 @@ def _coco_objects(file: Path, images: Set[int]) -> Iterator[tuple[int, str]]:
     """The category of each object that is drawn in these pictures; what categories are called may come last."""
     names: dict[int, str] = {}
     seen: set[tuple[int, int]] = set()
-    for key, each in data_files.lists(file, "annotations", "categories"):
+    for key, each in data_files.lists(file, ANNOTATIONS, "annotations", "categories"):
         if key == "categories":
             names[each["id"]] = each["name"]
         elif each["image_id"] in images:

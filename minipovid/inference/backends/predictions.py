@@ -92,7 +92,7 @@ def _read(path: Path) -> tuple[dict[str, str], list[str]]:
         return mapping, []
     by_id: dict[str, str] = {}
     in_order: list[str] = []
-    for number, row in data_files.rows(path):
+    for number, row in data_files.rows(path, data_files.Purpose("answers", "name it with --predictions")):
         if isinstance(row, data_files.Bad):
             raise MinipovidError(f"{path}: row {number} cannot be read: {row}.")
         text = _first(row, TEXTS) if isinstance(row, dict) else None

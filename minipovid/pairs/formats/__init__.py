@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from minipovid.common import shelf
-from minipovid.common.data_files import first
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs.pair import BadRow, Pair, Seed
+from minipovid.pairs.reading import rows
 
 Ability = Literal["read", "seeds"]
 HEAD = 20  # rows that a format is recognised by
@@ -65,12 +65,11 @@ def seeds(path: Path, name: str | None = None) -> Iterator[Seed | BadRow]:
         yield from read(path)
         return
     for row in reader(module.__name__.rpartition(".")[2]).read(path):
-        yield row if isinstance(row, BadRow) else _chosen(row)
-
-
-def _chosen(pair: Pair) -> Seed:
-    seed = Seed(pair.id, pair.image, pair.prompt, pair.chosen)
-    return seed._replace(source=pair.source.get("chosen", seed.source))
+        if isinstance(row, Pair):
+            seed = Seed(row.id, row.image, row.prompt, row.chosen)
+            yield seed._replace(source=row.source.get("chosen", seed.source))
+        else:
+            yield row
 
 
 def detect(path: Path, ability: Ability = "read") -> str:
@@ -81,26 +80,23 @@ def detect(path: Path, ability: Ability = "read") -> str:
     """
     able = dict.fromkeys([*formats(ability), *formats()] if ability == "seeds" else formats())
     modules = {name: shelf.load("pairs.formats", name) for name in able}
-    rows = _head(path)
-    scores = {name: _claimed(module, rows) for name, module in modules.items()}
+    head = _head(path)
+    silent = {name: module for name, module in modules.items() if not hasattr(module, "claims")}
+    scores = {name: sum(map(module.claims, head)) for name, module in modules.items() if name not in silent}
     if not any(scores.values()):
-        silent = {name: module for name, module in modules.items() if not hasattr(module, "claims")}
         scores = {name: _good(module, path) for name, module in silent.items()}
     best = [name for name, score in scores.items() if score == max(scores.values()) > 0]
     if len(best) == 1:
         return best[0]
     fits = f"the formats {' and '.join(best)} fit" if best else "no format fits"
-    columns = f"the columns {', '.join(rows[0])}" if rows else "a file without columns"
+    columns = f"the columns {', '.join(head[0])}" if head else "a file without columns"
     raise MinipovidError(f"{path}: {fits} {columns}; name one of {', '.join(sorted(modules))}.")
 
 
-def _claimed(module: Any, rows: list[dict[str, Any]]) -> int:
-    return sum(module.claims(row) for row in rows) if hasattr(module, "claims") else 0
-
-
 def _head(path: Path) -> list[dict[str, Any]]:
+    """The first rows, or as many of them as are objects."""
     try:
-        return first(path, HEAD)
+        return [row for _, row in islice(rows(path), HEAD) if isinstance(row, dict)]
     except MinipovidError:
         if path.is_dir():  # a folder without a table may still be a format's own
             return []

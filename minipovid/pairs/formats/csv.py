@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minipovid.common.data_files import Cells, rows, text
+from minipovid.common.data_files import Cells, text
 from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.pair import BadRow, Pair, Seed
-from minipovid.pairs.reading import checked, checked_seeds, identity, known
+from minipovid.pairs.reading import checked, checked_seeds, identity, known, rows
 
 SOURCE = {"chosen": "table", "rejected": "table"}
 

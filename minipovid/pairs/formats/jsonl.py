@@ -16,7 +16,7 @@ from minipovid.common.data_files import Bad, looks_like, of_text, short, text
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
 from minipovid.pairs.pair import BadRow, Pair, Span
-from minipovid.pairs.reading import checked, known
+from minipovid.pairs.reading import PAIRS, checked, known
 
 KEYS = tuple(field.name for field in fields(Pair))
 
@@ -44,9 +44,9 @@ def write(path: Path, pairs: Iterable[Pair]) -> None:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    if looks_like(path) == "list":
+    if looks_like(path, PAIRS) == "list":
         raise MinipovidError(f"{path} is a JSON list; data.format jsonl is one object per line (povid is a JSON list).")
-    return of_text(path, "lines")
+    return of_text(path, "lines", PAIRS)
 
 
 def _pair(row: dict[str, Any]) -> Pair:

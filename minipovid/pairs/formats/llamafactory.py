@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minipovid.common.data_files import Bad, rows
+from minipovid.common.data_files import Bad
 from minipovid.images import embedded
 from minipovid.pairs.conversations import answered, asked, said
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.pairs.reading import checked, identity, known
+from minipovid.pairs.reading import checked, identity, known, rows
 
 SOURCE = {"chosen": "LLaMA-Factory data set", "rejected": "LLaMA-Factory data set"}
 

@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minipovid.common.data_files import rows
 from minipovid.images import embedded
 from minipovid.pairs.conversations import exchange, said
 from minipovid.pairs.pair import BadRow, Seed
-from minipovid.pairs.reading import checked_seeds, identity, known
+from minipovid.pairs.reading import checked_seeds, identity, known, rows
 
 
 def seeds(path: Path) -> Iterator[Seed | BadRow]:

@@ -20,7 +20,7 @@ from typing import Any
 from minipovid.common.data_files import Bad, looks_like, of_text, short, text
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.pairs.reading import checked, known
+from minipovid.pairs.reading import PAIRS, checked, known
 
 PLACEHOLDER = "<image>"
 SOURCE = {"chosen": "ground truth", "rejected": "GPT-4V (POVID)"}
@@ -36,9 +36,9 @@ def claims(row: Mapping[str, Any]) -> int:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    if looks_like(path) != "list":
+    if looks_like(path, PAIRS) != "list":
         raise _no_list(path)
-    return of_text(path, "list")
+    return of_text(path, "list", PAIRS)
 
 
 def _no_list(path: Path) -> MinipovidError:

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minipovid.common.data_files import rows, text
+from minipovid.common.data_files import text
 from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.pairs.reading import checked, identity, known
+from minipovid.pairs.reading import checked, identity, known, rows
 
 COLUMNS = ("image", "question", "chosen", "rejected")
 FURTHER = ("ds_name", "origin_dataset", "origin_split", "idx", "image_path", "logps")

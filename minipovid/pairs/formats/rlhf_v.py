@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minipovid.common.data_files import Bad, rows, short, text
+from minipovid.common.data_files import Bad, short, text
 from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.pairs.reading import checked, identity, known
+from minipovid.pairs.reading import checked, identity, known, rows
 
 FURTHER = ("ds_name", "origin_dataset", "origin_split", "idx", "image_path")
 SOURCE = {"chosen": "person (RLHF-V)", "rejected": "model (RLHF-V)"}

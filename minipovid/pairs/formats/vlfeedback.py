@@ -17,11 +17,11 @@ from itertools import combinations
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from minipovid.common.data_files import Bad, rows, short, text
+from minipovid.common.data_files import Bad, short, text
 from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.pairs.reading import NoPair, checked, identity, known
+from minipovid.pairs.reading import NoPair, checked, identity, known, rows
 
 
 class Rated(NamedTuple):
