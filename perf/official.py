@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minipovid.models.chat_template import VICUNA
 from minipovid.models.encoder import Encoder
-from minipovid.models.families import llava
+from minipovid.models.families import PHOTO, llava
 from minipovid.pairs.source import load_pairs, locate
 from minipovid.recipe import schema, strict
 from minipovid.train.data import PairDataset
@@ -41,7 +41,8 @@ class Official:
         recipe = strict.validated(schema.Recipe, tree, name)
         base = plain_model(setting)
         tokenizer = AutoTokenizer.from_pretrained(setting.checkpoint)
-        encoder = Encoder(VICUNA, tokenizer, *llava.image_token(base.config), 2048)
+        image = llava.image_token_id(base.config), llava.image_tokens(base.config, PHOTO)
+        encoder = Encoder(VICUNA, tokenizer, *image, 2048)
         pairs, _ = load_pairs(recipe.data, encoder)
         self.data = PairDataset(
             pairs, locate(recipe.data)[1], encoder, llava.image_transform(setting.checkpoint), recipe

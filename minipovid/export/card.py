@@ -20,19 +20,12 @@ from minipovid.export import writer
 from minipovid.export.naming import FILE_NAME, UNKNOWN, Origin, Title
 from minipovid.export.quants import HELP
 from minipovid.models.chat_template import IMAGE, Chat
+from minipovid.models.parts import mmproj
 from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 
 STAMP = "minipovid.inputs"  # what a file was made of
 QUESTION = "What is on the table?"
-CLASS_TOKEN = """\
-**CLIP's class token.** Stock llama.cpp, and with it llama-server, llama-mtmd-cli, Ollama and LM Studio, reads this \
-model's vision tower wrongly: it puts the class token behind the patches instead of before them, so every patch gets \
-its neighbour's position and the first one is lost. This is so since PR #13321 (May 2025); a fix, PR #25844, was open \
-when last looked at. Seen in ggml-org/llama.cpp@0c1e57098, which llama-cpp-python 0.3.36 holds. What it costs: per \
-image token, the features' mean cosine to the right ones is 0.505 on LLaVA-1.5-7B (reported upstream) and 0.63 on a \
-tiny model (measured). The files here are right: minipovid's own runtime mends the order while llama.cpp computes, \
-tests that at start-up, and leaves a mended llama.cpp alone."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +204,8 @@ def _limits(files: Files, facts: Facts) -> str:
     """What other programs do to these files."""
     if not (files.texts and files.mmproj):
         return ""
-    limits = [CLASS_TOKEN] if _has_class_token(files.mmproj) else []
+    tensors = {tensor.name for tensor in gguf.GGUFReader(files.mmproj).tensors}
+    limits = [mmproj.CLASS_TOKEN_MISPLACED] if mmproj.CLASS_TOKEN in tensors else []
     if _lost(facts.chat):
         lost = _lost(facts.chat).encode("unicode_escape").decode()
         limits.append(
@@ -230,10 +224,6 @@ def _limits(files: Files, facts: Facts) -> str:
 def _lost(chat: Chat) -> str:
     """The text around a picture that other programs leave out."""
     return chat.picture.replace(IMAGE, "")
-
-
-def _has_class_token(mmproj: Path) -> bool:
-    return any(tensor.name == "v.class_embd" for tensor in gguf.GGUFReader(mmproj).tensors)
 
 
 def _scores(run: Path | None) -> str:

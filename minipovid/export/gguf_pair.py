@@ -14,10 +14,8 @@ from minipovid.export import quants, vocabulary, writer
 from minipovid.export.merge import Merged, Rows
 from minipovid.export.quants import QUANTS
 from minipovid.export.source import Source
-from minipovid.images.transform import PADDING
 from minipovid.models.chat_template import IMAGE
 from minipovid.models.parts import Place
-from minipovid.models.parts import vision as vision_layout
 from minipovid.models.stored_tensors import StoredTensor, Tensors, fingerprint
 from minipovid.recipe.schema import Recipe
 
@@ -106,10 +104,16 @@ class GgufPair(Source):
             **parts,
         }
 
+    def settings(self, file: File) -> Mapping[str, Any]:
+        """The keys that the model's own configuration settles."""
+        if file == "text":
+            return self.family.text_metadata(self.config)
+        return self.family.mmproj_metadata(self.config, self.family.processor(self.model))
+
     @property
     def context_length(self) -> int:
         """Tokens that the language model was trained for."""
-        keys = self.family.text_metadata(self.config)
+        keys = self.settings("text")
         return int(keys[f"{keys['general.architecture']}.context_length"])
 
     @cached_property
@@ -117,7 +121,7 @@ class GgufPair(Source):
         tokenizer, spaces = self.words
         embeddings = next(name for name, place in self.places.items() if place.name == "token_embd.weight")
         return {
-            **self.family.text_metadata(self.config),
+            **self.settings("text"),
             **self.spoken(),
             **vocabulary.metadata(self.model, tokenizer, self.base[embeddings].shape[0], spaces, self.chat.end),
             "tokenizer.chat_template": self.chat.template(spaces.first),
@@ -125,11 +129,8 @@ class GgufPair(Source):
 
     @cached_property
     def _mmproj_metadata(self) -> dict[str, Any]:
-        processor = vision_layout.processor(self.model)
-        return {
-            **self.family.mmproj_metadata(self.config, processor),
-            "minipovid.image_transform": "pad_bicubic_" + "_".join(map(str, PADDING)),
-        }
+        transform = self.family.image_transform(self.model)
+        return {**self.settings("mmproj"), "minipovid.image_transform": transform.name}
 
     def write_text(self, path: Path, quant: str, merge_base: str, progress: Progress | None = None) -> None:
         """The language model, in a quantisation that is written here. Checks the tokenizer first: it takes a second."""

@@ -23,13 +23,13 @@ from minipovid.export import writer
 from minipovid.export.merge import interleave
 from minipovid.export.quants import QUANTS
 from minipovid.models.adapter import Factor
-from minipovid.models.families import GgufFamily
+from minipovid.models.families import Family
 from minipovid.models.parts import Place
 
 Floats = npt.NDArray[np.float32]
 
 
-def places(family: GgufFamily, config: Any, factors: Mapping[str, Factor]) -> dict[str, Place]:
+def places(family: Family, config: Any, factors: Mapping[str, Factor]) -> dict[str, Place]:
     """Where each adapted weight lies in the text GGUF.
 
     Raises MinipovidError, with its name, for a weight that llama.cpp's adapters cannot reach.

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from minipovid.common import shelf
 from minipovid.common.files import read_json
 from minipovid.export import naming, vocabulary
 from minipovid.export.naming import Title
 from minipovid.models import adapter as lora
-from minipovid.models import chat_template
+from minipovid.models import chat_template, families
 from minipovid.models.adapter import Factor
 from minipovid.models.chat_template import IMAGE, Chat
-from minipovid.models.families import GgufFamily
 from minipovid.recipe.schema import Recipe
 
 ADAPTER = "minipovid.adapter_sha256"
@@ -41,7 +39,7 @@ class Source:
         self.model, self.adapter, self.named = model, adapter, named
         self.recipe, self.run, self.texts = recipe, run, texts
         self.family_name = str(read_json(model / "config.json").get("model_type"))
-        self.family = cast(GgufFamily, shelf.load("models.families", self.family_name))
+        self.family = families.of(self.family_name)
         self.config = _config(model)
         self.factors: dict[str, Factor] = lora.read(adapter, self.family.canonical) if adapter else {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ PADDING = (122, 116, 104)  # RGB; llama.cpp pads with CLIP's mean x 255, truncat
 class ImageTransform:
     """One family's way from a picture to pixels; S is `size`, mean and std are per channel of RGB in [0, 1]."""
 
+    name: ClassVar[str] = "pad_bicubic_" + "_".join(map(str, PADDING))  # of what `canvas` does, in a GGUF
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]

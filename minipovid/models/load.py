@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,8 +21,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
-from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
+from minipovid.models import families
+from minipovid.models.families import Family
 from minipovid.models.hub import resolve_model
 from minipovid.models.model import POLICY, Model
 from minipovid.models.shapes import CPU_LIMIT, skeleton
@@ -51,7 +51,7 @@ def load(
     if not sys.stderr.isatty():
         disable_progress_bar()  # transformers'
     config = config_of(section)
-    family = shelf.load("models.families", config.model_type)
+    family = families.of(config.model_type)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         _refuse_giants(section.path, config)
@@ -85,7 +85,7 @@ def config_of(section: ModelSection) -> Any:
     return config
 
 
-def _load_base(folder: Path, section: ModelSection, family: ModuleType, device: torch.device) -> nn.Module:
+def _load_base(folder: Path, section: ModelSection, family: Family, device: torch.device) -> nn.Module:
     dtype = getattr(torch, settled(section).dtype)
     quantization = None
     if section.load_in_4bit:
@@ -109,7 +109,7 @@ def _load_base(folder: Path, section: ModelSection, family: ModuleType, device: 
     return base  # type: ignore[no-any-return]
 
 
-def check_quantised(base: nn.Module, family: ModuleType, in_4bit: bool) -> None:
+def check_quantised(base: nn.Module, family: Family, in_4bit: bool) -> None:
     """By type: every linear layer of the text model is 4-bit (or none, if so asked), and none outside it is.
 
     Raises RuntimeError: a library changed under us. Raises MinipovidError for a width that bitsandbytes cannot do on a
@@ -128,14 +128,14 @@ def check_quantised(base: nn.Module, family: ModuleType, in_4bit: bool) -> None:
                 )
 
 
-def _outside_text_model(folder: Path, family: ModuleType) -> list[str]:
+def _outside_text_model(folder: Path, family: Family) -> list[str]:
     """Full names of the linear layers that stay unquantised: generic names miss nested modules in transformers 5."""
     empty = skeleton(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     inside = {id(module) for module in family.text_model(empty).modules()}
     return [name for name, m in empty.named_modules() if isinstance(m, nn.Linear) and id(m) not in inside]
 
 
-def _lora_config(family: ModuleType, lora: LoraSection) -> LoraConfig:
+def _lora_config(family: Family, lora: LoraSection) -> LoraConfig:
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
@@ -148,7 +148,7 @@ def _lora_config(family: ModuleType, lora: LoraSection) -> LoraConfig:
 
 def _prepare(model: Model, checkpointing: bool | int) -> None:
     """Exactly the adapter trains, in float32; dropout is off everywhere (POVID's and DPO's log-ratios want none)."""
-    text = model.family.text_model(model.base)
+    text: Any = model.family.text_model(model.base)
     for key, value in model.peft.named_parameters():
         value.requires_grad_(f".{POLICY}." in key)
     for value in model.adapter().values():

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minipovid.common.errors import MinipovidError
+from minipovid.models.families import PHOTO, Family
 from minipovid.models.tree_attention.forest import Forest
 from minipovid.models.tree_attention.layers import LastLayer
 from minipovid.recipe import run_folder
@@ -29,12 +29,13 @@ POLICY, REFERENCE = "default", "reference"  # adapter names; peft saves "default
 class Model:
     """A loaded vision-language model with the adapter that is trained, and what the other rooms need to know of it."""
 
-    def __init__(self, peft: PeftModel, family: ModuleType, tokenizer: Any, folder: Path) -> None:
+    def __init__(self, peft: PeftModel, family: Family, tokenizer: Any, folder: Path) -> None:
         self.peft = peft
         self.base: nn.Module = peft.get_base_model()
         self.family, self.tokenizer, self.folder = family, tokenizer, folder
         self.head: nn.Linear = self.base.get_output_embeddings()  # type: ignore[operator]
-        self.image_token_id, self.image_tokens = family.image_token(self.base.config)
+        self.image_token_id = family.image_token_id(self.base.config)
+        self.image_tokens = family.image_tokens(self.base.config, PHOTO)  # of every picture: it becomes [3, S, S]
         self.last_layer = LastLayer(family.text_model(self.base), family.COLUMNWISE)
 
     @property
@@ -44,7 +45,7 @@ class Model:
     def image_features(self, pixels: Tensor) -> Tensor:
         """Projected features [B, N, H] of normalised pixels [B, 3, S, S]; the tower gets no gradient."""
         with torch.no_grad():
-            return self.family.image_features(self.base, pixels.to(self.device, self.head.weight.dtype))  # type: ignore[no-any-return]
+            return self.family.image_features(self.base, pixels.to(self.device, self.head.weight.dtype))
 
     def embed(self, ids: Tensor, features: Tensor) -> Tensor:
         """Token embeddings [R, W, H] of ids [R, W] with features [B, N, H], picture after picture, in the

@@ -9,7 +9,6 @@ The parameters are counted on the real classes, built on torch's `meta` device (
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,26 +16,13 @@ from typing import TYPE_CHECKING, Any
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import read_json
+from minipovid.models import families
 from minipovid.recipe.schema import BUILTIN
 
 if TYPE_CHECKING:
     from torch import nn
 
 CPU_LIMIT = 1_000_000_000  # weights; beyond it training on a CPU is no use to anybody
-
-# Published config.json files of models that are often planned for before they are fetched.
-_CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-         "num_attention_heads": 16, "image_size": 336, "patch_size": 14}  # fmt: skip
-_LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
-              "num_key_value_heads": 40}  # fmt: skip
-KNOWN: dict[str, dict[str, Any]] = {
-    f"llava-hf/llava-1.5-{size}-hf": {
-        "model_type": "llava",
-        "text_config": {"model_type": "llama", "vocab_size": 32064, **sizes},
-        "vision_config": _CLIP,
-    }
-    for size, sizes in (("7b", {}), ("13b", _LLAMA_13B))
-}
 
 
 @dataclass(frozen=True)
@@ -90,14 +76,12 @@ def shapes(path: str, revision: str | None = None) -> Shapes:
     from transformers import AutoConfig
 
     settings = config(path, revision)
-    family = shelf.load("models.families", str(settings.get("model_type")))
-    settled = AutoConfig.for_model(**settings)
-    model = skeleton(settled)
-    text = settled.text_config
+    family = families.of(str(settings.get("model_type")))
+    whole = AutoConfig.for_model(**settings)
+    model, text = skeleton(whole), whole.get_text_config()
     linear = [module.weight.numel() for module in family.text_model(model).modules() if isinstance(module, nn.Linear)]
     vision = sum(_weights(module) for module in family.vision_modules(model))
     targets = [module for name, module in model.named_modules() if re.fullmatch(family.LORA_TARGETS, name)]
-    image_tokens = family.image_token(settled)[1]
     return Shapes(
         linear=sum(linear),
         embeddings=_weights(model) - vision - sum(linear),
@@ -111,8 +95,8 @@ def shapes(path: str, revision: str | None = None) -> Shapes:
         head_width=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
         kv_heads=text.num_key_value_heads or text.num_attention_heads,
         vocabulary=text.vocab_size,
-        image_tokens=image_tokens,
-        vision_flop=_vision_flop(family.vision_modules(model), settled.vision_config, image_tokens),
+        image_tokens=family.image_tokens(whole, families.PHOTO),
+        vision_flop=family.vision_flop(model, families.PHOTO),
     )
 
 
@@ -137,8 +121,9 @@ def config(path: str, revision: str | None = None) -> dict[str, Any]:
     cached = _cached(path, revision)
     if cached is not None:
         return read_json(cached)
-    if path in KNOWN:
-        return KNOWN[path]
+    for name in shelf.names("models.families"):
+        if path in families.of(name).KNOWN:
+            return dict(families.of(name).KNOWN[path])
     raise MinipovidError(
         f"The shapes of {path} are not known on this machine; fetch its config alone with "
         f"`hf download {path} config.json`, or name a folder that holds it."
@@ -158,19 +143,3 @@ def _cached(repo: str, revision: str | None) -> Path | None:
 
 def _weights(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _vision_flop(modules: Sequence[nn.Module], vision: Any, image_tokens: int) -> int:
-    """2 per weight and place: patches in the embedding, patches and class token in the tower, image tokens in the
-    projector; and two products of [places, places, width] per layer, attention."""
-    tower, projector = modules
-    patches = (vision.image_size // vision.patch_size) ** 2
-    places = patches + (vision.model_type == "clip_vision_model")
-    matrices = 2 * patches * _of_kind(tower, "Conv2d") + 2 * places * _of_kind(tower, "Linear")
-    attention = 4 * places**2 * vision.hidden_size * vision.num_hidden_layers
-    return int(matrices + attention + 2 * image_tokens * _of_kind(projector, "Linear"))
-
-
-def _of_kind(module: nn.Module, kind: str) -> int:
-    parts: Iterable[Any] = module.modules()
-    return sum(part.weight.numel() for part in parts if type(part).__name__ == kind)

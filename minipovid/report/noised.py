@@ -10,12 +10,12 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from minipovid.common import shelf
 from minipovid.common.caches import cache_folder
 from minipovid.common.errors import MinipovidError
 from minipovid.images import load as images
 from minipovid.images.transform import ImageTransform
 from minipovid.images.views.noised import Noiser
+from minipovid.models import families
 from minipovid.models.hub import resolve_model
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.make import builtin
@@ -97,7 +97,6 @@ def _transform(section: ModelSection) -> ImageTransform | None:
     try:
         folder = resolve_model(section.path, section.revision, weights=False, download=False)
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        transform: ImageTransform = shelf.load("models.families", kind).image_transform(folder)
+        return families.of(kind).image_transform(folder)
     except (OSError, ValueError, KeyError, MinipovidError):
         return None
-    return transform

@@ -30,6 +30,7 @@ HELD_OUT_SCENES = 200  # in each of eval and dev
 EVERYDAY_SCENES = 2000  # that are told, and counted
 VERSION = 2  # raise it when anything in the files changes: another version's folder is not used
 NAME = f"tinyworld-{VERSION}"
+SEEDS_FORMAT = "llava"  # of seeds.json, among pairs/formats
 _MARK = {"world": "minipovid tinyworld", "version": VERSION}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import gguf
 
-from minipovid.models.parts import vision as vision_layout
+from minipovid.models.parts import mmproj
 from minipovid.verify import tensors, weights
 from minipovid.verify.causes import Cause, listed
 from minipovid.verify.expected import Expected
@@ -36,7 +36,7 @@ def value(reader: gguf.GGUFReader, key: str) -> Any:
 
 def examine(name: str, reader: gguf.GGUFReader, expected: Expected, other: Expected | None) -> Iterator[Cause]:
     """Every fault that can be seen without running the file; `other` is the same model on the other base."""
-    yield from _metadata(name, reader, _settings(expected))
+    yield from _metadata(name, reader, expected.pair.settings(expected.file))
     yield from weights.examine(reader.tensors, expected, other, name)
 
 
@@ -49,21 +49,14 @@ def unread(name: str, reader: gguf.GGUFReader) -> Iterator[str]:
         yield f"{name}: its weights of type {types} ({share}) were not looked into: gguf-py cannot read them."
 
 
-def _settings(expected: Expected) -> Mapping[str, Any]:
-    pair = expected.pair
-    if expected.file == "text":
-        return pair.family.text_metadata(pair.config)
-    return pair.family.mmproj_metadata(pair.config, vision_layout.processor(pair.model))
-
-
 def _metadata(name: str, reader: gguf.GGUFReader, wanted: Mapping[str, Any]) -> Iterator[Cause]:
     """Keys that the model's configuration settles and the file has otherwise."""
     odd = {key: value(reader, key) for key, each in wanted.items() if not _same(value(reader, key), each)}
-    layer = odd.pop("clip.vision.feature_layer", wanted)
+    layer = odd.pop(mmproj.FEATURE_LAYER, wanted)
     if layer is not wanted:
-        due = listed(wanted["clip.vision.feature_layer"])
+        due = listed(wanted[mmproj.FEATURE_LAYER])
         now = "missing" if layer is None else layer
-        what = f"clip.vision.feature_layer is {now}, but the model was trained with {due}"
+        what = f"{mmproj.FEATURE_LAYER} is {now}, but the model was trained with {due}"
         yield Cause.of(name, "wrong feature layer", what)
     if odd:
         pairs = (f"{key} is {'missing' if each is None else each}, not {wanted[key]}" for key, each in odd.items())

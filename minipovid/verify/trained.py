@@ -1,14 +1,13 @@
 """The trained side of the comparison, computed by transformers on the way of training: base, adapter, pictures.
 
-Also what known faults would make of a picture (vision.py compares): the tower is run once for each of them.
+Also what known faults would make of a picture (verify/vision compares): the tower is run once for each of them.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from peft.tuners.lora import LoraLayer
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from minipovid.common.arrays import Array
 from minipovid.common.errors import MinipovidError
@@ -182,7 +181,7 @@ class _Fault(NamedTuple):
 def _features(model: Model, transform: ImageTransform) -> dict[str, Array]:
     """float32 [pictures, N, k] of the probe pictures: as they should be, and under each fault that can be had here.
 
-    The model computes in float32 (float32.py): faults are told apart by less than bfloat16's rounding.
+    The model computes in float32 (float32.widen): faults are told apart by less than bfloat16's rounding.
     """
     features = {fault.name: _features_under(model, transform, fault) for fault in _faults(model)}
     shape = features[vision.TRUE].shape
@@ -200,53 +199,5 @@ def _faults(model: Model) -> Iterator[_Fault]:
     yield _Fault(vision.TRUE, vision.padded)
     for name, canvas in vision.CANVASES.items():
         yield _Fault(name, canvas)
-    config: Any = model.base.config
-    tower, projector = model.family.vision_modules(model.base)
-    used = getattr(config, "vision_feature_layer", None)
-    if isinstance(used, int):
-        states = config.vision_config.num_hidden_layers + 1  # what enters the first layer, and what leaves each
-        for layer in set(range(states)) - {used % states}:
-            # Counted from the end: transformers takes 0 for "none".
-            yield _Fault(f"layer {layer}", vision.padded, partial(_setting, config, layer - states))
-    embeddings = next((part for part in tower.modules() if hasattr(part, "class_embedding")), None)
-    if embeddings is not None:
-        yield _Fault("class token", vision.padded, partial(_class_token_last, embeddings))
-    linear = [part for part in projector.modules() if isinstance(part, nn.Linear)]
-    if len(linear) == 2 and linear[0].weight.shape == linear[1].weight.shape:
-        yield _Fault("projector", vision.padded, partial(_swapped, *linear))
-
-
-@contextmanager
-def _setting(config: Any, layer: int) -> Iterator[None]:
-    before, config.vision_feature_layer = config.vision_feature_layer, layer
-    try:
-        yield
-    finally:
-        config.vision_feature_layer = before
-
-
-@contextmanager
-def _class_token_last(embeddings: Any) -> Iterator[None]:
-    """As llama.cpp's graph has it: (patches, class token) under the positions of (class token, patches)."""
-    positions = embeddings.position_embedding.weight
-
-    def roll(_: nn.Module, __: Any, out: Tensor) -> Tensor:
-        return (out - positions).roll(-1, 1) + positions
-
-    handle = embeddings.register_forward_hook(roll)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _swapped(first: nn.Linear, second: nn.Linear) -> Iterator[None]:
-    def swap() -> None:
-        first.weight, second.weight, first.bias, second.bias = second.weight, first.weight, second.bias, first.bias
-
-    swap()
-    try:
-        yield
-    finally:
-        swap()
+    for name, plant in model.family.vision_faults(model.base).items():
+        yield _Fault(name, vision.padded, plant)

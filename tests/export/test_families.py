@@ -56,7 +56,7 @@ class Original:
         self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = vocabulary.load(folder)
         self.transform = llava.image_transform(folder)
-        image = llava.image_token(self.model.config)
+        image = llava.image_token_id(self.model.config), llava.image_tokens(self.model.config, (1, 1))
         self.encoder = Encoder(chat_template.of(folder, self.tokenizer), self.tokenizer, *image, 4096)
         names = [self.tokenizer.eos_token, "<|endoftext|>"]  # llama.cpp ends an answer at either
         self.ends = {self.tokenizer.convert_tokens_to_ids(name) for name in names}
@@ -363,7 +363,7 @@ def test_interleave_as_the_hub_spells_it() -> None:
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
-    assert llava.image_token(found) == (151646, 729)
+    assert (llava.image_token_id(found), llava.image_tokens(found, (1, 1))) == (151646, 729)
     keys = llava.text_metadata(found)
     assert keys["general.architecture"] == "qwen2"
     assert (keys["qwen2.rope.freq_base"], keys["qwen2.attention.key_length"]) == (1000000.0, 64)

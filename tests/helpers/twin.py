@@ -93,5 +93,6 @@ class Twin:
 
     def _expand(self, ids: list[int]) -> torch.Tensor:
         """One placeholder per row of a picture, as the model wants it."""
-        placeholder, rows = llava.image_token(self.model.config)
+        placeholder = llava.image_token_id(self.model.config)
+        rows = llava.image_tokens(self.model.config, (1, 1))
         return torch.tensor([[id for token in ids for id in [token] * (rows if token == placeholder else 1)]])

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from minipovid.cli import main
-from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
-from minipovid.models import load
+from minipovid.models import families, load
 from minipovid.recipe import read as recipe
 from minipovid.recipe import schema
 from minipovid.recipe.schema import ModelSection
@@ -67,8 +66,8 @@ def seven_b(tmp_path: Path) -> Path:
 def test_the_real_shapes(seven_b: Path) -> None:
     """7.06 billion parameters, 576 image tokens, 224 adapted layers; rank 128 makes 319.8 million (facts: POVID 4)."""
     config = AutoConfig.from_pretrained(seven_b)
-    family = shelf.load("models.families", config.model_type)
-    assert family.image_token(config) == (32000, 576)
+    family = families.of(config.model_type)
+    assert (family.image_token_id(config), family.image_tokens(config, (640, 480))) == (32000, 576)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
         settings = recipe.read(recipe.find("llava7b_qlora"))

@@ -12,7 +12,7 @@ from scoring_cases import VIEWS, a_batch, a_model
 from torch import nn
 
 from minipovid.common.errors import MinipovidError
-from minipovid.models import load
+from minipovid.models import families, load
 from minipovid.models import model as models
 from minipovid.recipe.schema import LoraSection, ModelSection
 from minipovid.train import scoring
@@ -43,13 +43,13 @@ def test_only_the_text_model_is_quantised(folder: Path) -> None:
 @pytest.mark.parametrize("wrong", ["model.multi_modal_projector", "model.language_model.layers.1.mlp"])
 def test_a_wrongly_quantised_layer_is_noticed(folder: Path, wrong: str) -> None:
     base = loaded(folder).peft.unload()
-    load.check_quantised(base, load.shelf.load("models.families", "llava"), True)
+    load.check_quantised(base, families.of("llava"), True)
     parent = base.get_submodule(wrong)
     name, module = next((n, m) for n, m in parent.named_children() if isinstance(m, nn.Linear))
     other = nn.Linear if isinstance(module, Linear4bit) else Linear4bit
     setattr(parent, name, other(module.in_features, module.out_features))
     with pytest.raises(RuntimeError, match=f"{wrong}.{name} is"):
-        load.check_quantised(base, load.shelf.load("models.families", "llava"), True)
+        load.check_quantised(base, families.of("llava"), True)
 
 
 def test_widths_that_bitsandbytes_misreads_on_a_cpu_are_refused(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ import torch_counts
 
 from minipovid.common.errors import MinipovidError
 from minipovid.models import load
-from minipovid.models.shapes import KNOWN, Shapes, shapes
+from minipovid.models.families.llava import KNOWN
+from minipovid.models.shapes import Shapes, shapes
 from minipovid.models.tree_attention import attention
 from minipovid.models.tree_attention.tokens import Tokens
 from minipovid.recipe import read as recipe

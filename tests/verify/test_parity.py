@@ -13,11 +13,10 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from minipovid import evaluate
-from minipovid.common import shelf
 from minipovid.export import export
 from minipovid.images import load as images
 from minipovid.inference.llama_cpp import Runtime
-from minipovid.models import chat_template, load
+from minipovid.models import chat_template, families, load
 from minipovid.models.encoder import Encoder
 from minipovid.models.hub import resolve_model
 from minipovid.recipe import read as recipe
@@ -63,9 +62,10 @@ def merged_model(run: Path) -> nn.Module:
 def transformers_captions(run: Path, selected: evaluate.Selected) -> list[str]:
     model = merged_model(run)
     folder = resolve_model("tinyworld")
-    tokenizer, family = AutoTokenizer.from_pretrained(folder), shelf.load("models.families", "llava")
+    tokenizer, family = AutoTokenizer.from_pretrained(folder), families.of("llava")
+    image = family.image_token_id(model.config), family.image_tokens(model.config, families.PHOTO)
     transform = family.image_transform(folder)
-    encoder = Encoder(chat_template.of(folder, tokenizer), tokenizer, *family.image_token(model.config), 256)
+    encoder = Encoder(chat_template.of(folder, tokenizer), tokenizer, *image, 256)
     questions = selected.exam.questions
     captions = []
     for start in range(0, len(questions), 50):

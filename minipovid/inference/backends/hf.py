@@ -43,7 +43,6 @@ from minipovid.models import chat_template, load
 from minipovid.models.chat_template import Turn
 from minipovid.models.hub import SETTINGS, resolve_model
 from minipovid.models.model import Model
-from minipovid.models.parts.text import context
 from minipovid.models.stored_tensors import Tensors
 from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
@@ -78,7 +77,7 @@ class HfBackend:
         self._chat = chat_template.of(self._model.folder, self._model.tokenizer)
         self._transform = self._model.family.image_transform(self._model.folder)
         # A tree forgets nothing, as a sliding window would.
-        self._context = context(self._model.base.config.get_text_config())  # type: ignore[union-attr,operator]
+        self._context = self._model.family.context(self._model.base.config)
         self._ends = _ends(self._model, self._chat.end)
         self._identity = _identity(run, options.weights, self._model, self._chat)
 

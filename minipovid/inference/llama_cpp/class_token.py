@@ -9,6 +9,7 @@ import numpy as np
 
 from minipovid.inference.llama_cpp.ggml import Tensor, Watch, read, write
 from minipovid.inference.llama_cpp.libraries import ggml_base
+from minipovid.models.parts import mmproj
 
 
 class ClassToken:
@@ -42,7 +43,7 @@ class ClassToken:
     def is_misplaced(node: Tensor) -> bool:
         """Is this the concatenation (patches, class token)?"""
         second = node.source(1)
-        return second is not None and second.name == b"v.class_embd" and node.ne[0] == second.ne[0]
+        return second is not None and second.name == mmproj.CLASS_TOKEN.encode() and node.ne[0] == second.ne[0]
 
     def _roll(self, node: Tensor) -> None:
         base: ctypes.CDLL = ggml_base()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.common.errors import MinipovidError
+from minipovid.models.parts import mmproj
 from minipovid.recipe import run_folder
 
 MMPROJ = "mmproj"
@@ -61,5 +62,5 @@ class Header:
             raise MinipovidError(f"{path} is no GGUF file, or is damaged; export it again.") from None
         self.keys: dict[str, Any] = {name: entry.contents() for name, entry in reader.fields.items()}
         self.tensors = {tensor.name for tensor in reader.tensors}
-        if "clip.vision.image_size" not in self.keys:
+        if mmproj.IMAGE_SIZE not in self.keys:
             raise MinipovidError(f"{path} is no mmproj file: it holds no vision tower.")

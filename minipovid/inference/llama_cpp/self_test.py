@@ -16,6 +16,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.inference.llama_cpp.class_token import ClassToken
 from minipovid.inference.llama_cpp.libraries import Floats, version
 from minipovid.inference.llama_cpp.tower import Canvas, Tower, n_embd
+from minipovid.models.parts import mmproj
 
 Verdict = Literal["moved", "not needed"]
 TESTED = "0.3.36"  # of llama-cpp-python: moved
@@ -75,7 +76,7 @@ def _draw(width: int) -> tuple[Weights, Canvas]:
     rng = np.random.default_rng(0)
     tokens = (SIDE // PATCH) ** 2 + 1
     shapes: dict[str, tuple[int, ...]] = {
-        "v.class_embd": (HIDDEN,),
+        mmproj.CLASS_TOKEN: (HIDDEN,),
         "v.patch_embd.weight": (HIDDEN, 3, PATCH, PATCH),
         "v.position_embd.weight": (tokens, HIDDEN),
         "mm.0.weight": (HIDDEN, HIDDEN),
@@ -102,18 +103,18 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
 def _write(path: Path, weights: Weights) -> None:
     import gguf
 
-    writer = gguf.GGUFWriter(path, "clip")
-    writer.add_bool("clip.has_vision_encoder", True)
-    writer.add_string("clip.projector_type", "mlp")
+    writer = gguf.GGUFWriter(path, mmproj.ARCHITECTURE)
+    writer.add_bool(mmproj.HAS_TOWER, True)
+    writer.add_string(mmproj.PROJECTOR, mmproj.TWO_LINEAR)
     for key, number in (
         *(("image_size", SIDE), ("patch_size", PATCH), ("embedding_length", HIDDEN), ("feed_forward_length", FFN)),
         *(("block_count", 1), ("projection_dim", HIDDEN), ("attention.head_count", HEADS)),
     ):
-        writer.add_uint32(f"clip.vision.{key}", number)
-    writer.add_float32("clip.vision.attention.layer_norm_epsilon", EPS)
-    writer.add_array("clip.vision.feature_layer", [1])
-    writer.add_array("clip.vision.image_mean", [MEAN] * 3)
-    writer.add_array("clip.vision.image_std", [STD] * 3)
+        writer.add_uint32(mmproj.TOWER + key, number)
+    writer.add_float32(f"{mmproj.TOWER}attention.layer_norm_epsilon", EPS)
+    writer.add_array(mmproj.FEATURE_LAYER, [1])
+    writer.add_array(mmproj.IMAGE_MEAN, [MEAN] * 3)
+    writer.add_array(mmproj.IMAGE_STD, [STD] * 3)
     for name, weight in weights.items():
         writer.add_tensor(name, weight)
     writer.write_header_to_file()
@@ -128,7 +129,7 @@ def forward(weights: Weights, canvas: Canvas) -> Floats:
     grid = SIDE // PATCH
     patches = pixels.reshape(grid, PATCH, grid, PATCH, 3).transpose(0, 2, 4, 1, 3).reshape(grid * grid, -1)
     patches = patches @ weights["v.patch_embd.weight"].reshape(HIDDEN, -1).T
-    x = np.vstack([weights["v.class_embd"], patches]) + weights["v.position_embd.weight"]
+    x = np.vstack([weights[mmproj.CLASS_TOKEN], patches]) + weights["v.position_embd.weight"]
     x = _norm(weights, "v.pre_ln", x)
     x = x + _attention(weights, _norm(weights, "v.blk.0.ln1", x))
     inner = _linear(weights, "v.blk.0.ffn_up", _norm(weights, "v.blk.0.ln2", x))

@@ -19,6 +19,7 @@ from minipovid.inference.llama_cpp.class_token import ClassToken
 from minipovid.inference.llama_cpp.gguf_files import Header
 from minipovid.inference.llama_cpp.libraries import Floats
 from minipovid.inference.llama_cpp.tower import Canvas, Tower
+from minipovid.models.parts import mmproj
 
 REMEMBERED = 8  # pictures whose rows are kept: 9 MiB each beside a 7B model
 Value = TypeVar("Value")
@@ -57,12 +58,13 @@ class VisionModel:
             raise MinipovidError(f"There is no file {path}; `minipovid export` writes the GGUF pair of a run.")
         header = Header(path)
         self.transform = ImageTransform(
-            size=header.keys["clip.vision.image_size"],
-            mean=tuple(header.keys["clip.vision.image_mean"]),
-            std=tuple(header.keys["clip.vision.image_std"]),
+            size=header.keys[mmproj.IMAGE_SIZE],
+            mean=tuple(header.keys[mmproj.IMAGE_MEAN]),
+            std=tuple(header.keys[mmproj.IMAGE_STD]),
         )
         # Other projectors want the class token last.
-        has_class_token = header.keys.get("clip.projector_type") == "mlp" and "v.class_embd" in header.tensors
+        is_two_linear = header.keys.get(mmproj.PROJECTOR) == mmproj.TWO_LINEAR
+        has_class_token = is_two_linear and mmproj.CLASS_TOKEN in header.tensors
         self.class_token: str = self_test.verdict(model, use_gpu) if has_class_token else "no class token"
         self._remedy = ClassToken() if self.class_token == "moved" else None
         self._pictures: Recent[Picture] = Recent()

@@ -1,6 +1,6 @@
 """Language models that stand inside a family, and what llama.cpp calls their parts: one entry per `model_type`.
 
-    text_layout.place("language_model.norm.weight", config.text_config)  # Place("text", "output_norm.weight")
+    text.place("language_model.norm.weight", config.text_config)  # Place("text", "output_norm.weight")
 
 Names of tensors are those within transformers 5, without the leading `model.`.
 """

@@ -1,6 +1,6 @@
 """Vision towers with LLaVA's two-layer projector, and what llama.cpp (tools/mtmd/clip.cpp) calls their parts.
 
-    vision_layout.place("vision_tower.pre_layrnorm.weight", config)  # Place("mmproj", "v.pre_ln.weight")
+    vision.place("vision_tower.pre_layrnorm.weight", config)  # Place("mmproj", "v.pre_ln.weight")
 
 Names of tensors are those within transformers 5, without the leading `model.`.
 """
@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minipovid.common.errors import MinipovidError
-from minipovid.models.parts import Place
+from minipovid.models.parts import Place, mmproj
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 TOWERS = {"clip_vision_model": True, "siglip_vision_model": False}  # does a class token stand before the patches?
 _OUTSIDE = {
-    "vision_tower.embeddings.class_embedding": "v.class_embd",
+    "vision_tower.embeddings.class_embedding": mmproj.CLASS_TOKEN,
     "vision_tower.embeddings.patch_embedding": "v.patch_embd",
     "vision_tower.embeddings.position_embedding": "v.position_embd",
     "vision_tower.pre_layrnorm": "v.pre_ln",
@@ -118,21 +123,21 @@ def metadata(config: Any, processor: Mapping[str, Any]) -> dict[str, Any]:
     vision = config.vision_config
     _check(config)
     return {
-        "general.architecture": "clip",
-        "clip.has_vision_encoder": True,
-        "clip.projector_type": "mlp",
+        "general.architecture": mmproj.ARCHITECTURE,
+        mmproj.HAS_TOWER: True,
+        mmproj.PROJECTOR: mmproj.TWO_LINEAR,
         **_ACTIVATIONS[vision.hidden_act],
-        "clip.vision.image_size": vision.image_size,
+        mmproj.IMAGE_SIZE: vision.image_size,
         "clip.vision.patch_size": vision.patch_size,
         "clip.vision.embedding_length": vision.hidden_size,
         "clip.vision.feed_forward_length": vision.intermediate_size,
         "clip.vision.block_count": layers(config),
-        "clip.vision.feature_layer": [layers(config)],  # left out, llama.cpp would drop one layer more
+        mmproj.FEATURE_LAYER: [layers(config)],  # left out, llama.cpp would drop one layer more
         "clip.vision.projection_dim": config.text_config.hidden_size,
         "clip.vision.attention.head_count": vision.num_attention_heads,
         "clip.vision.attention.layer_norm_epsilon": float(vision.layer_norm_eps),
-        "clip.vision.image_mean": [float(value) for value in processor["image_mean"]],
-        "clip.vision.image_std": [float(value) for value in processor["image_std"]],
+        mmproj.IMAGE_MEAN: [float(value) for value in processor["image_mean"]],
+        mmproj.IMAGE_STD: [float(value) for value in processor["image_std"]],
     }
 
 
@@ -159,3 +164,81 @@ def _check(config: Any) -> None:
         raise MinipovidError(
             f"The tower's MLP is as wide as the tower ({vision.hidden_size}); llama.cpp would swap its two layers."
         )
+
+
+def flop(tower: nn.Module, projector: nn.Module, config: Any) -> int:
+    """Of one picture, 2 per weight and place: patches in the embedding, patches and class token in the tower, image
+    tokens in the projector; and two products of [places, places, width] per layer, attention."""
+    vision = config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    places = patches + has_class_token(vision)
+    matrices = 2 * patches * _of_kind(tower, "Conv2d") + 2 * places * _of_kind(tower, "Linear")
+    attention = 4 * places**2 * vision.hidden_size * vision.num_hidden_layers
+    return int(matrices + attention + 2 * tokens(config) * _of_kind(projector, "Linear"))
+
+
+def _of_kind(module: nn.Module, kind: str) -> int:
+    parts: Iterable[Any] = module.modules()
+    return sum(part.weight.numel() for part in parts if type(part).__name__ == kind)
+
+
+# --- what a runtime may get wrong ---
+
+
+def faults(
+    tower: nn.Module, projector: nn.Module, config: Any
+) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+    """By name, what makes a context in which the modules have the fault: features of each other layer, the class token
+    in llama.cpp's place, the projector's layers swapped. Those that the model cannot have are left out."""
+    from torch import nn
+
+    contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {}
+    used = getattr(config, "vision_feature_layer", None)
+    if isinstance(used, int):
+        states = config.vision_config.num_hidden_layers + 1  # what enters the first layer, and what leaves each
+        for layer in set(range(states)) - {used % states}:
+            # Counted from the end: transformers takes 0 for "none".
+            contexts[f"layer {layer}"] = partial(_feature_layer, config, layer - states)
+    embeddings = next((part for part in tower.modules() if hasattr(part, "class_embedding")), None)
+    if embeddings is not None:
+        contexts["class token"] = partial(_class_token_last, embeddings)
+    linear = [part for part in projector.modules() if isinstance(part, nn.Linear)]
+    if len(linear) == 2 and linear[0].weight.shape == linear[1].weight.shape:
+        contexts["projector"] = partial(_exchanged, *linear)
+    return contexts
+
+
+@contextmanager
+def _feature_layer(config: Any, layer: int) -> Iterator[None]:
+    trained, config.vision_feature_layer = config.vision_feature_layer, layer
+    try:
+        yield
+    finally:
+        config.vision_feature_layer = trained
+
+
+@contextmanager
+def _class_token_last(embeddings: Any) -> Iterator[None]:
+    """As llama.cpp's graph has it: (patches, class token) under the positions of (class token, patches)."""
+    positions = embeddings.position_embedding.weight
+
+    def roll(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+        return (out - positions).roll(-1, 1) + positions
+
+    handle = embeddings.register_forward_hook(roll)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _exchanged(first: nn.Linear, second: nn.Linear) -> Iterator[None]:
+    def swap() -> None:
+        first.weight, second.weight, first.bias, second.bias = second.weight, first.weight, second.bias, first.bias
+
+    swap()
+    try:
+        yield
+    finally:
+        swap()

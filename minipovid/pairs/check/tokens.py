@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs.check.findings import Finding
 from minipovid.pairs.pair import Pair
@@ -74,7 +73,7 @@ def _encoder(section: ModelSection) -> Encoder:
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    from minipovid.models import chat_template
+    from minipovid.models import chat_template, families
     from minipovid.models.encoder import Encoder
     from minipovid.models.hub import resolve_model
 
@@ -85,5 +84,6 @@ def _encoder(section: ModelSection) -> Encoder:
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise MinipovidError(f"{folder} holds no model whose tokenizer can be read: {why}") from None
-    token, count = shelf.load("models.families", config.model_type).image_token(config)
-    return Encoder(chat_template.of(folder, tokenizer), tokenizer, token, count, sys.maxsize)
+    family = families.of(config.model_type)
+    image = family.image_token_id(config), family.image_tokens(config, families.PHOTO)
+    return Encoder(chat_template.of(folder, tokenizer), tokenizer, *image, sys.maxsize)

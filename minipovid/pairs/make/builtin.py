@@ -16,7 +16,7 @@ from minipovid.pairs import formats, make
 from minipovid.pairs.make.makers import MakerInputs, rule
 from minipovid.pairs.pair import BadRow, Seed
 from minipovid.recipe import run_folder
-from minipovid.tinyworld.world import once
+from minipovid.tinyworld.world import SEEDS_FORMAT, once
 
 
 def pairs() -> tuple[Path, Path]:
@@ -32,7 +32,7 @@ def _stands(folder: Path) -> bool:
 
 def _make(world: Path, to: Path) -> None:
     def seeds() -> Iterator[Seed | BadRow]:
-        return formats.seeds(world / "seeds.json", "llava")
+        return formats.seeds(world / "seeds.json", SEEDS_FORMAT)
 
     maker = make.maker("rule", MakerInputs(seeds), {"count_on": str(world / "everyday.txt")})
     make.make(seeds, maker, to, root=world, progress=False)
