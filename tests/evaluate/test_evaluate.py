@@ -356,7 +356,7 @@ def test_a_file_that_cannot_be_read_is_called_what_it_is(tmp_path: Path) -> None
         "The benchmark's file .*cut.parquet cannot be read: ": lambda: list(objects(tmp_path / "cut.parquet", "it")),
         "The annotations .*latin.json cannot be read: ": lambda: list(_coco_objects(tmp_path / "latin.json", {1})),
         "The answers .*cut.parquet cannot be read: ": lambda: predictions.open(
-            BackendOptions(tmp_path, predictions=tmp_path / "cut.parquet")
+            tmp_path, predictions.Options(tmp_path / "cut.parquet"), GREEDY
         ),
     }
     for sentence, read in readings.items():
