@@ -53,11 +53,11 @@ class Lines:
     def at(self, begin: int) -> Any:
         """The row whose line begins there."""
         self._file.seek(begin)
-        found = bytearray()
-        while not found.endswith(b"\n") and (block := self._file.read(1 << 14)):
+        line = bytearray()
+        while not line.endswith(b"\n") and (block := self._file.read(1 << 14)):
             end = block.find(b"\n")
-            found += block if end < 0 else block[: end + 1]
-        return json.loads(found)
+            line += block if end < 0 else block[: end + 1]
+        return json.loads(line)
 
     def close(self) -> None:
         self._file.close()

@@ -22,8 +22,8 @@ GRACE = 10.0  # seconds that what is in hand gets to come home after Ctrl-C: it 
 class Pool(Generic[Item, Result]):
     """`workers` threads that turn items into results; an error of one is raised where the results are read.
 
-        with Crew(work, items, workers=16, stop=teacher.stop) as crew:
-            for result in crew.results():
+        with Pool(work, items, workers=16, stop=teacher.stop) as pool:
+            for result in pool.results():
                 journal.add(result)
 
     Ctrl-C is heard between two results, so that none gets lost on its way into the journal: no more items are taken,
@@ -74,20 +74,20 @@ class Pool(Generic[Item, Result]):
         end: float | None = None
         while self._there:
             try:
-                got = self._done.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
+                message = self._done.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
             except Empty:
                 break
-            if got is None:
+            if message is None:
                 self._there -= 1
-            elif isinstance(got, KeyboardInterrupt):
+            elif isinstance(message, KeyboardInterrupt):
                 self.close()
                 self._stop()
                 end = time.monotonic() + GRACE
-            elif isinstance(got, BaseException):
+            elif isinstance(message, BaseException):
                 self.close()
-                first = first or got
+                first = first or message
             else:
-                yield got[0]
+                yield message[0]
         if first is not None:
             raise first
 

@@ -80,20 +80,20 @@ def _in_cell(cell: Any, column: str) -> str:
     if isinstance(cell, list):
         raise Bad(f"{column} holds {len(cell)} pictures, and a pair has one; leave the row out or split it")
     if isinstance(cell, Mapping):
-        kept = cell.get("bytes")
-        cell = kept if kept is not None else cell.get("path", cell.get("url"))
-        if isinstance(kept, str):
-            return _embedded(_decoded(kept, column), column)
+        content = cell.get("bytes")
+        cell = content if content is not None else cell.get("path", cell.get("url"))
+        if isinstance(content, str):
+            return _embedded(_from_base64(content, column), column)
     if cell is None:
         raise Bad(f"{column} names no picture")
     if isinstance(cell, bytes):
         return _embedded(cell, column)
     path = text({column: cell}, column)
     if path.startswith("data:"):
-        return _embedded(_decoded(path.partition(",")[2], column), column)
+        return _embedded(_from_base64(path.partition(",")[2], column), column)
     if "://" in path[:12]:
         raise Bad(f"{column} is the address {short(path)}; minipovid fetches nothing, so download it and name the file")
-    return _embedded(_decoded(path, column), column) if _is_base64(path) else path
+    return _embedded(_from_base64(path, column), column) if _is_base64(path) else path
 
 
 def _is_base64(words: str) -> bool:
@@ -106,7 +106,7 @@ def _is_base64(words: str) -> bool:
         return False
 
 
-def _decoded(words: str, column: str) -> bytes:
+def _from_base64(words: str, column: str) -> bytes:
     try:
         return base64.b64decode(words, validate=True)
     except ValueError as error:

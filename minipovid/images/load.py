@@ -4,7 +4,7 @@
     pixels = transform(load(path))            # float32 [3, S, S]
 
 The transform is llama.cpp's, pixel for pixel (scale to fit, then pad), so that training, evaluation and the exported
-GGUF see the same picture. The noised view stands in noise.py.
+GGUF see the same picture. What a loss is shown instead of it stands on the shelf views/.
 """
 
 from __future__ import annotations
@@ -67,38 +67,35 @@ def load(path: Path) -> Image.Image:
     short, or has samples that are no colours; size is judged by the header alone, before anything is decoded.
     """
     _check_file(path)
-    return _seen(path, path)
+    with _open(path, path) as image:
+        return _upright_rgb(image, path, MAX_PIXELS)
 
 
 def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """What `load` gives, of a picture that came without a file; `name` stands for it in the sentence of an error."""
     if not data:
         raise MinipovidError(f"The picture {name} is empty (0 bytes); send it again.")
-    return _seen(BytesIO(data), name, max_pixels)
+    with _open(BytesIO(data), name) as image:
+        return _upright_rgb(image, name, max_pixels)
 
 
-def _seen(source: Path | BytesIO, name: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    with _open(source, name) as image:
-        return _viewed(image, name, max_pixels)
-
-
-def seen(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
     """What `load` gives, of a picture that is already open. What `load`, `decode` and this gave comes back equal."""
-    return _viewed(image, getattr(image, "filename", "") or "in memory", MAX_PIXELS)
+    return _upright_rgb(image, getattr(image, "filename", "") or "in memory", MAX_PIXELS)
 
 
-def _viewed(image: Image.Image, name: Path | str, max_pixels: int) -> Image.Image:
+def _upright_rgb(image: Image.Image, name: Path | str, max_pixels: int) -> Image.Image:
     _check_size(image, name, max_pixels)
     try:
         image.load()
     except _DAMAGE as error:
         raise _damaged(name, error) from None
     turn = _turn(image)
-    viewed = _rgb(image, name)
-    viewed = viewed if turn is None else viewed.transpose(turn)
+    upright = _rgb(image, name)
+    upright = upright if turn is None else upright.transpose(turn)
     for key in _TELLS_IT:  # Pillow hands it on, and whoever looks again would turn the picture again
-        viewed.info.pop(key, None)
-    return viewed
+        upright.info.pop(key, None)
+    return upright
 
 
 def digest(path: Path) -> bytes:
@@ -178,9 +175,9 @@ def _rgb(image: Image.Image, path: Path | str) -> Image.Image:
         raise _no_colours(path, {"F": "floating-point", "LAB": "CIELAB"}[image.mode])
     if not image.has_transparency_data:
         return image.convert("RGB")
-    seen = image.convert("RGBA")
-    white = Image.new("RGBA", seen.size, "white")
-    return Image.alpha_composite(white, seen).convert("RGB")
+    picture = image.convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
 
 
 def _damaged(path: Path | str, error: Exception) -> MinipovidError:

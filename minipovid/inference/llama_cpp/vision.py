@@ -89,7 +89,7 @@ class VisionModel:
         Raises MinipovidError for what is no picture.
         """
         if not isinstance(image, Path):
-            return self._taken(images.seen(image))
+            return self._taken(images.upright_rgb(image))
         if not image.is_file():
             return self._taken(images.load(image))
         state = image.stat()
