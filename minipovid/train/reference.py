@@ -28,7 +28,7 @@ from torch import Tensor
 
 from minipovid import __version__
 from minipovid.common.caches import cache_folder
-from minipovid.common.caches.store import ReferenceCache
+from minipovid.common.caches.store import StoreCache
 from minipovid.train.losses import Scores, ScoreTable, View
 from minipovid.train.scoring import HiddenScores, Rows, score
 
@@ -49,7 +49,7 @@ class Reference:
         self.model, self.passes, self.keep_hidden = model, 0, keep_hidden
         self.views = [view._replace(grad=False) for view in views if view.reference != "nothing"]
         name = digest(model) if cache_gib and self.views else "nothing"
-        self.cache = ReferenceCache(cache_folder() / "reference", name, cache_gib)
+        self.cache = StoreCache(cache_folder() / "reference", "reference", "scores", name, cache_gib)
         self.computed: dict[bytes, Tensor] = {}  # and not written yet
 
     def __call__(self, batch: Batch) -> ScoreTable:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from minipovid.common.caches import store as reference_cache
-from minipovid.common.caches.store import ReferenceCache
+from minipovid.common.caches.store import StoreCache
 
 SPAWN = multiprocessing.get_context("spawn")
 FORK = multiprocessing.get_context("fork")
@@ -38,7 +38,11 @@ def _items(*numbers: int) -> dict[bytes, bytes]:
     return {_key(number): _value(number) for number in numbers}
 
 
-def _kept(cache: ReferenceCache, *numbers: int) -> list[int]:
+def _cache(folder: Path, name: str, limit_gib: float) -> StoreCache:
+    return StoreCache(folder, "reference", "scores", name, limit_gib)
+
+
+def _kept(cache: StoreCache, *numbers: int) -> list[int]:
     """Which of `numbers` the cache gives back; a wrong value fails."""
     found = dict(zip(numbers, cache.read([_key(number) for number in numbers]), strict=True))
     assert all(value in (None, _value(number)) for number, value in found.items())
@@ -51,25 +55,25 @@ def _bytes_in(folder: Path) -> int:
 
 def _store(path: Path, numbers: range) -> Path:
     """A closed store with these records in it."""
-    cache = ReferenceCache(path.parent, path.stem, 1)
+    cache = _cache(path.parent, path.stem, 1)
     cache.write(_items(*numbers))
     cache.close()
     return path
 
 
 def test_what_was_written_is_read_and_the_rest_is_none_in_the_order_of_the_keys(tmp_path: Path) -> None:
-    cache = ReferenceCache(tmp_path / "new" / "folder", "ab12", 1)
+    cache = _cache(tmp_path / "new" / "folder", "ab12", 1)
     cache.write(_items(*range(12)))
     assert cache.path == tmp_path / "new" / "folder" / "ab12.sqlite"
-    for reader in (cache, ReferenceCache(cache.path.parent, "ab12", 1)):
+    for reader in (cache, _cache(cache.path.parent, "ab12", 1)):
         keys = [_key(number) for number in (5, 99, 0, 11, 5)]
         assert reader.read(keys) == [_value(5), None, _value(0), _value(11), _value(5)]
     assert cache.read([]) == []
-    assert ReferenceCache(cache.path.parent, "cd34", 1).read([_key(1)]) == [None]  # another reference's
+    assert _cache(cache.path.parent, "cd34", 1).read([_key(1)]) == [None]  # another reference's
 
 
 def test_a_second_write_replaces_and_a_closed_cache_opens_again(tmp_path: Path) -> None:
-    cache = ReferenceCache(tmp_path, "ab", 1)
+    cache = _cache(tmp_path, "ab", 1)
     cache.write({_key(1): b"old", _key(2): b"two"})
     cache.write({_key(1): b"new"})
     cache.close()
@@ -78,7 +82,7 @@ def test_a_second_write_replaces_and_a_closed_cache_opens_again(tmp_path: Path) 
 
 
 def test_reading_and_writing_nothing_makes_no_file(tmp_path: Path) -> None:
-    cache = ReferenceCache(tmp_path / "folder", "ab", 1)
+    cache = _cache(tmp_path / "folder", "ab", 1)
     assert cache.read([_key(1)]) == [None]
     cache.write({})
     assert not (tmp_path / "folder").exists()
@@ -87,17 +91,17 @@ def test_reading_and_writing_nothing_makes_no_file(tmp_path: Path) -> None:
 def test_limit_0_keeps_nothing_and_does_not_look(tmp_path: Path) -> None:
     _store(tmp_path / "ab.sqlite", range(3))
     before = sorted(path.name for path in tmp_path.iterdir())
-    cache = ReferenceCache(tmp_path, "ab", 0)
+    cache = _cache(tmp_path, "ab", 0)
     cache.write(_items(7))
     assert cache.read([_key(1), _key(7)]) == [None, None]
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-    ReferenceCache(tmp_path / "folder", "ab", 0).write(_items(1))
+    _cache(tmp_path / "folder", "ab", 0).write(_items(1))
     assert not (tmp_path / "folder").exists()
 
 
 def test_a_write_is_all_or_nothing(tmp_path: Path) -> None:
     """The third value is no bytes: SQLite refuses it when two rows are already in the transaction."""
-    cache = ReferenceCache(tmp_path, "ab", 1)
+    cache = _cache(tmp_path, "ab", 1)
     cache.write(_items(1))
     with pytest.raises(TypeError), cache._locked():
         cache._open().keep({**_items(2, 3), _key(4): None})  # type: ignore[dict-item]
@@ -149,10 +153,10 @@ def test_a_spoilt_file_is_removed_with_one_warning_and_begun_anew(
     for leftover in ("-wal", "-shm"):
         path.with_name(path.name + leftover).write_bytes(b"left by nobody")
 
-    cache = ReferenceCache(tmp_path, "ab", 1)
+    cache = _cache(tmp_path, "ab", 1)
     assert _kept(cache, *range(20)) == []
     cache.write(_items(*range(20)))
-    for reader in (cache, ReferenceCache(tmp_path, "ab", 1)):
+    for reader in (cache, _cache(tmp_path, "ab", 1)):
         assert _kept(reader, *range(20)) == list(range(20))
     assert [record.getMessage() for record in caplog.records] == [
         f"The reference cache {path} is not sound ({said}); it is begun anew."
@@ -162,7 +166,7 @@ def test_a_spoilt_file_is_removed_with_one_warning_and_begun_anew(
 def test_an_emptied_file_is_an_empty_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = _store(tmp_path / "ab.sqlite", range(3))
     path.write_bytes(b"")
-    cache = ReferenceCache(tmp_path, "ab", 1)
+    cache = _cache(tmp_path, "ab", 1)
     assert _kept(cache, 0, 1, 2) == []
     cache.write(_items(1))
     assert _kept(cache, 0, 1, 2) == [1] and not caplog.records
@@ -177,7 +181,7 @@ def test_a_flipped_bit_in_a_value_costs_that_entry_and_no_other(
     at = content.index(_value(number)[:64]) + 40
     content[at] ^= 4
     path.write_bytes(content)
-    cache = ReferenceCache(tmp_path, "ab", 1)
+    cache = _cache(tmp_path, "ab", 1)
     assert _kept(cache, *range(12)) == [other for other in range(12) if other != number]
     cache.write(_items(number))
     assert _kept(cache, *range(12)) == list(range(12)) and not caplog.records
@@ -191,7 +195,7 @@ def test_a_value_under_another_key_or_of_another_type_is_not_trusted(tmp_path: P
         db.execute("UPDATE scores SET value = 7 WHERE key = ?", (_key(4),))
         db.execute("UPDATE scores SET crc = 'seven' WHERE key = ?", (_key(5),))
     db.close()
-    cache = ReferenceCache(tmp_path, "ab", 1)
+    cache = _cache(tmp_path, "ab", 1)
     assert cache.read([_key(99)]) == [None]
     assert [number for number in _kept(cache, *range(8)) if number != 3] == [0, 1, 6, 7]
 
@@ -215,7 +219,7 @@ def test_random_damage_never_gives_a_wrong_value_and_never_an_exception(tmp_path
         folder = tmp_path / str(trial)
         folder.mkdir()
         (folder / "ab.sqlite").write_bytes(content if trial % 3 else content[: draw.randrange(len(whole))])
-        cache = ReferenceCache(folder, "ab", 1)
+        cache = _cache(folder, "ab", 1)
         losses.append(24 - len(_kept(cache, *range(24))))
         cache.write(_items(*range(24)))
         _kept(cache, *range(24))
@@ -227,7 +231,7 @@ def test_a_store_that_is_damaged_while_it_is_open_is_begun_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Cut behind the back of two connections: whichever notices first removes it, and the other one follows."""
-    first, second = (ReferenceCache(tmp_path, "ab", 1) for _ in range(2))
+    first, second = (_cache(tmp_path, "ab", 1) for _ in range(2))
     first.write(_items(*range(24)))
     assert _kept(second, *range(24)) == list(range(24))
     for cache in (first, second):
@@ -243,7 +247,7 @@ def test_a_store_that_is_damaged_while_it_is_open_is_begun_anew(
     assert len(caplog.records) == 1 and "is not sound" in caplog.text
 
 
-def _meet(cache: ReferenceCache, number: int, wait: Callable[[], None]) -> None:
+def _meet(cache: StoreCache, number: int, wait: Callable[[], None]) -> None:
     wait()
     cache.read([_key(number)])
     cache.write(_items(number))
@@ -256,7 +260,7 @@ def test_of_processes_that_meet_a_spoilt_file_at_once_one_removes_it_and_none_an
         folder = tmp_path / str(round_)
         folder.mkdir()
         (folder / "ab.sqlite").write_bytes(b"spoilt" * 1000)
-        cache, barrier = ReferenceCache(folder, "ab", 1), FORK.Barrier(4)
+        cache, barrier = _cache(folder, "ab", 1), FORK.Barrier(4)
         children = [FORK.Process(target=_meet, args=(cache, number, barrier.wait)) for number in range(4)]
         for child in children:
             child.start()
@@ -267,12 +271,12 @@ def test_of_processes_that_meet_a_spoilt_file_at_once_one_removes_it_and_none_an
 
 
 def test_a_folder_that_was_cleared_under_an_open_store_is_filled_again(tmp_path: Path) -> None:
-    cache = ReferenceCache(tmp_path, "ab", 1)
+    cache = _cache(tmp_path, "ab", 1)
     cache.write(_items(1))
     for path in tmp_path.iterdir():
         path.unlink()
     cache.write(_items(2))
-    assert _kept(ReferenceCache(tmp_path, "ab", 1), 1, 2) == [2]
+    assert _kept(_cache(tmp_path, "ab", 1), 1, 2) == [2]
 
 
 @pytest.mark.parametrize("trouble", ["no folder", "folder at the file's place", "no locks", "read-only folder"])
@@ -290,7 +294,7 @@ def test_where_nothing_can_be_kept_it_says_so_once_and_goes_on(
         if os.geteuid() == 0:
             pytest.skip("root may write anywhere")
         folder.mkdir(mode=0o500)
-    cache = ReferenceCache(folder, "ab", 1)
+    cache = _cache(folder, "ab", 1)
     for _ in range(3):
         cache.write(_items(1, 2))
         assert cache.read([_key(1), _key(2)]) == [None, None]
@@ -301,7 +305,7 @@ def test_where_nothing_can_be_kept_it_says_so_once_and_goes_on(
 
 def test_a_full_disk_ends_the_writing_but_not_the_reading(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """max_page_count makes SQLite say what it says of a full disk."""
-    cache = ReferenceCache(tmp_path, "ab", 1)
+    cache = _cache(tmp_path, "ab", 1)
     cache.write(_items(*range(4)))
     store = cache._own_store()
     assert store is not None
@@ -317,7 +321,7 @@ def test_the_wait_for_a_lock_that_is_never_given_back_ends(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reference_cache, "_PATIENCE", 0.1)
-    holder, cache = (ReferenceCache(tmp_path, "ab", 1) for _ in range(2))
+    holder, cache = (_cache(tmp_path, "ab", 1) for _ in range(2))
     holder.write(_items(1))
     with holder._locked():
         cache.write(_items(2))
@@ -331,7 +335,7 @@ def test_random_writes_never_pass_the_limit_on_disk_and_use_most_of_it(
     """Values of all sizes, of two references that take turns, in folders of 1 to 20 MB: sizes and blocks."""
     for seed in range(4):
         draw, folder, limit = random.Random(seed), tmp_path / str(seed), (1, 4, 10, 20)[seed] << 20
-        caches = [ReferenceCache(folder, name, limit / 2**30) for name in ("aa", "bb")]
+        caches = [_cache(folder, name, limit / 2**30) for name in ("aa", "bb")]
         for step in range(300):
             cache = caches[draw.randrange(2)]
             count, size = draw.choice([(20, 400), (8, 9_000), (2, 120_000)])
@@ -346,7 +350,7 @@ def test_random_writes_never_pass_the_limit_on_disk_and_use_most_of_it(
 
 def test_the_copy_from_log_to_store_keeps_to_the_limit_too(tmp_path: Path) -> None:
     """24 MB hold 16 MB of log, or those and what is copied from them, but not 16 MB twice."""
-    cache, most, value = ReferenceCache(tmp_path, "ab", 24 / 1024), 0, random.Random(0).randbytes(100_000)
+    cache, most, value = _cache(tmp_path, "ab", 24 / 1024), 0, random.Random(0).randbytes(100_000)
     for number in range(240):
         cache.write({_key(number): value})
         most = max(most, _bytes_in(tmp_path))
@@ -354,7 +358,7 @@ def test_the_copy_from_log_to_store_keeps_to_the_limit_too(tmp_path: Path) -> No
 
 
 def test_a_large_write_leaves_no_large_log_behind(tmp_path: Path) -> None:
-    cache, value = ReferenceCache(tmp_path, "ab", 1), random.Random(0).randbytes(1_000_000)
+    cache, value = _cache(tmp_path, "ab", 1), random.Random(0).randbytes(1_000_000)
     cache.write({_key(number): value for number in range(40)})
     for number in range(40, 43):
         cache.write(_items(number))
@@ -366,20 +370,20 @@ def test_the_least_recently_used_other_references_make_room(tmp_path: Path, capl
     big = {_key(number): random.Random(number).randbytes(100_000) for number in range(20)}
     limit = 12 / 1024
     for name in ("aa", "bb", "cc", "dd"):
-        cache = ReferenceCache(tmp_path, name, limit)
+        cache = _cache(tmp_path, name, limit)
         cache.write(big)
         cache.close()
     stamp = time.time() - 1000
     for age, name in enumerate(("aa", "bb", "cc", "dd")):
         os.utime(tmp_path / f"{name}.sqlite", (stamp + age, stamp + age))
-    used = ReferenceCache(tmp_path, "aa", limit)
+    used = _cache(tmp_path, "aa", limit)
     assert used.read([_key(0)]) == [big[_key(0)]]  # so that aa is the youngest
     used.close()
 
     def stores() -> list[str]:
         return sorted(path.stem for path in tmp_path.glob("*.sqlite"))
 
-    writer, seen = ReferenceCache(tmp_path, "ee", limit), [stores()]
+    writer, seen = _cache(tmp_path, "ee", limit), [stores()]
     for number in range(100):
         writer.write({_key(number): random.Random(number).randbytes(100_000)})
         if stores() != seen[-1]:
@@ -400,7 +404,7 @@ def test_the_least_recently_used_other_references_make_room(tmp_path: Path, capl
     assert 40 < sum(kept) < 100 and kept == sorted(kept, reverse=True)
 
 
-def _hold_open(cache: ReferenceCache, ready: Callable[[], None], wait: Callable[[], None]) -> None:
+def _hold_open(cache: StoreCache, ready: Callable[[], None], wait: Callable[[], None]) -> None:
     cache.write(_items(*range(24)))
     ready()
     wait()
@@ -411,23 +415,23 @@ def _hold_open(cache: ReferenceCache, ready: Callable[[], None], wait: Callable[
 def test_a_store_that_another_process_has_open_makes_no_room(tmp_path: Path) -> None:
     limit = 1.2 / 1024
     ready, done = SPAWN.Event(), SPAWN.Event()
-    holder = ReferenceCache(tmp_path, "aa", limit)
+    holder = _cache(tmp_path, "aa", limit)
     child = SPAWN.Process(target=_hold_open, args=(holder, ready.set, done.wait))
     child.start()
     assert ready.wait(30)
-    writer = ReferenceCache(tmp_path, "bb", limit)
+    writer = _cache(tmp_path, "bb", limit)
     writer.write(_items(*range(24)))
     assert holder.path.exists() and _kept(writer, *range(24)) == []
     done.set()
     child.join(30)
     assert child.exitcode == 0
-    other = ReferenceCache(tmp_path, "cc", limit)
+    other = _cache(tmp_path, "cc", limit)
     other.write(_items(*range(24)))
     assert not holder.path.exists() and _kept(other, *range(24)) == list(range(24))
 
 
 def test_a_store_that_loses_its_name_under_a_live_process_is_still_read(tmp_path: Path) -> None:
-    cache = ReferenceCache(tmp_path, "aa", 1)
+    cache = _cache(tmp_path, "aa", 1)
     cache.write(_items(*range(12)))
     reference_cache._remove(cache.path)
     assert _kept(cache, *range(12)) == list(range(12))
@@ -436,7 +440,7 @@ def test_a_store_that_loses_its_name_under_a_live_process_is_still_read(tmp_path
 
 
 def test_an_open_cache_pickles_copies_and_forks(tmp_path: Path) -> None:
-    cache = ReferenceCache(tmp_path, "ab", 1)
+    cache = _cache(tmp_path, "ab", 1)
     cache.write(_items(1))
     for twin in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):  # noqa: S301 - our own
         assert twin._store is None and _kept(twin, 1) == [1]
@@ -446,7 +450,7 @@ def test_an_open_cache_pickles_copies_and_forks(tmp_path: Path) -> None:
     assert child.exitcode == 0 and _kept(cache, 1, 2) == [1, 2]
 
 
-def _stay(cache: ReferenceCache, ready: Callable[[], None], wait: Callable[[], None]) -> None:
+def _stay(cache: StoreCache, ready: Callable[[], None], wait: Callable[[], None]) -> None:
     cache.write(_items(2))
     ready()
     wait()
@@ -456,7 +460,7 @@ def _stay(cache: ReferenceCache, ready: Callable[[], None], wait: Callable[[], N
 
 def test_a_forked_childs_locks_are_its_own(tmp_path: Path) -> None:
     """The parent closes first. Did the child hold no lock, the parent would take the log away from under it."""
-    cache = ReferenceCache(tmp_path, "ab", 1)
+    cache = _cache(tmp_path, "ab", 1)
     cache.write(_items(1))
     ready, done = FORK.Event(), FORK.Event()
     child = FORK.Process(target=_stay, args=(cache, ready.set, done.wait))
@@ -474,7 +478,7 @@ def test_a_forked_childs_locks_are_its_own(tmp_path: Path) -> None:
 
 def test_a_child_that_another_thread_forked_computes(tmp_path: Path) -> None:
     """Its parent's connection cannot be closed from that thread, so the child does without a cache."""
-    cache = ReferenceCache(tmp_path, "ab", 1)
+    cache = _cache(tmp_path, "ab", 1)
     cache.write(_items(1))
 
     def read_nothing() -> None:
@@ -490,7 +494,7 @@ def test_a_child_that_another_thread_forked_computes(tmp_path: Path) -> None:
 
 
 def test_another_thread_is_the_callers_mistake_and_no_damage(tmp_path: Path) -> None:
-    cache, errors = ReferenceCache(tmp_path, "ab", 1), []
+    cache, errors = _cache(tmp_path, "ab", 1), []
     cache.write(_items(1))
 
     def use() -> None:
@@ -505,7 +509,7 @@ def test_another_thread_is_the_callers_mistake_and_no_damage(tmp_path: Path) -> 
     assert len(errors) == 1 and _kept(cache, 1) == [1]
 
 
-def _hammer(cache: ReferenceCache, seed: int, rounds: int) -> tuple[int, int]:
+def _hammer(cache: StoreCache, seed: int, rounds: int) -> tuple[int, int]:
     """Read random keys and write what is missing; (wrong values, values that were missing)."""
     draw, wrong, missing = random.Random(seed), 0, 0
     for _ in range(rounds):
@@ -520,7 +524,7 @@ def _hammer(cache: ReferenceCache, seed: int, rounds: int) -> tuple[int, int]:
 
 
 def test_several_processes_read_and_write_one_store_at_once(tmp_path: Path) -> None:
-    cache = ReferenceCache(tmp_path, "ab", 1)
+    cache = _cache(tmp_path, "ab", 1)
     with SPAWN.Pool(3) as pool:
         results = pool.starmap(_hammer, [(cache, seed, 150) for seed in range(3)])
     assert sum(wrong for wrong, _ in results) == 0
@@ -528,13 +532,13 @@ def test_several_processes_read_and_write_one_store_at_once(tmp_path: Path) -> N
     assert _kept(cache, *range(60)) == list(range(60))
 
 
-def _write_for_ever(cache: ReferenceCache, seed: int) -> None:
+def _write_for_ever(cache: StoreCache, seed: int) -> None:
     draw = random.Random(seed)
     while True:
         cache.write(_items(*draw.sample(range(6000), 5)))
 
 
-def _killed(cache: ReferenceCache, round_: int) -> None:
+def _killed(cache: StoreCache, round_: int) -> None:
     """Two processes that write to the closed cache, killed 50 to 300 ms after the first write."""
     children = [FORK.Process(target=_write_for_ever, args=(cache, 10 * round_ + index)) for index in range(2)]
     for child in children:
@@ -551,7 +555,7 @@ def _killed(cache: ReferenceCache, round_: int) -> None:
 def test_killed_in_the_middle_of_writing_it_loses_nothing_and_leaves_no_lock(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache, before = ReferenceCache(tmp_path, "ab", 1), [6000]
+    cache, before = _cache(tmp_path, "ab", 1), [6000]
     for round_ in range(3):
         cache.write(_items(6000 + round_))
         cache.close()
@@ -567,7 +571,7 @@ def test_killed_and_then_its_log_damaged_it_never_lies(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     """Where a copy from log to store was under way, the store may be beyond repair: then it is begun anew."""
-    cache = ReferenceCache(tmp_path, "ab", 1)
+    cache = _cache(tmp_path, "ab", 1)
     for round_ in range(3):
         _killed(cache, round_)
         log = tmp_path / "ab.sqlite-wal"
@@ -581,7 +585,7 @@ def test_killed_and_then_its_log_damaged_it_never_lies(
     assert all("database disk image is malformed" in record.getMessage() for record in caplog.records)
 
 
-def _write_when_told(cache: ReferenceCache, ready: Callable[[], None], wait: Callable[[], None]) -> None:
+def _write_when_told(cache: StoreCache, ready: Callable[[], None], wait: Callable[[], None]) -> None:
     cache.read([_key(1)])
     ready()
     wait()
@@ -589,7 +593,7 @@ def _write_when_told(cache: ReferenceCache, ready: Callable[[], None], wait: Cal
 
 
 def test_writers_wait_for_each_other_and_readers_for_nobody(tmp_path: Path) -> None:
-    cache, ready, go = ReferenceCache(tmp_path, "ab", 1), FORK.Event(), FORK.Event()
+    cache, ready, go = _cache(tmp_path, "ab", 1), FORK.Event(), FORK.Event()
     cache.write(_items(1))
     child = FORK.Process(target=_write_when_told, args=(cache, ready.set, go.wait))
     child.start()

@@ -1,11 +1,11 @@
-"""A bounded, shared, distrustful store of byte strings by 32-byte key: one SQLite file for each reference model.
+"""A bounded, shared, distrustful store of byte strings by 32-byte key: one SQLite file for each origin of values.
 
-    folder/lock                 whoever writes, opens or removes a store holds this, of all processes one at a time
-           <reference>.sqlite   scores(key, crc, value); -wal and -shm stand beside it while a process has it open
+    folder/lock              whoever writes, opens or removes a store holds this, of all processes one at a time
+           <origin>.sqlite   scores(key, crc, value); -wal and -shm stand beside it while a process has it open
 
-A value is the work of one pass over the frozen reference model and never changes. What SQLite promises is used: several
-processes read and write at once, and a killed one loses no more than its last transaction. What it does not promise
-is checked: a CRC32 over key and value finds the flipped bits that SQLite would hand out.
+A value is costly and never changes. What SQLite promises is used: several processes read and write at once, and a
+killed one loses no more than its last transaction. What it does not promise is checked: a CRC32 over key and value
+finds the flipped bits that SQLite would hand out.
 
 Every way in which a store can fail (damaged or foreign file, full disk, read-only folder, a file system without locks)
 costs time and one warning, never a wrong value. Runs that share a folder should share a limit.
@@ -37,12 +37,16 @@ _DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
 T = TypeVar("T")
 
 
-class ReferenceCache:
-    """The store of one reference. One object per thread; it pickles and forks, and all share the file."""
+class StoreCache:
+    """The store of one origin. One object per thread; it pickles and forks, and all share the file."""
 
-    def __init__(self, folder: Path, reference: str, limit_gib: float) -> None:
-        """`reference` names the model's state, in hex digits; `limit_gib` is for all stores in `folder` together."""
-        self.path = folder / f"{reference}.sqlite"
+    def __init__(self, folder: Path, kind: str, content: str, origin: str, limit_gib: float) -> None:
+        """`origin` names what the values come from, in hex digits; `limit_gib` is for all stores in `folder` together.
+
+        Warnings name the cache by its `kind` and what is kept there by `content`.
+        """
+        self.kind, self.content = kind, content
+        self.path = folder / f"{origin}.sqlite"
         self.limit_gib = limit_gib
         self._store: _Store | None = None
         self._reads = self._writes = limit_gib > 0
@@ -52,8 +56,8 @@ class ReferenceCache:
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """What is kept under each key; None where nothing is, or nothing sound."""
-        found = self._try(lambda: self._find(keys)) if self._reads else None
-        return [None] * len(keys) if found is None else found
+        values = self._try(lambda: self._find(keys)) if self._reads else None
+        return [None] * len(keys) if values is None else values
 
     def write(self, items: Mapping[bytes, bytes]) -> None:
         """Keep all of `items`, in place of what was kept under their keys; or none, where they do not fit."""
@@ -63,7 +67,7 @@ class ReferenceCache:
             self._try(lambda: self._keep(items))
         except _NoMore as reason:
             self._writes = False
-            log.warning("The reference cache %s keeps nothing more: %s.", self.path, reason)
+            log.warning("The %s cache %s keeps nothing more: %s.", self.kind, self.path, reason)
 
     def close(self) -> None:
         """Give the file back; the next read or write opens it again."""
@@ -85,7 +89,8 @@ class ReferenceCache:
 
     def _give_up(self, error: Exception) -> None:
         self._reads = self._writes = False
-        log.warning("The reference cache %s cannot be used (%s); its scores are computed anew.", self.path, error)
+        sentence = "The %s cache %s cannot be used (%s); its %s are computed anew."
+        log.warning(sentence, self.kind, self.path, error, self.content)
 
     def _begin_anew(self, error: Exception) -> None:
         """Remove the open store, which is damaged, unless another process has done so before."""
@@ -101,7 +106,7 @@ class ReferenceCache:
 
     def _discard(self, error: Exception) -> None:
         """Call it locked."""
-        log.warning("The reference cache %s is not sound (%s); it is begun anew.", self.path, error)
+        log.warning("The %s cache %s is not sound (%s); it is begun anew.", self.kind, self.path, error)
         _remove(self.path)
 
     def _find(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -156,7 +161,7 @@ class ReferenceCache:
             yield
 
     def _has_room(self, growth: int) -> bool:
-        """Does the folder hold `growth` bytes more, once the least recently used other references are gone?
+        """Does the folder hold `growth` bytes more, once the least recently used other stores are gone?
 
         They are written twice: to the -wal and, later, to the store. Call it locked.
         """
@@ -164,7 +169,7 @@ class ReferenceCache:
         room = int(self.limit_gib * _GIB) - sum(sizes.values()) - 2 * growth
         for other in sorted(sizes.keys() - {self.path}, key=lambda path: path.stat().st_mtime_ns):
             if room < 0 and _nobody_has_open(other):
-                log.info("The reference cache %s makes room for %s.", other, self.path.name)
+                log.info("The %s cache %s makes room for %s.", self.kind, other, self.path.name)
                 _remove(other)
                 room += sizes[other]
         return room >= 0
@@ -178,7 +183,7 @@ class _Foreign(sqlite3.DatabaseError):
     """A SQLite file, but not a store of ours."""
 
 
-_OPEN: weakref.WeakSet[ReferenceCache] = weakref.WeakSet()  # caches that have, or had, a store open
+_OPEN: weakref.WeakSet[StoreCache] = weakref.WeakSet()  # caches that have, or had, a store open
 
 
 def _close_before_fork() -> None:
@@ -197,7 +202,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
 
 
 class _Store:
-    """An open SQLite file of scores.
+    """An open SQLite file of values.
 
     Raises sqlite3.DatabaseError where it is not a sound one of ours, its subclass OperationalError where it cannot be
     opened at all. Make it locked.
