@@ -28,8 +28,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from minipovid.images.transform import ImageTransform
-from minipovid.images.views.noised import Domain, Noiser
-from minipovid.recipe.schema import NoiseSection
+from minipovid.images.views.noised import Domain, Noiser, Settings, opened
 
 CLIP = ImageTransform(336, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 SIZE = (640, 480)
@@ -77,12 +76,12 @@ def kept_bytes(folder: Path) -> int:
 def measure(paths: Sequence[Path], domain: Domain, processes: int, folder: Path, repeats: int) -> dict[str, float]:
     """The best of pictures made and read per second, and bytes per picture on disk."""
     made, read, size = [], [], 0.0
-    recipe = NoiseSection(domain=domain, cache_gib=1 + len(paths) / 1000)
+    settings = Settings(domain=domain, cache_gib=1 + len(paths) / 1000)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        rate(pool, processes, paths[:processes], Noiser.of(CLIP, NoiseSection(cache_gib=0), 0))  # imports
+        rate(pool, processes, paths[:processes], opened(Settings(cache_gib=0), CLIP, 0))  # imports
         for repeat in range(repeats):
             cache = folder / f"{domain}-{processes}-{repeat}"
-            noiser = Noiser.of(CLIP, recipe, 0, cache)
+            noiser = opened(settings, CLIP, 0, cache)
             made.append(rate(pool, processes, paths, noiser))
             read.append(rate(pool, processes, paths, noiser))
             size = kept_bytes(cache) / len(paths)

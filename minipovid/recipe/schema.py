@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_serializer, model_validator
 
 BUILTIN = "tinyworld"  # the model and data set that ship with the package
 
@@ -54,6 +55,18 @@ class NoiseSection(_Section):
     domain: Literal["normalized", "clamp", "wrap"] = "normalized"  # normalized: of the tower's input; else of bytes
     refresh: Literal["never", "epoch"] = "never"  # draw new noise every epoch?
     cache_gib: Number = Field(4.0, ge=0)  # limit of the on-disk cache; 0 keeps nothing
+
+
+class ViewsSection(_Section):
+    """The pictures that losses look at beside the clean one, by their file on the shelf images/views."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[str, Any]]  # the keys of a view are the fields of its file's `Settings`
+    noised: NoiseSection | None = Field(None, exclude=True)  # another name of `noise`, where all of it is to be found
+
+    @property
+    def others(self) -> Mapping[str, dict[str, Any]]:
+        return self.__pydantic_extra__
 
 
 class ReferenceSection(_Section):
@@ -120,11 +133,36 @@ class Recipe(_Section):
     model: ModelSection
     lora: LoraSection = LoraSection()
     data: DataSection
-    noise: NoiseSection = NoiseSection()
+    views: ViewsSection = ViewsSection()
+    noise: NoiseSection = Field(NoiseSection(), validate_default=True)
     reference: ReferenceSection = ReferenceSection()
     stages: list[StageSection] = Field(min_length=1)
     train: TrainSection = TrainSection()
     export: ExportSection = ExportSection()
+
+    @field_validator("noise", mode="before")
+    @classmethod
+    def _noised(cls, noise: Any, info: ValidationInfo) -> Any:
+        """With the keys that `views.noised` gives; those that both give must say the same."""
+        views = info.data.get("views")  # none where it is wrong itself, and said to be
+        if views is None or views.noised is None or not isinstance(noise, (dict, NoiseSection)):
+            return noise
+        ours = noise if isinstance(noise, dict) else noise.model_dump(exclude_unset=True)
+        theirs = views.noised.model_dump(exclude_unset=True)
+        for key in theirs:
+            if key in ours and ours[key] != theirs[key]:
+                both = f"{key} is {ours[key]!r} and views.noised.{key} is {theirs[key]!r}"
+                raise ValueError(f"{both}; they are one key, so write one of them")
+        return {**ours, **theirs}
+
+    @model_serializer(mode="wrap")
+    def _without_empty_views(self, dump: Any) -> dict[str, Any]:
+        """As in the folders of runs that are older than `views`."""
+        return {key: value for key, value in dump(self).items() if key != "views" or value}
+
+    def view(self, name: str) -> Mapping[str, Any]:
+        """The keys that are given to a view of the shelf images/views."""
+        return {"noised": self.noise.model_dump(), **self.views.others}.get(name, {})
 
     def data_sections(self) -> list[DataSection]:
         """The run's pairs, and those that stages have of their own."""

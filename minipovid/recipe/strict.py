@@ -173,7 +173,7 @@ def _unknown(wanted: type, dotted: str) -> str:
     nearest = get_close_matches(key, [path.rpartition(".")[2] for path in siblings], 1, 0.6)
     if nearest:
         return f"{dotted} is not a key of a recipe; did you mean {prefix + '.' if prefix else ''}{nearest[0]}?"
-    allowed = ", ".join(path.rpartition(".")[2] for path in siblings)
+    allowed = ", ".join(path.rpartition(".")[2] for path in siblings) or "nothing"
     return f"{dotted} is not a key of a recipe; allowed here: {allowed}."
 
 

@@ -15,6 +15,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.images import load as images
 from minipovid.images.transform import ImageTransform
 from minipovid.images.views.noised import Noiser
+from minipovid.images.views.noised import opened as open_noised
 from minipovid.models import families
 from minipovid.models.hub import resolve_model
 from minipovid.pairs.formats import jsonl
@@ -47,8 +48,7 @@ def examples(run: Path, recipe: Recipe, count: int = SHOWN) -> list[NoisedExampl
     if transform is None or not (run / run_folder.PAIRS).is_file():
         return []
     uncached = recipe.noise.model_copy(update={"cache_gib": 0.0})
-    noiser = Noiser.of(transform, uncached, recipe.seed)
-    return list(islice(_examples(run, recipe, noiser), count))
+    return list(islice(_examples(run, recipe, open_noised(uncached, transform, recipe.seed)), count))
 
 
 def _examples(run: Path, recipe: Recipe, noiser: Noiser) -> Iterator[NoisedExample]:

@@ -6,20 +6,17 @@ row of the data file -> Pair (a reader on the `pairs` shelf) -> Example (tokens)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from minipovid.common.errors import MinipovidError
 from minipovid.images import load as images
 from minipovid.images.transform import ImageTransform
-from minipovid.images.views import generator
-from minipovid.images.views.cropped import crop
-from minipovid.images.views.noised import Noiser
+from minipovid.images.views import CLEAN, OpenView, generator, open_view
 from minipovid.models.encoder import Encoder, Example
 from minipovid.models.tree_attention.tokens import Tokens
 from minipovid.pairs.pair import ANSWERS, Pair
@@ -31,14 +28,14 @@ Item = tuple[Example, dict[str, np.ndarray]]
 
 
 class PairDataset(Dataset["Item | MinipovidError"]):
-    """Examples with their pictures, indexed by (epoch, row) because noise and crops may depend on the epoch."""
+    """Examples with their pictures, indexed by (epoch, row) because a view may be drawn anew in each epoch."""
 
     def __init__(
         self, pairs: Sequence[Pair], root: Path, encoder: Encoder, transform: ImageTransform, recipe: Recipe
     ) -> None:
-        self.pairs, self.root, self.encoder, self.transform, self.seed = pairs, root, encoder, transform, recipe.seed
-        self.noiser = Noiser.of(transform, recipe.noise, recipe.seed)
-        self.kinds: tuple[str, ...] = ("clean",)  # the stage sets what its loss looks at
+        self.pairs, self.root, self.encoder, self.transform, self.recipe = pairs, root, encoder, transform, recipe
+        self.kinds: tuple[str, ...] = (CLEAN,)  # the stage sets what its loss looks at
+        self.opened: dict[str, OpenView] = {}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -54,24 +51,20 @@ class PairDataset(Dataset["Item | MinipovidError"]):
             return error
 
     def _pixels(self, kind: str, pair: Pair, epoch: int) -> np.ndarray:
-        """Normalised pixels [3, S, S] of one view of the pair's picture."""
+        """Normalised pixels [3, S, S] of one view of the pair's picture, in float32."""
+        if kind not in self.opened:
+            self.opened[kind] = open_view(kind, self.recipe, self.transform)
         path = images.inside(self.root, pair.image)
-        makers: dict[str, Callable[[], np.ndarray]] = {
-            "clean": lambda: self.transform(images.load(path)),
-            "noised": lambda: self.noiser(path, pair.id, epoch),
-            "cropped": lambda: self.transform(self._crop(path, pair, epoch)),
-        }
-        return makers[kind]().astype(np.float32, copy=False)
-
-    def _crop(self, path: Path, pair: Pair, epoch: int) -> Image:
-        return crop(images.load(path), generator(self.seed, pair.id, epoch, "cropped"))
+        return self.opened[kind](path, pair.id, epoch).astype(np.float32, copy=False)
 
 
-def collate(found: Sequence[Item | MinipovidError]) -> Batch | MinipovidError:
+def collate(results: Sequence[Item | MinipovidError]) -> Batch | MinipovidError:
     """Pad and stack. Nothing is ever cut; a picture that several pairs show is kept once. One error stands for all."""
-    items = [item for item in found if not isinstance(item, MinipovidError)]
-    if len(items) < len(found):
-        return next(item for item in found if isinstance(item, MinipovidError))
+    items: list[Item] = []
+    for result in results:
+        if isinstance(result, MinipovidError):
+            return result
+        items.append(result)
     examples = [example for example, _ in items]
     images: dict[str, Pictures] = {}
     keys: dict[ViewKey, list[bytes]] = {}

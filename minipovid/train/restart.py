@@ -22,8 +22,9 @@ from minipovid.train import checkpoint
 # Keys that may change between two starts of a run: none of them can change more of a weight than its last digits.
 FREE = (
     *("export.", "train.save_", "train.logging_steps", "train.report_to", "train.dataloader_num_workers"),
-    *("train.micro_batch", "train.gradient_checkpointing", "noise.cache_gib", "reference."),
+    *("train.micro_batch", "train.gradient_checkpointing", "reference."),
 )
+FREE_EVERYWHERE = (".cache_gib",)  # noise.cache_gib, views.<name>.cache_gib
 AUTO = ("micro_batch", "gradient_checkpointing", "dataloader_num_workers")
 
 
@@ -74,7 +75,7 @@ def claim(run: Path, recipe: Recipe) -> None:
     if _is_begun(run):
         before, now = (recipes.flat(r.model_dump()) for r in (run_folder.recipe(run), recipe))
         for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key) and not key.startswith(FREE):
+            if before.get(key) != now.get(key) and not (key.startswith(FREE) or key.endswith(FREE_EVERYWHERE)):
                 raise MinipovidError(
                     f"{run} holds a run of another recipe ({key} is {before.get(key)!r} there and {now.get(key)!r} "
                     f"here); choose another --out, or remove that folder."

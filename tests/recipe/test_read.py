@@ -176,6 +176,38 @@ def test_what_is_written_reads_the_same(tmp_path: Path) -> None:
     assert read(tmp_path / "again.yaml") == resolved
 
 
+def test_noise_and_views_noised_are_one(tmp_path: Path) -> None:
+    """Whatever of both is written, a run folder has it as `noise`, as folders have that are older than `views`."""
+    old = GOOD + "noise: {step: 300, domain: clamp}"
+    trees = []
+    for text in (
+        old,
+        GOOD + "views: {noised: {step: 300, domain: clamp}}",
+        GOOD + "noise: {step: 300}\nviews: {noised: {domain: clamp}}",
+        GOOD + "noise: {step: 300, domain: clamp}\nviews: {noised: {step: 300}}",
+    ):
+        resolved = read(written(tmp_path, text))
+        recipe.write(resolved, tmp_path / "out.yaml")
+        assert resolved.noise == read(tmp_path / "out.yaml").noise
+        trees.append((tmp_path / "out.yaml").read_text("utf-8"))
+    assert set(trees) == {trees[0]} and "views" not in trees[0]
+    assert "noise:\n  step: 300\n  domain: clamp\n  refresh: never\n  cache_gib: 4.0\n" in trees[0]
+    assert read(written(tmp_path, old), ("views.noised.refresh=epoch",)).noise.refresh == "epoch"
+    assert complaint(tmp_path, old + "\nviews: {noised: {step: 301}}") == (
+        "noise.step is 300 and views.noised.step is 301; they are one key, so write one of them."
+    )
+
+
+def test_other_views_are_written_as_they_stand(tmp_path: Path) -> None:
+    """Their keys are judged where their shelf is known; see tests/images/test_views.py."""
+    resolved = read(written(tmp_path, GOOD + "views: {cropped: {}, other: {a: [1, x]}, noised: {step: 7}}"))
+    recipe.write(resolved, tmp_path / "out.yaml")
+    again = read(tmp_path / "out.yaml")
+    assert (again.noise.step, again.views.others) == (7, {"cropped": {}, "other": {"a": [1, "x"]}})
+    assert (again.view("noised")["step"], again.view("other"), again.view("absent")) == (7, {"a": [1, "x"]}, {})
+    assert recipe.flat(again.model_dump()) == recipe.flat(resolved.model_dump())
+
+
 def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path)

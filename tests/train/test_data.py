@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,21 @@ import pytest
 import tiny_llava
 import torch
 from PIL import Image
+from training_cases import STAGES, a_recipe, lines
 from transformers import AutoTokenizer
 
 from minipovid.common.errors import MinipovidError
+from minipovid.images import views as shelf_of_views
 from minipovid.images.transform import ImageTransform
 from minipovid.models.chat_template import VICUNA
 from minipovid.models.encoder import Encoder
 from minipovid.pairs.pair import Pair
 from minipovid.pairs.source import load_pairs
+from minipovid.recipe import read as recipes
 from minipovid.recipe.schema import DataSection, ModelSection, Recipe, StageSection
+from minipovid.train import losses, plan
 from minipovid.train.data import PairDataset, collate, visiting_order
+from minipovid.train.loop import train
 
 GOOD = {"id": "1", "image": "cat.png", "prompt": "What is this?", "chosen": "A cat.", "rejected": "A dog."}
 
@@ -144,7 +150,7 @@ def test_max_length_is_exact(encoder: Encoder) -> None:
     example = encoder(pair.prompt, pair.texts())
     longest = len(example.prompt) + max(len(ids) for ids in example.answers.values())
     exact = Encoder(VICUNA, encoder.tokenizer, encoder.image_token_id, 16, longest)
-    assert exact(pair) == example
+    assert exact(pair.prompt, pair.texts()) == example
     with pytest.raises(MinipovidError, match="shorten the row"):
         Encoder(VICUNA, encoder.tokenizer, encoder.image_token_id, 16, longest - 1)(pair.prompt, pair.texts())
 
@@ -233,3 +239,136 @@ def test_visiting_order() -> None:
     assert epochs[0] != epochs[1]
     assert order == list(visiting_order(5, range(2, 5), seed=1))
     assert order != list(visiting_order(5, range(2, 5), seed=2))
+
+
+# --- a view is a file ---
+
+
+BRANDNEW = '''
+"""Every picture a little darker than the last epoch's, from a shade that the pair draws."""
+from dataclasses import dataclass
+from functools import partial
+from PIL import ImageEnhance
+from minipovid.images.views import Spoiled
+
+@dataclass(frozen=True)
+class Settings:
+    shade: float = 0.5
+    fresh: bool = True
+    cache_gib: float = 0.25  # nothing is kept; `plan` is to count it
+
+def is_fresh_each_epoch(settings):
+    return settings.fresh
+
+def opened(settings, transform, seed):
+    return Spoiled("brandnew", partial(dark, settings), transform, seed, settings.fresh)
+
+def dark(settings, image, rng):
+    return ImageEnhance.Brightness(image).enhance(settings.shade * rng.uniform(0.5, 1))
+'''
+GLOOMY = '''
+"""The chosen answer under the picture, against itself under the new view."""
+from dataclasses import dataclass
+from minipovid.train import losses
+from minipovid.train.losses import Judged, View
+
+@dataclass(frozen=True)
+class Loss:
+    image: str = "brandnew"
+    answer: str = "chosen"
+    views = property(lambda self: [View("chosen", "clean"), View(self.answer, self.image)])
+
+    def __call__(self, policy, reference):
+        clean, dark = (losses.log_ratio(policy[view.key], reference[view.key]) for view in self.views)
+        return Judged(losses.prefer(clean, dark, 0.1))
+'''
+
+
+@pytest.fixture
+def shelves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a new view and, to look at it, a new loss: two files, and no edit anywhere."""
+    for package, name, body in ((shelf_of_views, "brandnew", BRANDNEW), (losses, "gloomy", GLOOMY)):
+        folder = tmp_path / package.__name__
+        folder.mkdir()
+        (folder / f"{name}.py").write_text(body)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+
+
+def gloomy(world: Path, path: Path, **changes: Any) -> Recipe:
+    usual = {"stages": [{"loss": {"name": "gloomy"}, "epochs": 3}], "train__max_steps": 2}
+    return a_recipe(world, path, **{**usual, "train__logging_steps": 1, "train__warmup_ratio": 0.0, **changes})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_new_view_is_one_new_file(world: Path, tmp_path: Path, shelves: None, workers: int) -> None:
+    changes = {"views": {"brandnew": {"shade": 0.25}}, "train__dataloader_num_workers": workers}
+    recipe = gloomy(world, tmp_path / "r.yaml", **changes)
+    assert pickle.dumps(shelf_of_views.open_view("brandnew", recipe, ImageTransform(8, (0,), (1,))))
+    run = train(recipe, tmp_path / "run", progress=False)
+    first, second = (line for line in lines(run) if "step" in line)
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-5) and first["grad_norm"] > 1e-4
+    assert abs(second["loss"] - first["loss"]) > 1e-5  # it learned from the difference
+    assert recipes.read(run / "recipe.yaml").views.others == {"brandnew": {"shade": 0.25}}
+    train(gloomy(world, tmp_path / "r.yaml", **changes), run, progress=False)  # found finished, the recipe the same
+    changes["views"] = {"brandnew": {"shade": 0.25, "cache_gib": 1.0}}
+    train(gloomy(world, tmp_path / "r.yaml", **changes), run, progress=False)
+    with pytest.raises(MinipovidError, match="views.brandnew.shade is 0.25 there and 0.5 here"):
+        train(
+            gloomy(world, tmp_path / "r.yaml", **{**changes, "views": {"brandnew": {"shade": 0.5}}}),
+            run,
+            progress=False,
+        )
+
+
+def test_plan_counts_a_new_view(world: Path, tmp_path: Path, shelves: None) -> None:
+    """A pass of its own in memory; its disk; the reference anew in each of three epochs, or once."""
+    fresh = gloomy(world, tmp_path / "r.yaml")
+    lasting = gloomy(world, tmp_path / "r.yaml", views={"brandnew": {"fresh": False}})
+    looks = list(losses.of_stages(fresh)[0].views)
+    assert list(plan._reference(fresh, looks, 3)) == [
+        (1, [looks[0]._replace(grad=False)]),
+        (3, [looks[1]._replace(grad=False)]),
+    ]
+    assert [times for times, _ in plan._reference(lasting, looks, 3)] == [1]
+    clean = gloomy(world, tmp_path / "r.yaml", stages=[{"loss": {"name": "gloomy", "image": "clean"}, "epochs": 3}])
+    with_view, without = (plan.predict(each, 24) for each in (fresh, clean))
+    assert with_view.disk["brandnew pictures, at most"] == 0.25 and "brandnew pictures, at most" not in without.disk
+    assert with_view.peak_gib > without.peak_gib
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"stages": [STAGES[0], {"loss": {"name": "gloomy", "image": "nosied"}}]},
+            "stages.1.loss: There is no 'nosied' among the views. Did you mean 'noised'? Known: brandnew, cropped, ",
+        ),
+        (
+            {"stages": [{"loss": {"name": "gloomy", "answer": "revised"}}]},
+            "stages.0.loss: pairs have no answer 'revised'; they have chosen and rejected.",
+        ),
+        ({"views": {"brandnew": {"shades": 1}}}, "views.brandnew: shades is not a key of a recipe; did you mean shade"),
+        ({"views": {"brandnew": {"shade": "x"}}}, "views.brandnew: shade is 'x', but it must be a number."),
+        ({"views": {"brandnwe": {}}}, "views.brandnwe: There is no 'brandnwe' among the views. Did you mean 'brandnew"),
+    ],
+)
+def test_a_view_that_is_none_is_refused_before_anything_is_loaded(
+    world: Path, tmp_path: Path, shelves: None, changes: dict[str, Any], sentence: str
+) -> None:
+    recipe = gloomy(world, tmp_path / "r.yaml", **changes)
+    for act in (lambda: train(recipe, tmp_path / "run", progress=False), lambda: plan.predict(recipe)):
+        with pytest.raises(MinipovidError) as caught:
+            act()
+        assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_begun_with_noise_goes_on_with_views_noised(world: Path, tmp_path: Path) -> None:
+    """The resolved recipe is the same; another step is another run."""
+    changes = {"train__max_steps": 1, "stages": STAGES[1:]}
+    run = train(a_recipe(world, tmp_path / "r.yaml", noise={"step": 300}, **changes), tmp_path / "run", progress=False)
+    before = (run / "recipe.yaml").read_bytes()
+    train(a_recipe(world, tmp_path / "r.yaml", views={"noised": {"step": 300}}, **changes), run, progress=False)
+    assert (run / "recipe.yaml").read_bytes() == before
+    with pytest.raises(MinipovidError, match=r"\(noise.step is 300 there and 301 here\)"):
+        train(a_recipe(world, tmp_path / "r.yaml", views={"noised": {"step": 301}}, **changes), run, progress=False)

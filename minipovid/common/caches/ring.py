@@ -1,6 +1,6 @@
 """A bounded, shared, distrustful store of equal-sized float16 arrays: one ring file, the oldest record out first.
 
-    noise-677376.ring = header | table: one entry per slot | slots of 677,376 bytes each
+    <kind>-677376.ring = header | table: one entry per slot | slots of 677,376 bytes each
 
 Insertion n goes to slot n modulo the slot count, so the oldest record is overwritten and the file never grows past its
 first size, which lies below the limit. The file is sparse: it takes disk only as it fills. Readers map the table; they
@@ -36,7 +36,6 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
-MAGIC = b"minipovid noise\n"
 VERSION = 1
 _GEOMETRY = struct.Struct("<16sIIQQ")  # magic, version, bytes of a table entry, bytes of a record, slots
 _COUNT = struct.Struct("<Q")  # insertions so far, at _COUNT_AT
@@ -52,14 +51,15 @@ def slots_within(limit_gib: float, record: int) -> int:
     return max(room // (record + _ENTRY.itemsize), 0)
 
 
-class NoiseCache:
+class RingCache:
     """Arrays of one shape by 32-byte key. One per process and thread; pickles and forks, and all share the file."""
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], limit_gib: float) -> None:
-        self.shape = shape
+    def __init__(self, folder: Path, kind: str, content: str, shape: tuple[int, ...], limit_gib: float) -> None:
+        """`kind` names the cache in the file's name, its header and warnings; `content` is what those say is kept."""
+        self.kind, self.content, self.shape = kind, content, shape
         self.record = 2 * math.prod(shape)
         self.slots = slots_within(limit_gib, self.record)
-        self.path = folder / f"noise-{self.record}.ring"
+        self.path = folder / f"{kind}-{self.record}.ring"
         self._ring: _Ring | None = None
         self._off = self.slots == 0 or fcntl is None
 
@@ -68,14 +68,14 @@ class NoiseCache:
 
     def get(self, key: bytes, make: Callable[[], npt.NDArray[np.float16]]) -> npt.NDArray[np.float16]:
         """The array kept under `key`, or `make()`, which is kept. The caller may write to it."""
-        found = self._try(lambda: self._find(key))
-        if found is not None:
-            return np.frombuffer(found, np.dtype("<f2")).reshape(self.shape).astype(np.float16, copy=False)
-        made = make()
-        if made.shape != self.shape or made.dtype != np.float16:
-            raise ValueError(f"made {made.dtype} {made.shape} for a cache of float16 {self.shape}")
-        self._try(lambda: self._insert(key, made.astype("<f2", copy=False).tobytes()))
-        return made
+        record = self._try(lambda: self._find(key))
+        if record is not None:
+            return np.frombuffer(record, np.dtype("<f2")).reshape(self.shape).astype(np.float16, copy=False)
+        array = make()
+        if array.shape != self.shape or array.dtype != np.float16:
+            raise ValueError(f"made {array.dtype} {array.shape} for a cache of float16 {self.shape}")
+        self._try(lambda: self._insert(key, array.astype("<f2", copy=False).tobytes()))
+        return array
 
     def _try(self, act: Callable[[], bytearray | None]) -> bytearray | None:
         """act(), or None for ever after the first time that the operating system says no."""
@@ -85,7 +85,8 @@ class NoiseCache:
             return act()
         except OSError as error:
             self._off = True
-            log.warning("The noise cache %s cannot be used (%s); noised pictures are computed anew.", self.path, error)
+            sentence = "The %s cache %s cannot be used (%s); %s are computed anew."
+            log.warning(sentence, self.kind, self.path, error, self.content)
             return None
 
     def _find(self, key: bytes) -> bytearray | None:
@@ -116,35 +117,36 @@ class NoiseCache:
     def _open(self) -> _Ring:
         """The ring at the path, made anew where there is none or not ours. Call it locked."""
         try:
-            return _Ring(self.path, self.record, self.slots)
+            return _Ring(self.path, self.kind, self.record, self.slots)
         except FileNotFoundError:
             pass
         except _Foreign as error:
-            log.warning("The noise cache %s %s; it is begun anew.", self.path, error)
+            log.warning("The %s cache %s %s; it is begun anew.", self.kind, self.path, error)
         fresh = self.path.with_suffix(".tmp")
         with fresh.open("wb") as file:
-            file.write(_geometry(self.record, self.slots))
+            file.write(_geometry(self.kind, self.record, self.slots))
             file.truncate(_HEADER + self.slots * (_ENTRY.itemsize + self.record))
         os.replace(fresh, self.path)  # never in place: another process may have the old file mapped
-        return _Ring(self.path, self.record, self.slots)
+        return _Ring(self.path, self.kind, self.record, self.slots)
 
 
 class _Foreign(Exception):
     """Not a ring of this geometry; says why."""
 
 
-def _geometry(record: int, slots: int) -> bytes:
-    return _GEOMETRY.pack(MAGIC, VERSION, _ENTRY.itemsize, record, slots)
+def _geometry(kind: str, record: int, slots: int) -> bytes:
+    """The first bytes of a file; the first 16 of them say the kind, cut or padded."""
+    return _GEOMETRY.pack(f"minipovid {kind}\n".encode(), VERSION, _ENTRY.itemsize, record, slots)
 
 
 class _Ring:
     """An open ring file. Reads through the map, writes through the descriptor: a full disk is then an error, no SIGBUS.
 
-    Raises _Foreign where the file is not a whole ring of `slots` records of `record` bytes.
+    Raises _Foreign where the file is not a whole ring of this kind, of `slots` records of `record` bytes.
     """
 
-    def __init__(self, path: Path, record: int, slots: int) -> None:
-        self.record, self.slots = record, slots
+    def __init__(self, path: Path, kind: str, record: int, slots: int) -> None:
+        self.kind, self.record, self.slots = kind, record, slots
         self.size = _HEADER + slots * (_ENTRY.itemsize + record)
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         self._check()
@@ -160,10 +162,10 @@ class _Ring:
     def _check(self) -> None:
         if not stat.S_ISREG(os.fstat(self.fd).st_mode):
             raise _Foreign("is not a file")
-        header = os.pread(self.fd, _GEOMETRY.size, 0)
-        if header[: len(MAGIC)] != MAGIC:
-            raise _Foreign("is not a noise cache")
-        if header != _geometry(self.record, self.slots):
+        header, ours = os.pread(self.fd, _GEOMETRY.size, 0), _geometry(self.kind, self.record, self.slots)
+        if header[:16] != ours[:16]:
+            raise _Foreign(f"is not a {self.kind} cache")
+        if header != ours:
             raise _Foreign("was made by another version or under another limit")
         size = os.fstat(self.fd).st_size
         if size != self.size:

@@ -1,7 +1,4 @@
-"""The noised view: the picture after k steps of a diffusion process, made once and kept (noise_cache.py).
-
-    view = Noiser.of(transform, recipe.noise, recipe.seed)
-    pixels = view(path, pair.id, epoch)       # float16 [3, S, S]
+"""The noised view: the picture after k steps of a diffusion process, made once and kept on disk.
 
 POVID (arXiv 2402.11411, section 3.2; schedule and step from the official code):
 
@@ -21,7 +18,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +26,13 @@ import PIL
 from PIL import Image
 
 from minipovid.common.caches import cache_folder
-from minipovid.common.caches.ring import NoiseCache
+from minipovid.common.caches.ring import RingCache
 from minipovid.images.load import digest, load
 from minipovid.images.transform import ImageTransform
 from minipovid.images.views import generator
+from minipovid.recipe.schema import NoiseSection
 
-if TYPE_CHECKING:
-    from minipovid.recipe.schema import NoiseSection
-
+Settings = NoiseSection  # a section of its own, because it is older than `views:`
 Domain = Literal["normalized", "clamp", "wrap"]
 STEPS = 1000
 _BAND = 1 << 22  # samples noised at a time: a photograph of any size costs some tens of MiB, not gigabytes
@@ -88,28 +84,38 @@ def _noised_rgb(image: Image.Image, step: int, domain: Domain, rng: np.random.Ge
     return Image.fromarray(rgb)
 
 
+def is_fresh_each_epoch(settings: Settings) -> bool:
+    return settings.refresh == "epoch"
+
+
+def opened(settings: Settings, transform: ImageTransform, seed: int, folder: Path | None = None) -> Noiser:
+    """With the cache in `folder`, by default the user's cache folder."""
+    shape = (3, transform.size, transform.size)
+    cache = RingCache(folder or cache_folder(), "noise", "noised pictures", shape, settings.cache_gib)
+    return Noiser(transform, settings, seed, cache)
+
+
 @dataclass(frozen=True)
 class Noiser:
-    """The noised views of a run. Pickles, so that every data loader worker may have one; the cache is shared."""
+    """The noised views of a run. Each data loader's worker may have one; the cache is shared."""
 
     transform: ImageTransform
-    recipe: NoiseSection
+    settings: Settings
     run_seed: int
-    cache: NoiseCache
-
-    @classmethod
-    def of(cls, transform: ImageTransform, recipe: NoiseSection, run_seed: int, folder: Path | None = None) -> Noiser:
-        """With the cache in `folder`, by default the user's cache folder."""
-        shape = (3, transform.size, transform.size)
-        return cls(transform, recipe, run_seed, NoiseCache(folder or cache_folder(), shape, recipe.cache_gib))
+    cache: RingCache
 
     def __call__(self, path: Path, pair_id: str, epoch: int) -> npt.NDArray[np.float16]:
         """The noised view [3, S, S] of the picture at `path`; new noise every epoch if the recipe says so.
 
         Raises MinipovidError as `images.load`, from the cache too where the file is gone.
         """
-        epoch = epoch if self.recipe.refresh == "epoch" else 0
-        return self.cache.get(self.key(path, pair_id, epoch), lambda: self._make(path, pair_id, epoch))
+        epoch = epoch if is_fresh_each_epoch(self.settings) else 0
+
+        def make() -> npt.NDArray[np.float16]:
+            rng = generator(self.run_seed, pair_id, epoch, "noised")
+            return noised(load(path), self.transform, self.settings.step, self.settings.domain, rng)
+
+        return self.cache.get(self.key(path, pair_id, epoch), make)
 
     def key(self, path: Path, pair_id: str, epoch: int) -> bytes:
         """All that decides the pixels, 32 bytes.
@@ -118,10 +124,6 @@ class Noiser:
         cache, and no clock or file system can pass an edited picture off as the old one. Other versions of numpy
         and Pillow may draw or resize otherwise.
         """
-        facts = [self.transform, self.recipe.step, self.recipe.domain, self.run_seed, pair_id, epoch]
+        facts = [self.transform, self.settings.step, self.settings.domain, self.run_seed, pair_id, epoch]
         versions = [np.__version__, PIL.__version__]
         return hashlib.sha256(digest(path) + repr(facts + versions).encode()).digest()
-
-    def _make(self, path: Path, pair_id: str, epoch: int) -> npt.NDArray[np.float16]:
-        rng = generator(self.run_seed, pair_id, epoch, "noised")
-        return noised(load(path), self.transform, self.recipe.step, self.recipe.domain, rng)

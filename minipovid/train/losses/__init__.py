@@ -21,6 +21,9 @@ from pydantic import Field
 from torch import Tensor
 
 from minipovid.common import shelf
+from minipovid.common.errors import MinipovidError
+from minipovid.images.views import CLEAN, check_views, view_settings
+from minipovid.pairs.pair import ANSWERS
 from minipovid.recipe.schema import Number, Recipe
 from minipovid.recipe.strict import validated
 
@@ -100,8 +103,23 @@ def build(settings: Mapping[str, Any], origin: str = "loss") -> Loss:
 
 
 def of_stages(recipe: Recipe) -> list[Loss]:
-    """The loss of each of the recipe's stages. Raises MinipovidError as `build`, naming the stage."""
-    return [build(stage.loss, f"stages.{index}.loss") for index, stage in enumerate(recipe.stages)]
+    """The loss of each of the recipe's stages.
+
+    Raises MinipovidError as `build`, naming the stage; where one looks at a picture that is no view or at an answer
+    that no pair has; and for a mistake in the recipe's `views:`.
+    """
+    check_views(recipe)
+    losses = []
+    for index, stage in enumerate(recipe.stages):
+        origin = f"stages.{index}.loss"
+        losses.append(build(stage.loss, origin))
+        for view in losses[index].views:
+            if view.answer not in ANSWERS:
+                known = " and ".join(ANSWERS)
+                raise MinipovidError(f"{origin}: pairs have no answer {view.answer!r}; they have {known}.")
+            if view.image != CLEAN:
+                view_settings(view.image, recipe, origin)
+    return losses
 
 
 def log_ratio(policy: Scores, reference: Scores, ids: Tensor | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minipovid.images.views import CLEAN, is_fresh_each_epoch, view_settings
 from minipovid.models.shapes import CPU_LIMIT, Shapes, shapes
 from minipovid.pairs import formats
 from minipovid.recipe.schema import BUILTIN, DataSection, Recipe
@@ -347,12 +348,12 @@ def seconds_per_step(model: Shapes, recipe: Recipe, card: Card) -> float:
 
 def _reference(recipe: Recipe, views: list[View], epochs: int) -> Iterator[tuple[int, list[View]]]:
     """How often the reference scores which views of a pair: once where the cache may keep them, and every epoch where
-    it may not or where the picture is drawn anew (crops, and noise if the recipe says so)."""
+    it may not or where the picture is drawn anew."""
     lasting: list[View] = []
     anew: list[View] = []
     for view in costs.reference(views):
-        fresh = view.image == "cropped" or (view.image == "noised" and recipe.noise.refresh == "epoch")
-        (anew if fresh or not recipe.reference.cache_gib else lasting).append(view)
+        fresh = not recipe.reference.cache_gib or is_fresh_each_epoch(view.image, recipe)
+        (anew if fresh else lasting).append(view)
     if lasting:
         yield 1, lasting
     if anew:
@@ -370,8 +371,10 @@ def _disk(model: Shapes, recipe: Recipe) -> dict[str, float]:
         "GGUF files": sum(text * _bits(quant) / 8 for quant in recipe.export.quants) + 2 * model.vision,
     }
     sizes = {part: size / GIB for part, size in bytes_by_part.items()}
-    if any(view.image == "noised" for views in _views(recipe) for view in views):
-        sizes["noised pictures, at most"] = recipe.noise.cache_gib
+    for name in dict.fromkeys(view.image for views in _views(recipe) for view in views if view.image != CLEAN):
+        settings = view_settings(name, recipe)
+        if hasattr(settings, "cache_gib"):
+            sizes[f"{name} pictures, at most"] = settings.cache_gib
     if _keeps_hidden_rows(recipe):
         sizes["reference scores, at most"] = recipe.reference.cache_gib
     return sizes
