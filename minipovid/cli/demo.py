@@ -18,7 +18,7 @@ from minipovid.recipe import run_folder
 
 if TYPE_CHECKING:
     from minipovid.evaluate import Result
-    from minipovid.pairs.check import Report
+    from minipovid.pairs.check import CheckReport
 
 # What is shown: (benchmark, figure).
 FIGURES = {
@@ -92,7 +92,7 @@ def walk(out: Path) -> dict[str, Any]:
     }
 
 
-def summary(checked: Report) -> list[dict[str, str]]:
+def summary(checked: CheckReport) -> list[dict[str, str]]:
     """What the check found, and what it warns of."""
     warned = [{"what": "warning", "found": sentence} for sentence in (*checked.problems, *checked.warnings)]
     return [*checked.table(), *warned]

@@ -61,14 +61,14 @@ def shards(path: Path, purpose: Purpose) -> list[Path]:
     """The file itself, or a folder's data files of its one kind by name; hidden ones are none."""
     if not path.is_dir():
         return [path]
-    found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
-    kinds = sorted({file.suffix.lower() for file in found})
-    if not found:
+    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
+    kinds = sorted({file.suffix.lower() for file in files})
+    if not files:
         raise MinipovidError(f"The folder {path} holds no data file ({', '.join(SUFFIXES)}); name the file itself.")
     if len(kinds) > 1:
         both = " and ".join(kinds)
         raise MinipovidError(f"The folder {path} holds {both} files; name the one that holds the {purpose.what}.")
-    return found
+    return files
 
 
 def of_text(path: Path, kind: str, purpose: Purpose) -> Iterator[tuple[int, Any]]:
@@ -197,9 +197,9 @@ class _Text:
                 return self.buffer[self.at : self.at + 1]
 
     def expect(self, character: str) -> None:
-        found = self.peek()
-        if found != character:
-            raise self.wrong(f"{character!r} was expected and {found or 'the end'!r} stands there")
+        there = self.peek()
+        if there != character:
+            raise self.wrong(f"{character!r} was expected and {there or 'the end'!r} stands there")
         self.at += 1
 
     def value(self) -> Any:
@@ -221,12 +221,12 @@ class _Text:
 
     def _more(self) -> bool:
         """Read on, by as much again as is kept: a long value is parsed a few times, not once per chunk."""
-        kept = self.buffer[self.at :]
-        if len(kept) > LONGEST:
+        rest = self.buffer[self.at :]
+        if len(rest) > LONGEST:
             raise self.wrong(f"a value is longer than {LONGEST:,} characters")
-        chunk = self.file.read(max(CHUNK, len(kept)))
+        chunk = self.file.read(max(CHUNK, len(rest)))
         if chunk:  # else nothing moves: the caller's positions stay
-            self.buffer, self.at = kept + chunk, 0
+            self.buffer, self.at = rest + chunk, 0
         return bool(chunk)
 
     def wrong(self, why: str) -> MinipovidError:
@@ -244,10 +244,10 @@ def _table(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(LONGEST)
     for number, cells in enumerate(csv.reader(file, delimiter=delimiter), 2):
         if cells:
-            yield number, _named(names, cells)
+            yield number, _cells(names, cells)
 
 
-def _named(names: list[str], cells: list[str]) -> Cells | Bad:
+def _cells(names: list[str], cells: list[str]) -> Cells | Bad:
     if len(cells) != len(names):
         return Bad(f"the row has {len(cells)} cells, the header {len(names)}; a text with a comma in it needs quotes")
     return Cells(zip((name.strip() for name in names), cells, strict=True))
@@ -269,5 +269,5 @@ def text(row: Mapping[str, Any], key: str) -> str:
 
 def short(value: object) -> str:
     """A value as it stands in a sentence: at most 60 characters."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    shorthand = repr(value)
+    return shorthand if len(shorthand) <= 60 else shorthand[:57] + "..."

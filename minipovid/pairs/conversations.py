@@ -23,32 +23,32 @@ ROLES = {
 }
 
 
-class Said(NamedTuple):
+class TextTurn(NamedTuple):
     """One turn: who ("user", "assistant", "system") and what, each picture as a placeholder."""
 
     role: str
     text: str
 
 
-def said(row: Mapping[str, Any], key: str) -> list[Said]:
+def turns_of(row: Mapping[str, Any], key: str) -> list[TextTurn]:
     """row[key], a list of turns or one turn. Raises Bad."""
     if row.get(key) is None:
         raise Bad(f"{key} is missing")
     turns = [row[key]] if isinstance(row[key], Mapping) else row[key]
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         raise Bad(f"{key} is {short(row[key])}, but it must be a list of turns")
-    return [_said(turn, key) for turn in turns]
+    return [_turn(turn, key) for turn in turns]
 
 
-def _said(turn: Mapping[str, Any], key: str) -> Said:
+def _turn(turn: Mapping[str, Any], key: str) -> TextTurn:
     name = turn.get("from", turn.get("role"))
     if not isinstance(name, str) or name not in ROLES:
         raise Bad(f"{key} has a turn from {short(name)}; known are {', '.join(ROLES)}")
     field = "value" if "value" in turn else "content"
     if isinstance(turn.get(field), list):
-        return Said(ROLES[name], "".join(_part(part, key) for part in turn[field]))
+        return TextTurn(ROLES[name], "".join(_part(part, key) for part in turn[field]))
     try:
-        return Said(ROLES[name], text(turn, field))
+        return TextTurn(ROLES[name], text(turn, field))
     except Bad as bad:
         raise Bad(f"{key}: {bad}") from None
 
@@ -62,7 +62,7 @@ def _part(part: Any, key: str) -> str:
     return text(part, "text")
 
 
-def asked(turns: Sequence[Said], key: str) -> str:
+def question_of(turns: Sequence[TextTurn], key: str) -> str:
     """The question of turns that hold nothing else; an empty system turn is nothing. Raises Bad."""
     meant = [turn for turn in turns if turn.role != "system" or turn.text.strip()]
     roles = [turn.role for turn in meant]
@@ -75,7 +75,7 @@ def asked(turns: Sequence[Said], key: str) -> str:
     return question(meant[0].text, key)
 
 
-def answered(turns: Sequence[Said], key: str) -> str:
+def answer_of(turns: Sequence[TextTurn], key: str) -> str:
     """The text of turns that are one answer. Raises Bad."""
     roles = [turn.role for turn in turns]
     if roles != ["assistant"]:
@@ -83,9 +83,9 @@ def answered(turns: Sequence[Said], key: str) -> str:
     return answer(turns[0].text, key)
 
 
-def exchange(turns: Sequence[Said], key: str) -> tuple[str, str]:
+def exchange(turns: Sequence[TextTurn], key: str) -> tuple[str, str]:
     """(question, answer) of a conversation of one exchange. Raises Bad."""
-    return asked(turns[:-1], key), answered(turns[-1:], key)
+    return question_of(turns[:-1], key), answer_of(turns[-1:], key)
 
 
 def question(words: str, key: str) -> str:

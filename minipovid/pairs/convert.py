@@ -30,7 +30,7 @@ PICTURES = "images"  # the folder of pictures below an import, or beside an expo
 GROUP_ROWS, GROUP_BYTES = 100, 32 << 20  # of parquet written at once, whichever comes first
 
 
-class Imported(NamedTuple):
+class ImportCounts(NamedTuple):
     """What came out of an import: every row that the reader gave became a pair, a bad row or an unpaired one."""
 
     format: str
@@ -48,7 +48,7 @@ def import_pairs(
     images: Path | None = None,
     limit: int | None = None,
     progress: Callable[[], object] = lambda: None,
-) -> Imported:
+) -> ImportCounts:
     """Bring a data set into the folder `to`; `data.path: <to>/pairs.jsonl` then trains on it as it is.
 
     `format` is a file on the shelf formats/ (default: as recognised), `images` the folder of its picture paths
@@ -88,10 +88,10 @@ def _claim(to: Path, begun: dict[str, str]) -> None:
 
 def _read_note(note: Path) -> dict[str, Any]:
     try:
-        read = json.loads(note.read_text(encoding="utf-8"))
+        content = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise MinipovidError(f"{note} cannot be read ({error}); remove it, or choose another folder.") from None
-    return read if isinstance(read, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _note(to: Path, content: dict[str, Any]) -> None:
@@ -107,14 +107,14 @@ class _Import:
         self.bad: list[BadRow] = []
         self.unpaired: list[BadRow] = []
         self.good = 0
-        self.brought: dict[str, str] = {}  # a picture as its row names it -> its name in the store
-        self.broken: dict[str, str] = {}  # -> or why it is none
+        self.names: dict[str, str] = {}  # a picture as its row names it -> its name in the store
+        self.whys: dict[str, str] = {}  # -> or why it is none
         self.sizes: dict[str, int] = {}  # bytes of each picture in the store
 
     def pairs(self, rows: Iterator[Pair | BadRow]) -> Iterator[Pair]:
         for number, row in enumerate(rows, 1):
             if isinstance(row, Pair):
-                row = self._brought(row, number)
+                row = self._with_picture(row, number)
             if isinstance(row, Pair):
                 self.good += 1
                 yield row
@@ -122,16 +122,16 @@ class _Import:
                 (self.unpaired if isinstance(row, Unpaired) else self.bad).append(row)
             self.progress()
 
-    def _brought(self, pair: Pair, number: int) -> Pair | BadRow:
+    def _with_picture(self, pair: Pair, number: int) -> Pair | BadRow:
         key = str(pair.image)
-        if key not in self.brought and key not in self.broken:
+        if key not in self.names and key not in self.whys:
             try:
-                self.brought[key] = self._bring(pair.image)
+                self.names[key] = self._bring(pair.image)
             except MinipovidError as error:
-                self.broken[key] = str(error).rstrip(".")
-        if key in self.broken:
-            return BadRow(where(pair, number), self.broken[key])
-        return replace(pair, image=f"{PICTURES}/{self.brought[key]}")
+                self.whys[key] = str(error).rstrip(".")
+        if key in self.whys:
+            return BadRow(where(pair, number), self.whys[key])
+        return replace(pair, image=f"{PICTURES}/{self.names[key]}")
 
     def _bring(self, image: str) -> str:
         """The name under which the picture now lies in the store. Raises MinipovidError where it is no good one."""
@@ -141,23 +141,23 @@ class _Import:
             source = inside(self.root, placed(self.root, image))
             load(source)
             name = self.store.adopt(source)
-        kept = self.store.folder / name
+        file = self.store.folder / name
         if name not in self.sizes and isinstance(image, Embedded):
-            self._look(kept)
-        self.sizes[name] = kept.stat().st_size
+            self._look(file)
+        self.sizes[name] = file.stat().st_size
         return name
 
-    def _look(self, kept: Path) -> None:
+    def _look(self, file: Path) -> None:
         """Decode a picture whose first bytes alone were seen so far, and do not keep a broken one."""
         try:
-            load(kept)
+            load(file)
         except MinipovidError:
-            kept.unlink()
+            file.unlink()
             raise
 
-    def counts(self, format: str) -> Imported:
+    def counts(self, format: str) -> ImportCounts:
         sizes = self.sizes.values()
-        return Imported(format, self.good, len(self.bad), len(self.unpaired), len(sizes), sum(sizes))
+        return ImportCounts(format, self.good, len(self.bad), len(self.unpaired), len(sizes), sum(sizes))
 
 
 def export_trl(pairs: Path, to: Path, images: Path | None = None) -> int:

@@ -1,6 +1,6 @@
 """What an answer must be into which hallucinations were injected: checked before it becomes anybody's training text.
 
-    spans = injected(chosen, reply)      # (rejected, spans), or NotInjected with the reason, worded for the teacher
+    rejected, spans = injection(chosen, reply)      # or NotInjected with the reason, worded for the teacher
 
 The rules, each with what it is for:
 - it differs from the good answer in more than case, spaces and punctuation;
@@ -79,17 +79,17 @@ class NotInjected(ValueError):
     """Why a reply is no injected answer; worded so that the teacher can mend it."""
 
 
-class Injected(NamedTuple):
+class Injection(NamedTuple):
     rejected: str
     spans: tuple[Span, ...]
 
 
-def injected(chosen: str, reply: dict[str, Any]) -> Injected:
+def injection(chosen: str, reply: dict[str, Any]) -> Injection:
     """The rejected answer of a reply as `schema` wants it, with its spans placed. Raises NotInjected."""
     rejected = _rejected(reply)
     for rule in (_no_talk, _differs, _same_length, _same_language):
         rule(chosen, rejected)
-    return Injected(rejected, _spans(chosen, rejected, reply.get("spans")))
+    return Injection(rejected, _spans(chosen, rejected, reply.get("spans")))
 
 
 def _rejected(reply: dict[str, Any]) -> str:
@@ -106,15 +106,15 @@ def _rejected(reply: dict[str, Any]) -> str:
 
 def talk(text: str) -> str:
     """The words by which a text gives itself away as a refusal or as talk about the task; empty where it has none."""
-    found = next((match for match in (pattern.search(text) for pattern in _TALK) if match), None)
-    return found.group().strip() if found else ""
+    match = next(filter(None, (pattern.search(text) for pattern in _TALK)), None)
+    return match.group().strip() if match else ""
 
 
 def _no_talk(chosen: str, rejected: str) -> None:
     for pattern in _TALK:
-        found = pattern.search(rejected)
-        if found and not pattern.search(chosen):
-            raise NotInjected(f"the rewritten answer refuses or talks about the task ({found.group().strip()!r})")
+        match = pattern.search(rejected)
+        if match and not pattern.search(chosen):
+            raise NotInjected(f"the rewritten answer refuses or talks about the task ({match.group().strip()!r})")
 
 
 def _differs(chosen: str, rejected: str) -> None:
@@ -136,17 +136,17 @@ def _same_language(chosen: str, rejected: str) -> None:
     if mine and theirs and mine != theirs:
         raise NotInjected(f"the rewritten answer is in another script ({theirs} in place of {mine}); keep the language")
     before, after = Counter(words(chosen)), Counter(words(rejected))
-    kept, least = (before & after).total(), max(2.0, KEPT * min(before.total(), after.total()))
-    if min(before.total(), after.total()) >= FEW and kept < least:
+    common, least = (before & after).total(), max(2.0, KEPT * min(before.total(), after.total()))
+    if min(before.total(), after.total()) >= FEW and common < least:
         raise NotInjected("the rewritten answer keeps too few of the words; keep the language and the wording")
 
 
 def words(text: str) -> list[str]:
     """The words, lower case; in scripts that are written without spaces, the characters."""
-    found: list[str] = []
+    units: list[str] = []
     for word in _WORD.findall(text.casefold()):
-        found += word if _script_of(word[0]) in _UNSPACED else [word]
-    return found
+        units += word if _script_of(word[0]) in _UNSPACED else [word]
+    return units
 
 
 def script(text: str) -> str:
@@ -163,49 +163,49 @@ def _script_of(letter: str) -> str:
     return unicodedata.name(letter, "").split(" ")[0].split("-")[0]
 
 
-def _spans(chosen: str, rejected: str, said: Any) -> tuple[Span, ...]:
+def _spans(chosen: str, rejected: str, reply: Any) -> tuple[Span, ...]:
     """Where the teacher's spans stand, in order. Raises NotInjected."""
-    if not isinstance(said, list) or not said:
+    if not isinstance(reply, list) or not reply:
         raise NotInjected('"spans" must list every injected piece of text, one at least')
-    changes = changed(chosen, rejected)
-    placed: list[Span] = []
-    for each in said:
+    changes = changed_places(chosen, rejected)
+    spans: list[Span] = []
+    for each in reply:
         text, kind = (each.get("text"), each.get("kind")) if isinstance(each, dict) else (None, None)
         if not isinstance(text, str) or not text.strip() or kind not in KINDS:
             raise NotInjected(f'a span must have a "text" and a "kind" out of {", ".join(KINDS)}')
-        placed.append(_place(rejected, text.strip(), kind, changes, placed))
-    return tuple(sorted(placed))
+        spans.append(_place(rejected, text.strip(), kind, changes, spans))
+    return tuple(sorted(spans))
 
 
-def _place(rejected: str, text: str, kind: str, changes: Sequence[tuple[int, int]], taken: Iterable[Span]) -> Span:
-    """The first place of `text` that holds a change and is not taken. Raises NotInjected."""
+def _place(rejected: str, text: str, kind: str, changes: Sequence[tuple[int, int]], others: Iterable[Span]) -> Span:
+    """The first place of `text` that holds a change and meets no other span. Raises NotInjected."""
     pattern = r"\s+".join(map(re.escape, text.split()))
     # Whole words where there are any: "cat" is first looked for outside of "scatter".
     places = _places(rf"(?<!\w){pattern}(?!\w)", rejected) or _places(pattern, rejected)
     if not places:
         raise NotInjected(f"the span {text!r} does not occur in the rewritten answer")
-    new = [place for place in places if any(_meet(place, change) for change in changes)]
+    new = [(start, end) for start, end in places if any(start < last and first < end for first, last in changes)]
     if not new:
         raise NotInjected(f"the span {text!r} marks what the correct answer says too")
-    free = [place for place in new if not any(_overlap(place, span) for span in taken)]
+    free = [(start, end) for start, end in new if not any(start < each.end and each.start < end for each in others)]
     if not free:
         raise NotInjected(f"the span {text!r} overlaps another span")
     return Span(*free[0], kind)
 
 
 def _places(pattern: str, text: str) -> list[tuple[int, int]]:
-    return [found.span() for found in re.finditer(pattern, text, re.IGNORECASE)]
+    return [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
 
 
-def changed(chosen: str, rejected: str) -> list[tuple[int, int]]:
+def changed_places(chosen: str, rejected: str) -> list[tuple[int, int]]:
     """Where `rejected` says something else, word by word: [start, end) of its characters.
 
     Where words are only missing, it is the gap, from the word before to the word behind.
     """
     old = _WORD.findall(chosen.casefold())
-    found = list(_WORD.finditer(rejected))
-    new = [match.group().casefold() for match in found]
-    ends = [(0, 0), *(match.span() for match in found), (len(rejected), len(rejected))]
+    matches = list(_WORD.finditer(rejected))
+    new = [match.group().casefold() for match in matches]
+    ends = [(0, 0), *(match.span() for match in matches), (len(rejected), len(rejected))]
     places = []
     for operation, _, _, first, last in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if operation == "delete":
@@ -213,11 +213,3 @@ def changed(chosen: str, rejected: str) -> list[tuple[int, int]]:
         elif operation != "equal":
             places.append((ends[first + 1][0], ends[last][1]))
     return places
-
-
-def _meet(place: tuple[int, int], change: tuple[int, int]) -> bool:
-    return place[0] < change[1] and change[0] < place[1]
-
-
-def _overlap(place: tuple[int, int], span: Span) -> bool:
-    return place[0] < span.end and span.start < place[1]

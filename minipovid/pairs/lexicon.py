@@ -25,7 +25,7 @@ SMALL = frozenset(_SMALL.split())
 BEFORE_A_PROPERTY = frozenset(_LINKS.split())
 
 
-class Thing(NamedTuple):
+class NamedThing(NamedTuple):
     """A name as it stands in a text."""
 
     start: int
@@ -48,23 +48,23 @@ class Things:
         self.sorts.setdefault(name, sort)
         if sort == "~":
             return
-        self.plurals.setdefault(name, plural or pluralised(name))
+        self.plurals.setdefault(name, plural or plural_of(name))
         self.names.setdefault(self.plurals[name], (name, True))
 
     def form(self, name: str, plural: bool) -> str:
         return self.plurals[name] if plural else name
 
-    def within(self, text: str) -> list[Thing]:
+    def within(self, text: str) -> list[NamedThing]:
         """Every thing that a text names by a word of its own: "ball", but not the ball of "tennis ball"."""
         words = list(WORD.finditer(text))
         lower = [word.group().lower() for word in words]
-        found = []
+        things = []
         for index, word in enumerate(words):
             known = self.names.get(lower[index])
             joined = index + 1 < len(words) and text[word.end() : words[index + 1].start()] == " "
             if known and self._stands_alone(lower, index) and not (joined and lower[index + 1] in self.names):
-                found.append(Thing(word.start(), word.end(), *known))
-        return found
+                things.append(NamedThing(word.start(), word.end(), *known))
+        return things
 
     def _stands_alone(self, lower: list[str], index: int) -> bool:
         before = lower[index - 1] if index else "a"
@@ -80,33 +80,33 @@ class Swap(NamedTuple):
 
 def things() -> Things:
     """Those of the list, a new copy."""
-    found = Things()
+    known = Things()
     for line in _lines("objects.txt"):
         entries = line.partition(":")[2].split()
         names = []
         for entry in entries:
             sort = entry[-1] if entry[-1] in "~*+^%" else ""
             name, _, plural = entry.removesuffix(sort).partition("/")
-            found.add(name, plural, sort)
+            known.add(name, plural, sort)
             names.append(name)
         for name in names:
-            found.scenes.setdefault(name, set()).update(set(names) - {name})
-    return found
+            known.scenes.setdefault(name, set()).update(set(names) - {name})
+    return known
 
 
 @cache
 def swaps() -> dict[str, Swap]:
     """By word or phrase, lower case."""
-    found: dict[str, Swap] = {}
+    table: dict[str, Swap] = {}
     for line in _lines("swaps.txt"):
         head, _, rest = line.partition(":")
         kind, how = head.split()
         words = [word.strip() for word in rest.split("|")]
         for word in words:
             others = tuple(other for other in words if other != word)
-            known = found.get(word)
-            found[word] = Swap(kind, (*(known.others if known and how == "pairs" else ()), *others))
-    return found
+            known = table.get(word)
+            table[word] = Swap(kind, (*(known.others if known and how == "pairs" else ()), *others))
+    return table
 
 
 @cache
@@ -116,7 +116,7 @@ def swap_pattern() -> re.Pattern[str]:
     return re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, longest))})(?![\w-])", re.IGNORECASE)
 
 
-def pluralised(name: str) -> str:
+def plural_of(name: str) -> str:
     if re.search(r"(?:s|x|ch|sh)$", name):
         return name + "es"
     return name[:-1] + "ies" if re.search(r"[^aeiou]y$", name) else name + "s"
@@ -127,12 +127,12 @@ def article(word: str) -> str:
     return "an" if word[:1].lower() in tuple("aeiou") else "a"
 
 
-def recurring(texts: Iterable[str], known: Things, least: int) -> list[str]:
+def recurring_words(texts: Iterable[str], known: Things, least: int) -> list[str]:
     """Words that `least` texts or more name as one thing: "a <word>" before a small word or a stop; no listed ones."""
     counts: dict[str, int] = {}
     for text in texts:
-        found = {match[1].lower() for match in _ONE_THING.finditer(text) if match[2] is None or match[2] in SMALL}
-        for word in found - known.names.keys() - swaps().keys() - SMALL:
+        names = {match[1].lower() for match in _ONE_THING.finditer(text) if match[2] is None or match[2] in SMALL}
+        for word in names - known.names.keys() - swaps().keys() - SMALL:
             counts[word] = counts.get(word, 0) + 1
     return sorted(word for word, count in counts.items() if count >= least)
 

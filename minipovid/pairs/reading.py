@@ -1,8 +1,8 @@
 """What every reader of a data set asks of its rows, so that a format is little more than a function from row to pair.
 
-    yield from checked(rows(path), _pair, foreign=True)        # _pair(row) -> Pair, or raises Bad with the reason
+    yield from pairs_of(rows(path), _pair, foreign=True)        # _pair(row) -> Pair, or raises Bad with the reason
 
-`checked` does the bookkeeping: bad rows get their place and their sentence, ids are unique, no side is empty.
+`pairs_of` does the bookkeeping: bad rows get their place and their sentence, ids are unique, no side is empty.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Named(str):
 
 
 class NoPair(Bad):
-    """Why a sound row makes no pair; `checked` makes it Unpaired."""
+    """Why a sound row makes no pair; `pairs_of` makes it Unpaired."""
 
 
 PairOrSeed = TypeVar("PairOrSeed", Pair, Seed)
 
 
-def checked(
+def pairs_of(
     rows: Iterable[tuple[int | str, Any]], pair_of: Callable[[dict[str, Any]], Pair], foreign: bool = False
 ) -> Iterator[Pair | BadRow]:
     """Each (number, row) as a Pair or, with the sentence why not, as a BadRow. A row may be a Bad already.
@@ -46,17 +46,17 @@ def checked(
     An id may come once: what is kept of a row (cached scores, noise) is kept under its id. In a `foreign` data set,
     which minds no such rule, an id that is empty or taken is made one of its own with the row's number.
     """
-    return _checked(rows, lambda row: _sound(pair_of(row)), foreign)
+    return _items(rows, lambda row: _sound(pair_of(row)), foreign)
 
 
-def checked_seeds(
+def seeds_of(
     rows: Iterable[tuple[int | str, Any]], seed_of: Callable[[dict[str, Any]], Seed]
 ) -> Iterator[Seed | BadRow]:
-    """`checked` for seeds, whose data sets are always foreign."""
-    return _checked(rows, lambda row: _fertile(seed_of(row)), foreign=True)
+    """`pairs_of` for seeds, whose data sets are always foreign."""
+    return _items(rows, lambda row: _fertile(seed_of(row)), foreign=True)
 
 
-def _checked(
+def _items(
     rows: Iterable[tuple[int | str, Any]], item_of: Callable[[dict[str, Any]], PairOrSeed], foreign: bool
 ) -> Iterator[PairOrSeed | BadRow]:
     seen: set[str] = set()
@@ -111,7 +111,7 @@ def where(item: Pair | Seed, number: int) -> str:
 
 
 def identity(row: Mapping[str, Any], key: str = "id") -> str:
-    """row[key] as an id, "" where there is none (`checked` finds one). Raises Bad where it is no id."""
+    """row[key] as an id, "" where there is none (`pairs_of` finds one). Raises Bad where it is no id."""
     name = row.get(key)
     if name is None:
         return ""

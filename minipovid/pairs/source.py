@@ -22,7 +22,7 @@ from minipovid.recipe.schema import BUILTIN, DataSection, ModelSection
 
 
 @dataclass(frozen=True)
-class Source:
+class PairSource:
     """A data set of pairs."""
 
     path: Path
@@ -31,15 +31,19 @@ class Source:
     model: ModelSection | None = None
     max_length: int = DataSection.model_fields["max_length"].default
 
-    def asking(self, model: str | None, revision: str | None, max_length: int | None) -> Source:
+    def asking(self, model: str | None, revision: str | None, max_length: int | None) -> PairSource:
         """The same with another model or length, where one is named."""
         section = self.model if model is None else ModelSection(path=model, revision=revision)
         return replace(self, model=section, max_length=max_length or self.max_length)
 
 
-def find(path: Path | str, format: str | None = None, images: Path | None = None) -> Source:
+def find(path: Path | str, format: str | None = None, images: Path | None = None) -> PairSource:
     """The pairs that `path` names. Raises MinipovidError where there are none, or there is no such image folder."""
-    source = _builtin() if str(path) == BUILTIN and not Path(path).exists() else _found(Path(path), format)
+    if str(path) == BUILTIN and not Path(path).exists():
+        file, root = builtin.pairs()
+        source = PairSource(file, "jsonl", root, ModelSection(path=BUILTIN))
+    else:
+        source = _of_path(Path(path), format)
     if images is not None:
         source = replace(source, root=images)
     if not source.root.is_dir():
@@ -47,27 +51,22 @@ def find(path: Path | str, format: str | None = None, images: Path | None = None
     return source
 
 
-def _builtin() -> Source:
-    file, root = builtin.pairs()
-    return Source(file, "jsonl", root, ModelSection(path=BUILTIN))
-
-
-def _found(path: Path, format: str | None) -> Source:
+def _of_path(path: Path, format: str | None) -> PairSource:
     if not path.exists():
         raise MinipovidError(f"There is no file {path}; name a file of pairs, a run folder, or {BUILTIN}.")
     if (path / run_folder.RECIPE).is_file():
         return _of_run(path)
     root = path if path.is_dir() else path.parent
-    return Source(path, format or formats.detect(path), root)
+    return PairSource(path, format or formats.detect(path), root)
 
 
-def _of_run(run: Path) -> Source:
+def _of_run(run: Path) -> PairSource:
     """The pairs that a run trained on, by its own recipe's model and length."""
     recipe = run_folder.recipe(run)
     if not (run / run_folder.PAIRS).is_file():
         raise MinipovidError(f"{run} holds no pairs.jsonl yet; name the file of pairs, {recipe.data.path}.")
     root = locate(recipe.data)[1]
-    return Source(run / run_folder.PAIRS, "jsonl", root, recipe.model, recipe.data.max_length)
+    return PairSource(run / run_folder.PAIRS, "jsonl", root, recipe.model, recipe.data.max_length)
 
 
 def load_pairs(section: DataSection, encoder: Encoder) -> tuple[list[Pair], list[BadRow]]:
@@ -77,8 +76,8 @@ def load_pairs(section: DataSection, encoder: Encoder) -> tuple[list[Pair], list
     bad rows raise one MinipovidError that names each of the first ten.
     """
     path, root = locate(section)
-    found = enumerate(islice(formats.reader(section.format).read(path), section.limit), 1)
-    rows = [_placed(row, number, root) for number, row in found]
+    read = enumerate(islice(formats.reader(section.format).read(path), section.limit), 1)
+    rows = [_as_file(row, number, root) for number, row in read]
     bad_pictures = _bad_pictures(root, {row.image for row in rows if isinstance(row, Pair)})
     pairs: list[Pair] = []
     bad: list[BadRow] = []
@@ -90,9 +89,9 @@ def load_pairs(section: DataSection, encoder: Encoder) -> tuple[list[Pair], list
             pairs.append(verdict)
     wrong = [row for row in bad if not isinstance(row, Unpaired)]
     if wrong and section.on_bad_row == "stop":
-        shown = "\n".join(f"{path.name}: {row.where}: {row.why}." for row in wrong[:10])
+        first = "\n".join(f"{path.name}: {row.where}: {row.why}." for row in wrong[:10])
         more = f"\n... and {len(wrong) - 10} more." if len(wrong) > 10 else ""
-        raise MinipovidError(f"{shown}{more}\nMend or remove these rows, or set data.on_bad_row: skip.")
+        raise MinipovidError(f"{first}{more}\nMend or remove these rows, or set data.on_bad_row: skip.")
     if not pairs:
         raise MinipovidError(f"{path} holds no usable pair among {len(rows)} rows.")
     return pairs, bad
@@ -141,16 +140,16 @@ def _holds_pictures(path: Path, format: str) -> bool:
     return isinstance(image, Embedded)
 
 
-def _placed(row: Pair | BadRow, number: int, root: Path) -> Pair | BadRow:
+def _as_file(row: Pair | BadRow, number: int, root: Path) -> Pair | BadRow:
     """The pair with its picture as a file below `root`. One root serves all: a data set's first pair decides which."""
     if isinstance(row, BadRow):
         return row
-    image, stored = row.image, root == _store()
-    if isinstance(image, Embedded) and stored:
+    image, inside = row.image, root == _store()
+    if isinstance(image, Embedded) and inside:
         return replace(row, image=Store(root).keep(image))
-    if not isinstance(image, Embedded) and not stored:
+    if not isinstance(image, Embedded) and not inside:
         return replace(row, image=placed(root, image))
-    lies = "a file, and the first pair's is inside the data file" if stored else "inside the data file, the first's not"
+    lies = "a file, and the first pair's is inside the data file" if inside else "inside the data file, the first's not"
     return BadRow(where(row, number), f"its picture is {lies}; `minipovid pairs import` takes both kinds")
 
 

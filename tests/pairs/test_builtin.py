@@ -146,7 +146,7 @@ def test_who_is_killed_leaves_no_half_set_of_pairs(tmp_path: Path, monkeypatch: 
     for name, value in SMALL.items():
         monkeypatch.setattr(world, name, value)
     with monkeypatch.context() as patch:
-        patch.setattr(builtin.make, "_written", die)
+        patch.setattr(builtin.make, "_write", die)
         with pytest.raises(KeyboardInterrupt):
             builtin.pairs()
     assert not [path for path in (tmp_path / tinyworld.NAME).iterdir() if "pairs" in path.name]

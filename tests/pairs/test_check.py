@@ -17,9 +17,9 @@ from PIL import Image
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs.check import SAMPLE, check
 from minipovid.pairs.check.findings import KEPT
-from minipovid.pairs.check.leak import Rows, fitted, leak
+from minipovid.pairs.check.leak import SparseRows, fit, leak
 from minipovid.pairs.check.lengths import Lengths
-from minipovid.pairs.check.report import Report
+from minipovid.pairs.check.report import CheckReport
 from minipovid.pairs.check.wording import wording
 from minipovid.pairs.pair import Pair, Span
 from minipovid.recipe import read as recipes
@@ -52,9 +52,9 @@ def written(folder: Path, rows: list[dict[str, Any]], name: str = "pairs.jsonl")
     return path
 
 
-def found(report: Report) -> set[tuple[str, str]]:
+def found(report: CheckReport) -> set[tuple[str, str]]:
     """(kind of defect, row)"""
-    return {(kind, place) for kind, kept in report.ledger.kept.items() for place, _ in kept}
+    return {(kind, place) for kind, kept in report.findings.first.items() for place, _ in kept}
 
 
 def test_every_planted_defect_is_reported_with_its_row(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_every_planted_defect_is_reported_with_its_row(tmp_path: Path) -> None:
         ("unusable row", "row 18 (id 1)"),
     }
     assert not report.ok and (report.rows, report.pairs) == (19, 15)
-    assert report.ledger.kept["contradiction"][0][1] == "it prefers what row 2 (id 2) rejects"
-    assert "cut short or damaged" in dict(report.ledger.kept["missing or unreadable picture"])["row 9 (id 9)"]
+    assert report.findings.first["contradiction"][0][1] == "it prefers what row 2 (id 2) rejects"
+    assert "cut short or damaged" in dict(report.findings.first["missing or unreadable picture"])["row 9 (id 9)"]
     assert any(each.startswith("contradiction: 1 row; the first is row 4") for each in report.problems)
     assert any(each.startswith("repeated pair: 1 row; the first is row 3") for each in report.warnings)
     assert json.loads(json.dumps(report.as_dict()))["defects"]["unusable row"]["rows"] == 4
@@ -265,10 +265,10 @@ def test_the_weights_are_those_of_newtons_method() -> None:
         curve = np.eye(6) + dense.T @ (dense * (chance * (1 - chance))[:, None])
         weights -= np.linalg.solve(curve, slope)
     row, feature = np.nonzero(dense)
-    mine = fitted(Rows(row, feature, dense[row, feature], dense.shape))
+    mine = fit(SparseRows(row, feature, dense[row, feature], dense.shape))
     assert np.allclose(mine, weights, atol=0.02)
-    ones = Rows(np.arange(3), np.zeros(3, int), np.ones(3), (3, 1))
-    assert fitted(ones)[0] == pytest.approx(0.8797, abs=0.005)
+    ones = SparseRows(np.arange(3), np.zeros(3, int), np.ones(3), (3, 1))
+    assert fit(ones)[0] == pytest.approx(0.8797, abs=0.005)
 
 
 def test_length_gap_by_hand() -> None:
@@ -276,13 +276,13 @@ def test_length_gap_by_hand() -> None:
     lengths = Lengths()
     for good, bad in (("abcd", "abcdefgh"), ("abcdefghij", "bcdefghijk")):
         lengths.see(Pair("1", "1.png", "?", good, bad))
-    gap = lengths.found()
+    gap = lengths.summary()
     assert gap[:3] == (2, 7.0, 9.0) and gap[3:] == (0.5, 0.5)
-    assert gap.gap == pytest.approx(2 / 7) and gap.told == pytest.approx(0.75)
+    assert gap.gap == pytest.approx(2 / 7) and gap.by_length == pytest.approx(0.75)
     assert gap.warning() is None  # two pairs say nothing
     for _ in range(50):
         lengths.see(Pair("1", "1.png", "?", "abcd", "abcdefgh"))
-    assert "the rejected answers are 9" in str(lengths.found().warning())
+    assert "the rejected answers are 9" in str(lengths.summary().warning())
 
 
 def test_words_changed_and_their_kinds_by_hand() -> None:
@@ -341,8 +341,8 @@ def test_a_file_without_a_usable_pair_is_a_problem(tmp_path: Path) -> None:
 def test_many_defects_are_counted_and_the_first_are_named(tmp_path: Path) -> None:
     rows = [row(n, image="1.png", chosen=row(1)["chosen"], rejected=row(1)["rejected"]) for n in range(1, KEPT + 52)]
     report = check(written(tmp_path, rows))
-    assert report.ledger.counts == {"repeated pair": KEPT + 50}
-    assert len(report.ledger.kept["repeated pair"]) == KEPT
+    assert report.findings.counts == {"repeated pair": KEPT + 50}
+    assert len(report.findings.first["repeated pair"]) == KEPT
     assert report.defects(3)[-1] == {"defect": "repeated pair", "row": f"{KEPT + 47:,} more", "why": ""}
 
 

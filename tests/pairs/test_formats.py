@@ -842,9 +842,9 @@ def test_a_maker_is_no_format() -> None:
 def test_a_new_format_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file on the shelf, with nothing but `read`, is found by name and recognised."""
     body = (
-        "from minipovid.pairs.pair import Pair\nfrom minipovid.pairs.reading import checked, rows\n"
+        "from minipovid.pairs.pair import Pair\nfrom minipovid.pairs.reading import pairs_of, rows\n"
         "def _pair(row):\n    return Pair('', row['pic'], row['q'], row['w'], row['l'])\n"
-        "def read(path):\n    yield from checked(rows(path), _pair, foreign=True)\n"
+        "def read(path):\n    yield from pairs_of(rows(path), _pair, foreign=True)\n"
     )
     (tmp_path / "brandnew.py").write_text(body)
     monkeypatch.setattr(pairs, "__path__", [*pairs.__path__, str(tmp_path)])

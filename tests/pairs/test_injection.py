@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from minipovid.pairs.injection import NotInjected, changed, injected, schema, script, talk, words
+from minipovid.pairs.injection import NotInjected, changed_places, injection, schema, script, talk, words
 from minipovid.pairs.pair import Span
 
 BOAT = "A red boat lies on the sand beside two people."
@@ -35,7 +35,7 @@ def reply(rejected: object, *spans: str, kind: str = "object") -> dict[str, Any]
 def test_good_replies_pass_and_spans_are_placed(
     chosen: str, rejected: str, spans: list[str], places: list[tuple[int, int]] | None
 ) -> None:
-    found = injected(chosen, reply(rejected, *spans))
+    found = injection(chosen, reply(rejected, *spans))
     assert found.rejected == rejected.strip()
     said = [found.rejected[span.start : span.end] for span in found.spans]
     assert [" ".join(each.lower().split()) for each in said] == [" ".join(each.lower().split()) for each in spans]
@@ -46,7 +46,7 @@ def test_good_replies_pass_and_spans_are_placed(
 def test_spans_keep_their_kind_and_come_in_order() -> None:
     answer = "A blue boat lies under the sand beside two people."
     spans = [{"text": "under", "kind": "relation"}, {"text": "blue", "kind": "attribute"}]
-    found = injected(BOAT, {"rejected": answer, "spans": spans})
+    found = injection(BOAT, {"rejected": answer, "spans": spans})
     assert found.spans == (Span(2, 6, "attribute"), Span(17, 22, "relation"))
 
 
@@ -75,7 +75,7 @@ def test_spans_keep_their_kind_and_come_in_order() -> None:
 )
 def test_bad_replies_are_refused_with_a_reason(chosen: str, said: dict[str, Any], reason: str) -> None:
     with pytest.raises(NotInjected) as caught:
-        injected(chosen, said)
+        injection(chosen, said)
     assert reason in str(caught.value)
 
 
@@ -114,7 +114,7 @@ HONEST = [
 def test_refusals_and_talk_about_the_task_are_seen(text: str) -> None:
     assert talk(text)
     with pytest.raises(NotInjected, match="refuses or talks about the task"):
-        injected(BOAT, reply(text, "blue"))
+        injection(BOAT, reply(text, "blue"))
 
 
 @pytest.mark.parametrize("text", HONEST)
@@ -124,7 +124,7 @@ def test_honest_answers_are_no_talk(text: str) -> None:
 
 def test_what_the_good_answer_says_too_is_no_refusal() -> None:
     chosen = "Sorry, the sign says in red letters that the shop is closed."
-    assert injected(chosen, reply(chosen.replace("red", "blue"), "blue")).spans == (Span(24, 28, "object"),)
+    assert injection(chosen, reply(chosen.replace("red", "blue"), "blue")).spans == (Span(24, 28, "object"),)
 
 
 def test_words_and_scripts() -> None:
@@ -141,11 +141,11 @@ def test_words_and_scripts() -> None:
 
 def test_changes_are_found_word_by_word() -> None:
     """Replaced: its own characters; added: the new words; missing: from the word before to the one behind."""
-    assert changed("a b c", "a x c") == [(2, 3)]
-    assert changed("a c", "a x y c") == [(2, 5)]
-    assert changed("a b c", "a c") == [(0, 3)]
-    assert changed("a b", "a") == [(0, 1)]
-    assert changed("A, b!", "a b") == []
+    assert changed_places("a b c", "a x c") == [(2, 3)]
+    assert changed_places("a c", "a x y c") == [(2, 5)]
+    assert changed_places("a b c", "a c") == [(0, 3)]
+    assert changed_places("a b", "a") == [(0, 1)]
+    assert changed_places("A, b!", "a b") == []
 
 
 def test_the_schema_lets_through_the_lengths_that_the_rules_allow() -> None:

@@ -56,7 +56,7 @@ def maker(server: BadServer, **settings: Any) -> povid.Injector:
     return povid.Injector(teacher(server, **settings))
 
 
-def run(rows: Sequence[Seed | BadRow], by: Any, to: Path, photos: Path) -> making.Counts:
+def run(rows: Sequence[Seed | BadRow], by: Any, to: Path, photos: Path) -> making.MakeCounts:
     return making.make(lambda: rows, by, to, root=photos, progress=False)
 
 

@@ -21,7 +21,7 @@ from minipovid.inference.remote.server import Server
 from minipovid.pairs import make as making
 from minipovid.pairs.make.makers import Maker, MakerInputs, Outcome
 from minipovid.pairs.pair import Seed
-from minipovid.recipe.read import value
+from minipovid.recipe.read import settings
 from minipovid.recipe.strict import validated
 
 SHELF = "pairs.make.makers"
@@ -63,7 +63,7 @@ def test_options_have_defaults_and_can_be_said_on_the_command_line(name: str) ->
     options = shelf.load(SHELF, name).Options
     assert options.__dataclass_params__.frozen
     defaults = asdict(options())  # none is required
-    told = {key: value(json.dumps(default), key) for key, default in defaults.items()}
+    told = settings([f"{key}={json.dumps(default)}" for key, default in defaults.items()], "--option")
     assert asdict(validated(options, told, name)) == defaults
 
 

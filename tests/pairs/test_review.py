@@ -24,7 +24,7 @@ from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import BadRow, Pair, Span
 from minipovid.pairs.review import apply, decisions_file, review
 from minipovid.pairs.review.book import PAGE, Book, Filter
-from minipovid.pairs.review.decisions import UNDECIDED, Decisions, History, Row, State
+from minipovid.pairs.review.decisions import UNDECIDED, Decisions, History, ReviewRow, State
 from minipovid.pairs.review.marks import pieces
 from minipovid.pairs.source import find
 
@@ -106,15 +106,15 @@ def test_two_long_texts_without_a_common_word_do_not_keep_anybody_waiting() -> N
 
 
 def test_the_last_line_counts_and_undo_goes_back_through_a_restart(tmp_path: Path) -> None:
-    file, row = tmp_path / "p.decisions.jsonl", Row.of_pair(pair(1))
-    other = Row.of_pair(pair(2))
+    file, row = tmp_path / "p.decisions.jsonl", ReviewRow.of_pair(pair(1))
+    other = ReviewRow.of_pair(pair(2))
     with Decisions(file) as decisions:
         decisions.decide(row, State("accepted"))
         decisions.decide(other, State("rejected"))
         decisions.decide(row, State("edited", None, "A cow."))
 
     class Known:
-        def find(self, id: str) -> Row | None:
+        def find(self, id: str) -> ReviewRow | None:
             return {each.id: each for each in (row, other)}.get(id)
 
         def settle(self, id: str, state: State) -> None:
@@ -135,7 +135,7 @@ def test_the_last_line_counts_and_undo_goes_back_through_a_restart(tmp_path: Pat
 
 @pytest.mark.parametrize("cut", [1, 7, 40, -1, -2])
 def test_a_line_that_a_crash_cut_short_is_passed_over_and_never_glued_to_the_next(tmp_path: Path, cut: int) -> None:
-    file, row, other = tmp_path / "p.decisions.jsonl", Row.of_pair(pair(1)), Row.of_pair(pair(2))
+    file, row, other = tmp_path / "p.decisions.jsonl", ReviewRow.of_pair(pair(1)), ReviewRow.of_pair(pair(2))
     with Decisions(file) as decisions:
         decisions.decide(row, State("accepted"))
     first = file.read_bytes()
@@ -159,7 +159,7 @@ def test_a_second_server_on_the_same_pairs_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, row = tmp_path / "d.jsonl", Row.of_pair(pair(1))
+    file, row = tmp_path / "d.jsonl", ReviewRow.of_pair(pair(1))
     with Decisions(file) as decisions:
         decisions.decide(row, State("accepted"))
         before = file.read_bytes()
@@ -179,9 +179,9 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_was_decided_about_another_text_does_not_count(tmp_path: Path) -> None:
     path = written(tmp_path, [pair(1), pair(2)])
     with Decisions(decisions_file(path)) as decisions:
-        decisions.decide(Row.of_pair(pair(1)), State("rejected"))
-        decisions.decide(Row.of_pair(pair(9)), State("rejected"))
-        decisions.decide(Row.of_pair(pair(2)), State("rejected"))
+        decisions.decide(ReviewRow.of_pair(pair(1)), State("rejected"))
+        decisions.decide(ReviewRow.of_pair(pair(9)), State("rejected"))
+        decisions.decide(ReviewRow.of_pair(pair(2)), State("rejected"))
     jsonl.write(path, [pair(1, rejected="A cow lies there."), pair(2)])
     with Book(find(path)) as book, Decisions(decisions_file(path)) as again:
         again.meet(book)

@@ -166,8 +166,8 @@ def test_places_in_a_picture_give_way_to_others(place: str, others: set[str]) ->
 def test_a_word_is_learnt_when_answers_call_it_a_thing_and_recur() -> None:
     """ "a heron" before a small word or a stop, three times; "a tall" and "a red" are followed by a name."""
     texts = ["A heron is here. A tall tower, a red car.", "I see a heron.", "There is a heron, a tall man", "a stork."]
-    assert lexicon.recurring(texts, lexicon.things(), 3) == ["heron"]
-    assert lexicon.recurring(texts[:2], lexicon.things(), 3) == []
+    assert lexicon.recurring_words(texts, lexicon.things(), 3) == ["heron"]
+    assert lexicon.recurring_words(texts[:2], lexicon.things(), 3) == []
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_the_lists_are_whole() -> None:
     for name, plural in things.plurals.items():
         assert things.names[plural][0] in (name, plural) and things.names[name] == (name, False)
     assert things.names.keys() & swaps.keys() == {"orange", "square"}
-    assert [lexicon.pluralised(word) for word in ("cat", "bus", "fly", "toy", "torch")] == [
+    assert [lexicon.plural_of(word) for word in ("cat", "bus", "fly", "toy", "torch")] == [
         *("cats", "buses", "flies", "toys", "torches")
     ]
 

@@ -361,7 +361,7 @@ class Names(NamedTuple):
 def _singulars(known: set[str]) -> dict[str, str]:
     """Plural -> singular, of the list's own words and of the lexicon's things; a listed word is its own singular."""
     things = {form: name for form, (name, plural) in lexicon.things().names.items() if plural}
-    made = {lexicon.pluralised(word): word for word in sorted(known)}
+    made = {lexicon.plural_of(word): word for word in sorted(known)}
     halves = {f"{word.removesuffix('f').removesuffix('fe')}ves": word for word in known if re.search("fe?$", word)}
     return {plural: word for plural, word in (things | made | halves).items() if plural not in known}
 

@@ -16,21 +16,21 @@ from itertools import islice
 from pathlib import Path
 
 from minipovid.pairs import formats
-from minipovid.pairs.check.findings import Ledger
+from minipovid.pairs.check.findings import Findings
 from minipovid.pairs.check.leak import leak
 from minipovid.pairs.check.lengths import Lengths
 from minipovid.pairs.check.misplaced import odd
-from minipovid.pairs.check.pictures import Sight
+from minipovid.pairs.check.pictures import PictureCheck
 from minipovid.pairs.check.repeats import Repeats
-from minipovid.pairs.check.report import Report
-from minipovid.pairs.check.sources import Makers
-from minipovid.pairs.check.tokens import Tokens
+from minipovid.pairs.check.report import CheckReport
+from minipovid.pairs.check.sources import Sources
+from minipovid.pairs.check.tokens import TokenLengths
 from minipovid.pairs.check.wording import wording
 from minipovid.pairs.pair import BadRow, Pair, Unpaired
 from minipovid.pairs.reading import where
-from minipovid.pairs.source import Source, find
+from minipovid.pairs.source import PairSource, find
 
-__all__ = ["SAMPLE", "Report", "check"]
+__all__ = ["SAMPLE", "CheckReport", "check"]
 SAMPLE = 5_000  # pairs; the error of a share is then 0.7 % at most
 
 
@@ -46,7 +46,7 @@ def check(
     limit: int | None = None,
     seed: int = 0,
     progress: Callable[[], object] = lambda: None,
-) -> Report:
+) -> CheckReport:
     """Look at every row of a pairs file, a run folder or `tinyworld`; `progress` is called after each.
 
     `format` is a file on the shelf formats/ (default: as recognised), `images` the folder of the picture paths
@@ -55,23 +55,23 @@ def check(
     MinipovidError where the file as a whole cannot be read.
     """
     source = find(path, format, images).asking(model, revision, max_length)
-    work = _Work(source, decode, seed)
+    work = _Pass(source, decode, seed)
     for number, row in enumerate(islice(formats.reader(source.format).read(source.path), limit), 1):
         work.see(row, number)
         progress()
     return work.report()
 
 
-class _Work:
+class _Pass:
     """Everything that is counted while the rows pass."""
 
-    def __init__(self, source: Source, decode: bool, seed: int) -> None:
+    def __init__(self, source: PairSource, decode: bool, seed: int) -> None:
         self.source, self.seed = source, seed
-        self.ledger = Ledger()
+        self.findings = Findings()
         self.rows = self.unpaired = 0
-        self.sight = Sight(source.root, decode)
-        self.repeats, self.lengths, self.makers = Repeats(), Lengths(), Makers()
-        self.tokens = Tokens.of(source)
+        self.pictures = PictureCheck(source.root, decode)
+        self.repeats, self.lengths, self.makers = Repeats(), Lengths(), Sources()
+        self.tokens = TokenLengths.of(source)
         self.sample = _Sample(SAMPLE, seed)
 
     def see(self, row: Pair | BadRow, number: int) -> None:
@@ -81,35 +81,35 @@ class _Work:
         elif isinstance(row, Unpaired):
             self.unpaired += 1
         else:
-            self.ledger.add("unusable row", row.where, row.why)
+            self.findings.add("unusable row", row.where, row.why)
 
     def _see_pair(self, pair: Pair, place: str) -> None:
-        picture = self.sight.look(pair.image, place)
+        picture = self.pictures.look(pair.image, place)
         pair = replace(pair, image=picture)  # without the bytes of one that lay inside the data file
-        self.ledger.take(place, odd(pair))
-        self.ledger.take(place, self.repeats.see(pair, place))
+        self.findings.take(place, odd(pair))
+        self.findings.take(place, self.repeats.see(pair, place))
         if self.tokens is not None:
-            self.ledger.take(place, self.tokens.see(pair))
+            self.findings.take(place, self.tokens.see(pair))
         self.lengths.see(pair)
         self.makers.see(pair)
         self.sample.offer(pair)
 
-    def report(self) -> Report:
-        for place, why in self.sight.broken():
-            self.ledger.add("missing or unreadable picture", place, why)
-        sample = self.sample.drawn()
-        return Report(
+    def report(self) -> CheckReport:
+        for place, why in self.pictures.broken():
+            self.findings.add("missing or unreadable picture", place, why)
+        sample = self.sample.in_order()
+        return CheckReport(
             path=self.source.path,
             format=self.source.format,
             rows=self.rows,
             pairs=self.lengths.pairs,
             unpaired=self.unpaired,
-            pictures=len(self.sight),
-            ledger=self.ledger,
-            lengths=self.lengths.found(),
-            tokens=None if self.tokens is None else self.tokens.found(),
+            pictures=len(self.pictures),
+            findings=self.findings,
+            lengths=self.lengths.summary(),
+            tokens=None if self.tokens is None else self.tokens.summary(),
             wording=wording(sample),
-            makers=self.makers.found(),
+            makers=self.makers.summary(),
             leak=leak(sample, self.seed),
         )
 
@@ -118,16 +118,16 @@ class _Sample:
     """Some of the pairs, each as likely as any other, without knowing how many will come (Vitter's algorithm R)."""
 
     def __init__(self, size: int, seed: int) -> None:
-        self.size, self.rng, self.seen = size, random.Random(seed), 0
-        self.kept: list[tuple[int, Pair]] = []
+        self.size, self.rng, self.count = size, random.Random(seed), 0
+        self.pairs: list[tuple[int, Pair]] = []
 
     def offer(self, pair: Pair) -> None:
-        self.seen += 1
-        if len(self.kept) < self.size:
-            self.kept.append((self.seen, pair))
-        elif (place := self.rng.randrange(self.seen)) < self.size:
-            self.kept[place] = (self.seen, pair)
+        self.count += 1
+        if len(self.pairs) < self.size:
+            self.pairs.append((self.count, pair))
+        elif (place := self.rng.randrange(self.count)) < self.size:
+            self.pairs[place] = (self.count, pair)
 
-    def drawn(self) -> list[Pair]:
-        """In the order of the file."""
-        return [pair for _, pair in sorted(self.kept, key=lambda each: each[0])]
+    def in_order(self) -> list[Pair]:
+        """Those that were drawn, in the order of the file."""
+        return [pair for _, pair in sorted(self.pairs, key=lambda each: each[0])]

@@ -24,26 +24,26 @@ class Finding(NamedTuple):
     why: str
 
 
-class Ledger:
+class Findings:
     """Every defect, counted; of each kind the first KEPT by row."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
-        self.kept: dict[str, list[tuple[str, str]]] = {}  # kind -> (row, why)
+        self.first: dict[str, list[tuple[str, str]]] = {}  # kind -> (row, why)
 
     def add(self, kind: str, place: str, why: str) -> None:
         self.counts[kind] = self.counts.get(kind, 0) + 1
-        kept = self.kept.setdefault(kind, [])
-        if len(kept) < KEPT:
-            kept.append((place, why))
+        first = self.first.setdefault(kind, [])
+        if len(first) < KEPT:
+            first.append((place, why))
 
-    def take(self, place: str, found: Iterable[Finding]) -> None:
-        for finding in found:
+    def take(self, place: str, findings: Iterable[Finding]) -> None:
+        for finding in findings:
             self.add(finding.kind, place, finding.why)
 
     def sentences(self, grave: bool) -> Iterator[str]:
         for kind, count in self.counts.items():
             if (kind in GRAVE) is grave:
-                place, why = self.kept[kind][0]
+                place, why = self.first[kind][0]
                 rows = "1 row" if count == 1 else f"{count:,} rows"
                 yield f"{kind}: {rows}; the first is {place}: {why.rstrip('.')}."

@@ -61,7 +61,7 @@ class Leak(NamedTuple):
         )
 
 
-class Rows(NamedTuple):
+class SparseRows(NamedTuple):
     """A sparse matrix [R, V], entry by entry."""
 
     row: npt.NDArray[np.int64]
@@ -77,10 +77,10 @@ class Rows(NamedTuple):
         """[R] -> [V]"""
         return _sums(self.feature, self.value * errors[self.row], self.shape[1])
 
-    def of(self, kept: npt.NDArray[np.bool_]) -> Rows:
-        """The rows that are kept, under their old numbers; the others are empty."""
-        here = kept[self.row]
-        return Rows(self.row[here], self.feature[here], self.value[here], self.shape)
+    def of(self, mask: npt.NDArray[np.bool_]) -> SparseRows:
+        """The rows of the mask, under their old numbers; the others are empty."""
+        here = mask[self.row]
+        return SparseRows(self.row[here], self.feature[here], self.value[here], self.shape)
 
 
 def _sums(place: npt.NDArray[np.int64], values: npt.NDArray[np.float64], places: int) -> npt.NDArray[np.float64]:
@@ -95,7 +95,7 @@ def leak(pairs: Sequence[Pair], seed: int = 0) -> Leak | None:
     features, rows = _features(pairs)
     right = np.full(len(pairs), 0.5)
     for fold in range(folds.max() + 1):
-        margins = rows.of(folds == fold).times(fitted(rows.of(folds != fold)))
+        margins = rows.of(folds == fold).times(fit(rows.of(folds != fold)))
         right[folds == fold] = (np.sign(margins[folds == fold]) + 1) / 2
     accuracy = float(right.mean())
     error = float(np.sqrt(accuracy * (1 - accuracy) / len(pairs)))
@@ -107,11 +107,11 @@ def _folds(images: Sequence[str], seed: int) -> npt.NDArray[np.int64] | None:
     names = {name: number for number, name in enumerate(dict.fromkeys(images))}
     if len(names) < 2:
         return None
-    drawn = np.random.default_rng(seed).permutation(len(names)) % min(FOLDS, len(names))
-    return drawn[[names[name] for name in images]]
+    folds = np.random.default_rng(seed).permutation(len(names)) % min(FOLDS, len(names))
+    return folds[[names[name] for name in images]]
 
 
-def _features(pairs: Sequence[Pair]) -> tuple[list[str], Rows]:
+def _features(pairs: Sequence[Pair]) -> tuple[list[str], SparseRows]:
     """The words and pairs of words in which two answers or more differ, and who has them: 1 chosen, -1 rejected."""
     numbers: dict[str, int] = {}
     rows, features, values = array("q"), array("q"), array("q")
@@ -125,10 +125,10 @@ def _features(pairs: Sequence[Pair]) -> tuple[list[str], Rows]:
                 values.append(1 if count > 0 else -1)
     row_of, feature_of, value_of = (np.array(each, np.int64) for each in (rows, features, values))
     common = np.bincount(feature_of, minlength=len(numbers)) >= RARE
-    kept = common[feature_of]
+    frequent = common[feature_of]
     names = [words for words, number in numbers.items() if common[number]]
-    renumbered = (np.cumsum(common) - 1)[feature_of[kept]]
-    return names, Rows(row_of[kept], renumbered, value_of[kept].astype(float), (len(pairs), len(names)))
+    renumbered = (np.cumsum(common) - 1)[feature_of[frequent]]
+    return names, SparseRows(row_of[frequent], renumbered, value_of[frequent].astype(float), (len(pairs), len(names)))
 
 
 def _counts(text: str) -> Counter[str]:
@@ -141,7 +141,7 @@ def _grams(words: list[str]) -> Iterator[str]:
         yield " ".join(two)
 
 
-def fitted(rows: Rows) -> npt.NDArray[np.float64]:
+def fit(rows: SparseRows) -> npt.NDArray[np.float64]:
     """Weights [V] that minimise sum log(1 + exp(-x . w)) + RIDGE / 2 |w|^2 over the rows, by AdaGrad."""
     weights, squares = np.zeros(rows.shape[1]), np.full(rows.shape[1], 1e-9)
     for _ in range(STEPS):
@@ -152,9 +152,9 @@ def fitted(rows: Rows) -> npt.NDArray[np.float64]:
     return weights
 
 
-def _telling(names: list[str], rows: Rows) -> Iterator[Telling]:
+def _telling(names: list[str], rows: SparseRows) -> Iterator[Telling]:
     """The features that give most to the margins of the pairs as they are."""
-    given = fitted(rows) * rows.back(np.ones(rows.shape[0]))
-    for number in np.argsort(-given, kind="stable")[:TELLING]:
+    gains = fit(rows) * rows.back(np.ones(rows.shape[0]))
+    for number in np.argsort(-gains, kind="stable")[:TELLING]:
         values = rows.value[rows.feature == number]
         yield Telling(names[number].replace("\n", "\\n"), int((values > 0).sum()), int((values < 0).sum()))

@@ -21,7 +21,7 @@ class LengthGap(NamedTuple):
     equal: float  # share of the pairs
 
     @property
-    def told(self) -> float:
+    def by_length(self) -> float:
         """The share that `the longer one is the better one` (or its contrary) orders rightly; a tie counts half."""
         longer = self.rejected_longer + self.equal / 2
         return max(longer, 1 - longer)
@@ -33,13 +33,13 @@ class LengthGap(NamedTuple):
         return (self.rejected - self.chosen) / low if low else 0.0
 
     def warning(self) -> str | None:
-        if self.pairs < ENOUGH or (self.told < TELL and abs(self.gap) < GAP):
+        if self.pairs < ENOUGH or (self.by_length < TELL and abs(self.gap) < GAP):
             return None
         longer = "rejected" if self.gap > 0 else "chosen"
         return (
             f"length tells the sides apart: the {longer} answers are {abs(self.gap):.0%} longer on average, and length "
-            f"alone orders {self.told:.0%} of the pairs (warned from {TELL:.0%} or a gap of {GAP:.0%}); training may "
-            "teach length and nothing else."
+            f"alone orders {self.by_length:.0%} of the pairs (warned from {TELL:.0%} or a gap of {GAP:.0%}); training "
+            "may teach length and nothing else."
         )
 
 
@@ -57,6 +57,6 @@ class Lengths:
         self.longer += rejected > chosen
         self.equal += rejected == chosen
 
-    def found(self) -> LengthGap:
+    def summary(self) -> LengthGap:
         sums = (self.chosen, self.rejected, self.longer, self.equal)
         return LengthGap(self.pairs, *(each / max(self.pairs, 1) for each in sums))

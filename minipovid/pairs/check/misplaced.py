@@ -33,8 +33,8 @@ def odd(pair: Pair) -> Iterator[Finding]:
     for side, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         if _copied(pair.prompt.strip(), answer.strip()):
             yield Finding("question in the answer", f"the {side} answer opens with the question itself")
-        if said := talk(answer):
-            yield Finding("refusal or talk", f"the {side} answer refuses or talks about its task ({short(said)})")
+        if phrase := talk(answer):
+            yield Finding("refusal or talk", f"the {side} answer refuses or talks about its task ({short(phrase)})")
 
 
 def _other_picture(pair: Pair) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ WORKERS = 4
 AHEAD = 16  # pictures in the works; those that lay inside the data file are in memory for as long
 
 
-class Sight:
+class PictureCheck:
     """Which pictures there are, which rows show them, and which of them nobody can see."""
 
     def __init__(self, root: Path, decode: bool) -> None:

@@ -24,30 +24,30 @@ class Repeats:
         about, good, bad = (pair.image, pair.prompt.strip()), pair.chosen.strip(), pair.rejected.strip()
         row, contrary = (_hash(*about, good, bad), _hash(*about, bad, good))
         question, answers = _hash(*about), _hash(good, bad)
-        found = list(self._named(pair, place))
+        findings = list(_renamed(pair, place))
         if contrary in self.whole:
-            found.append(Finding("contradiction", f"it prefers what {self._first(self.whole[contrary])} rejects"))
+            findings.append(Finding("contradiction", f"it prefers what {self.places[self.whole[contrary]]} rejects"))
         elif row in self.whole:
-            found.append(Finding("repeated pair", f"it is the same as {self._first(self.whole[row])}"))
+            findings.append(Finding("repeated pair", f"it is the same as {self.places[self.whole[row]]}"))
         elif question in self.questions:
-            earlier = self._first(self.questions[question])
-            found.append(Finding("repeated question", f"it asks what {earlier} asks of the same picture"))
+            earlier = self.places[self.questions[question]]
+            findings.append(Finding("repeated question", f"it asks what {earlier} asks of the same picture"))
         elif len(good.split()) >= LONG and answers in self.answers:
-            earlier = self._first(self.answers[answers])
-            found.append(Finding("repeated answers", f"both answers are those of {earlier}, which asks something else"))
+            earlier = self.places[self.answers[answers]]
+            findings.append(
+                Finding("repeated answers", f"both answers are those of {earlier}, which asks something else")
+            )
         for known, key in ((self.whole, row), (self.questions, question), (self.answers, answers)):
             known.setdefault(key, len(self.places))
         self.places.append(place)
-        return found
+        return findings
 
-    def _first(self, row: int) -> str:
-        return self.places[row]
 
-    def _named(self, pair: Pair, place: str) -> list[Finding]:
-        """A foreign row whose id was taken has got one of its own from the reader: "17 (row 12)"."""
-        row, _, name = place.removesuffix(")").partition(" (id ")
-        renamed = bool(name) and str(pair.id) == f"{name} ({row})"
-        return [Finding("repeated id", f"an earlier row has the id {name!r} too")] if renamed else []
+def _renamed(pair: Pair, place: str) -> list[Finding]:
+    """A foreign row whose id was taken has got one of its own from the reader: "17 (row 12)"."""
+    row, _, name = place.removesuffix(")").partition(" (id ")
+    renamed = bool(name) and str(pair.id) == f"{name} ({row})"
+    return [Finding("repeated id", f"an earlier row has the id {name!r} too")] if renamed else []
 
 
 def _hash(*texts: str) -> int:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minipovid.pairs.check.findings import GRAVE, Ledger
+from minipovid.pairs.check.findings import GRAVE, Findings
 
 if TYPE_CHECKING:
     from minipovid.pairs.check.leak import Leak
     from minipovid.pairs.check.lengths import LengthGap
-    from minipovid.pairs.check.sources import Made
+    from minipovid.pairs.check.sources import SourceCounts
     from minipovid.pairs.check.tokens import TokenCounts
     from minipovid.pairs.check.wording import Wording
 
@@ -21,7 +21,7 @@ SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """What was found. `ok` says that nothing stands in the way of training; warnings may."""
 
     path: Path
@@ -30,11 +30,11 @@ class Report:
     pairs: int  # usable rows, whatever else is found about them
     unpaired: int  # rows of which the format's own rule makes no pair
     pictures: int  # distinct ones
-    ledger: Ledger
+    findings: Findings
     lengths: LengthGap
     tokens: TokenCounts | None  # None: no model was named
     wording: Wording
-    makers: Made
+    makers: SourceCounts
     leak: Leak | None  # None: fewer than two pictures
 
     @property
@@ -45,13 +45,13 @@ class Report:
     def problems(self) -> list[str]:
         """What must be mended before these pairs can train."""
         nothing = [] if self.pairs else [f"no usable pair among {self.rows:,} rows."]
-        return [*nothing, *self.ledger.sentences(grave=True)]
+        return [*nothing, *self.findings.sentences(grave=True)]
 
     @property
     def warnings(self) -> list[str]:
         """What makes them teach less, or something else, than they seem to."""
-        measured = [found.warning() for found in (self.lengths, self.wording, self.leak) if found is not None]
-        return [*self.ledger.sentences(grave=False), *(each for each in measured if each)]
+        measured = [each.warning() for each in (self.lengths, self.wording, self.leak) if each is not None]
+        return [*self.findings.sentences(grave=False), *(each for each in measured if each)]
 
     def table(self) -> list[dict[str, str]]:
         """Rows of the summary."""
@@ -60,7 +60,7 @@ class Report:
     def _lines(self) -> Iterator[tuple[str, str]]:
         unpaired = f", {self.unpaired:,} give none by the format's rule" if self.unpaired else ""
         yield "pairs", f"{self.pairs:,} of {self.rows:,} rows ({self.format}){unpaired}"
-        broken = self.ledger.counts.get("missing or unreadable picture", 0)
+        broken = self.findings.counts.get("missing or unreadable picture", 0)
         yield "pictures", f"{self.pictures:,}" + (f"; {broken:,} rows show none that can be read" if broken else "")
         gap = self.lengths
         if self.pairs:
@@ -84,9 +84,9 @@ class Report:
         )
 
     def _wording(self) -> str:
-        found = self.wording
-        of = f" ({self._sampled(found.pairs)})" if found.pairs < self.pairs else ""
-        return f"{found.changed:.0%} on average, {found.low:.0%} to {found.high:.0%}{of}" if found.pairs else ""
+        words = self.wording
+        of = f" ({self._sampled(words.pairs)})" if words.pairs < self.pairs else ""
+        return f"{words.changed:.0%} on average, {words.low:.0%} to {words.high:.0%}{of}" if words.pairs else ""
 
     def _kinds(self) -> Iterator[tuple[str, str]]:
         if self.makers.kinds:
@@ -99,8 +99,8 @@ class Report:
     def _leak(self) -> str:
         if self.leak is None:
             return "not measured: it takes two pictures" if self.pairs else ""
-        found = self.leak
-        return f"{found.accuracy:.2f} +- {found.error:.2f} ({self._sampled(found.pairs)}; 0.50 is chance)"
+        leak = self.leak
+        return f"{leak.accuracy:.2f} +- {leak.error:.2f} ({self._sampled(leak.pairs)}; 0.50 is chance)"
 
     def _sampled(self, pairs: int) -> str:
         return f"{pairs:,} pairs" if pairs == self.pairs else f"a sample of {pairs:,} pairs"
@@ -108,17 +108,17 @@ class Report:
     def defects(self, shown: int = SHOWN) -> list[dict[str, str]]:
         """The first rows of each kind of defect, and how many more there are."""
         rows = []
-        for kind, kept in self.ledger.kept.items():
-            rows += [{"defect": kind, "row": place, "why": why} for place, why in kept[:shown]]
-            if more := self.ledger.counts[kind] - min(len(kept), shown):
+        for kind, first in self.findings.first.items():
+            rows += [{"defect": kind, "row": place, "why": why} for place, why in first[:shown]]
+            if more := self.findings.counts[kind] - min(len(first), shown):
                 rows.append({"defect": kind, "row": f"{more:,} more", "why": ""})
         return rows
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON; of each kind of defect the first KEPT rows."""
         defects = {
-            kind: {"rows": count, "grave": kind in GRAVE, "first": [list(each) for each in self.ledger.kept[kind]]}
-            for kind, count in self.ledger.counts.items()
+            kind: {"rows": count, "grave": kind in GRAVE, "first": [list(each) for each in self.findings.first[kind]]}
+            for kind, count in self.findings.counts.items()
         }
         leak = None if self.leak is None else self.leak._asdict()
         if leak is not None:
@@ -127,7 +127,7 @@ class Report:
             "ok": self.ok,
             **{"path": str(self.path), "format": self.format, "rows": self.rows, "pairs": self.pairs},
             **{"unpaired": self.unpaired, "pictures": self.pictures, "defects": defects},
-            "characters": {**self.lengths._asdict(), "gap": self.lengths.gap, "told": self.lengths.told},
+            "characters": {**self.lengths._asdict(), "gap": self.lengths.gap, "told": self.lengths.by_length},
             "tokens": None if self.tokens is None else self.tokens._asdict(),
             "wording": self.wording._asdict(),
             "makers": self.makers._asdict(),

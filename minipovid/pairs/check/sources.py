@@ -10,7 +10,7 @@ from minipovid.pairs.pair import Pair
 SHOWN = 20  # makers; a data set that names one per row has no fewer
 
 
-class Made(NamedTuple):
+class SourceCounts(NamedTuple):
     """Counts of pairs."""
 
     sources: dict[str, int]  # "ground truth / rule v1": who wrote the chosen and the rejected half
@@ -19,7 +19,7 @@ class Made(NamedTuple):
     kinds: dict[str, int]  # pairs that have a span of the kind
 
 
-class Makers:
+class Sources:
     def __init__(self) -> None:
         self.sources: Counter[tuple[str, str]] = Counter()
         self.kinds: Counter[str] = Counter()
@@ -30,7 +30,7 @@ class Makers:
         self.marked += bool(pair.spans)
         self.kinds.update({span.kind for span in pair.spans})
 
-    def found(self) -> Made:
-        shown = {" / ".join(names): count for names, count in self.sources.most_common(SHOWN)}
-        others = self.sources.total() - sum(shown.values())
-        return Made(shown, others, self.marked, dict(self.kinds.most_common(SHOWN)))
+    def summary(self) -> SourceCounts:
+        sources = {" / ".join(names): count for names, count in self.sources.most_common(SHOWN)}
+        others = self.sources.total() - sum(sources.values())
+        return SourceCounts(sources, others, self.marked, dict(self.kinds.most_common(SHOWN)))

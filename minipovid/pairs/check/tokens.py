@@ -12,7 +12,7 @@ import numpy as np
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs.check.findings import Finding
 from minipovid.pairs.pair import Pair
-from minipovid.pairs.source import Source
+from minipovid.pairs.source import PairSource
 
 if TYPE_CHECKING:
     from minipovid.models.encoder import Encoder
@@ -31,7 +31,7 @@ class TokenCounts(NamedTuple):
     too_long: int  # rows
 
 
-class Tokens:
+class TokenLengths:
     """The running list: 4 bytes a row."""
 
     def __init__(self, encoder: Encoder, model: str, max_length: int) -> None:
@@ -39,7 +39,7 @@ class Tokens:
         self.lengths = array("i")
 
     @classmethod
-    def of(cls, source: Source) -> Tokens | None:
+    def of(cls, source: PairSource) -> TokenLengths | None:
         """None where no model is named. Raises MinipovidError where its tokenizer cannot be had."""
         if source.model is None:
             return None
@@ -59,10 +59,10 @@ class Tokens:
             why = f"prompt and picture ({len(example.prompt)}) and the {longer} answer ({answers[longer]})"
             yield Finding("too long", f"{why} take {total} tokens, more than the {self.max_length} of data.max_length")
 
-    def found(self) -> TokenCounts:
-        seen = np.frombuffer(self.lengths, np.int32) if self.lengths else np.zeros(1, np.int32)
-        median, most, longest = (int(value) for value in np.percentile(seen, [50, 95, 100], method="higher"))
-        too_long = int((seen > self.max_length).sum())
+    def summary(self) -> TokenCounts:
+        lengths = np.frombuffer(self.lengths, np.int32) if self.lengths else np.zeros(1, np.int32)
+        median, most, longest = (int(value) for value in np.percentile(lengths, [50, 95, 100], method="higher"))
+        too_long = int((lengths > self.max_length).sum())
         return TokenCounts(self.model, self.max_length, self.encoder.image_tokens, median, most, longest, too_long)
 
 

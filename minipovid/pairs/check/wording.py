@@ -65,16 +65,16 @@ def _compared(chosen: list[str], rejected: list[str]) -> tuple[float, set[int]]:
 def _kinds(words: Sequence[str], new: set[int]) -> set[str]:
     """What the word lists say of the new words, or of a phrase that holds one ("left" in "on the left of")."""
     starts = [0, *accumulate(len(word) + 1 for word in words)]
-    found = set[str]()
+    kinds = set[str]()
     for match in lexicon.swap_pattern().finditer(" ".join(words)):
         first, last = bisect_right(starts, match.start()) - 1, bisect_right(starts, match.end() - 1) - 1
         if not new.isdisjoint(range(first, last + 1)):
-            found.add(lexicon.swaps()[match.group().lower()].kind)
+            kinds.add(lexicon.swaps()[match.group().lower()].kind)
     if any(words[place] in _names() for place in new):
-        found.add("object")
+        kinds.add("object")
     if any(words[place].isdigit() for place in new):
-        found.add("attribute")
-    return found
+        kinds.add("attribute")
+    return kinds
 
 
 @cache

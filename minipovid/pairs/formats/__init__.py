@@ -45,8 +45,8 @@ def formats(ability: Ability = "read") -> list[str]:
 
 def _own(module: Any, ability: str) -> Any:
     """The module's function of that name; one that it only imports is no ability of its format."""
-    found = getattr(module, ability, None)
-    return found if getattr(found, "__module__", None) == module.__name__ else None
+    function = getattr(module, ability, None)
+    return function if getattr(function, "__module__", None) == module.__name__ else None
 
 
 def reader(name: str) -> PairReader:

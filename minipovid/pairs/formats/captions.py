@@ -13,7 +13,7 @@ from minipovid.common.data_files import Bad
 from minipovid.common.errors import MinipovidError
 from minipovid.images.embedded import extension
 from minipovid.pairs.pair import BadRow, Seed
-from minipovid.pairs.reading import checked_seeds
+from minipovid.pairs.reading import seeds_of
 
 PROMPT = "Describe this image in detail."  # what a caption answers
 
@@ -22,7 +22,7 @@ def seeds(path: Path) -> Iterator[Seed | BadRow]:
     """Every picture and every caption of the folder, by name; one without the other is a bad row."""
     if not path.is_dir():
         raise MinipovidError(f"{path} is not a folder; captions are a folder of pictures with a .txt beside each.")
-    yield from checked_seeds(enumerate(_rows(path), 1), _seed)
+    yield from seeds_of(enumerate(_rows(path), 1), _seed)
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:

@@ -17,25 +17,25 @@ from minipovid.common.data_files import Cells, text
 from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.pair import BadRow, Pair, Seed
-from minipovid.pairs.reading import checked, checked_seeds, identity, known, rows
+from minipovid.pairs.reading import identity, known, pairs_of, rows, seeds_of
 
 SOURCE = {"chosen": "table", "rejected": "table"}
 
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
     """Every row of the table, in order."""
-    yield from checked(rows(path), _pair, foreign=True)
+    yield from pairs_of(rows(path), _pair, foreign=True)
 
 
 def seeds(path: Path) -> Iterator[Seed | BadRow]:
     """Every row of a table with one answer, in order."""
-    yield from checked_seeds(rows(path), _seed)
+    yield from seeds_of(rows(path), _seed)
 
 
 def claims(row: Mapping[str, Any]) -> int:
     """A table is nobody else's, so one more than any other format could say of its row."""
-    told = known(row, ("image", "prompt", "chosen", "rejected")) or known(row, ("image", "prompt", "answer"))
-    return len(row) + 1 if told and isinstance(row, Cells) else 0
+    columns = known(row, ("image", "prompt", "chosen", "rejected")) or known(row, ("image", "prompt", "answer"))
+    return len(row) + 1 if columns and isinstance(row, Cells) else 0
 
 
 def _pair(row: dict[str, Any]) -> Pair:

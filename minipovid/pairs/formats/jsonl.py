@@ -16,7 +16,7 @@ from minipovid.common.data_files import Bad, looks_like, of_text, short, text
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
 from minipovid.pairs.pair import BadRow, Pair, Span
-from minipovid.pairs.reading import PAIRS, checked, known
+from minipovid.pairs.reading import PAIRS, known, pairs_of
 
 KEYS = tuple(field.name for field in fields(Pair))
 
@@ -26,7 +26,7 @@ def read(path: Path) -> Iterator[Pair | BadRow]:
 
     Raises MinipovidError where the file as a whole is not this format.
     """
-    yield from checked(_rows(path), _pair)
+    yield from pairs_of(_rows(path), _pair)
 
 
 def claims(row: Mapping[str, Any]) -> int:

@@ -14,16 +14,16 @@ from typing import Any
 
 from minipovid.common.data_files import Bad
 from minipovid.images import embedded
-from minipovid.pairs.conversations import answered, asked, said
+from minipovid.pairs.conversations import answer_of, question_of, turns_of
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.pairs.reading import checked, identity, known, rows
+from minipovid.pairs.reading import identity, known, pairs_of, rows
 
 SOURCE = {"chosen": "LLaMA-Factory data set", "rejected": "LLaMA-Factory data set"}
 
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
     """Every row of the file or folder of shards, in order."""
-    yield from checked(rows(path), _pair, foreign=True)
+    yield from pairs_of(rows(path), _pair, foreign=True)
 
 
 def claims(row: Mapping[str, Any]) -> int:
@@ -34,6 +34,6 @@ def _pair(row: dict[str, Any]) -> Pair:
     if str(row.get("system") or "").strip():
         raise Bad("system holds a text, which a pair cannot keep; take it out, or put it into the question")
     image = embedded.of(row, "images", "image")
-    prompt = asked(said(row, "conversations"), "conversations")
-    chosen, rejected = (answered(said(row, side), side) for side in ("chosen", "rejected"))
+    prompt = question_of(turns_of(row, "conversations"), "conversations")
+    chosen, rejected = (answer_of(turns_of(row, side), side) for side in ("chosen", "rejected"))
     return Pair(identity(row), image, prompt, chosen, rejected, SOURCE)

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.images import embedded
-from minipovid.pairs.conversations import exchange, said
+from minipovid.pairs.conversations import exchange, turns_of
 from minipovid.pairs.pair import BadRow, Seed
-from minipovid.pairs.reading import checked_seeds, identity, known, rows
+from minipovid.pairs.reading import identity, known, rows, seeds_of
 
 
 def seeds(path: Path) -> Iterator[Seed | BadRow]:
     """The first exchange of every row, in order."""
-    yield from checked_seeds(rows(path), _seed)
+    yield from seeds_of(rows(path), _seed)
 
 
 def claims(row: Mapping[str, Any]) -> int:
@@ -29,6 +29,6 @@ def claims(row: Mapping[str, Any]) -> int:
 
 def _seed(row: dict[str, Any]) -> Seed:
     image = embedded.of(row, "image")
-    turns = [turn for turn in said(row, "conversations") if turn.role != "system" or turn.text.strip()]
+    turns = [turn for turn in turns_of(row, "conversations") if turn.role != "system" or turn.text.strip()]
     prompt, answer = exchange(turns[:2], "conversations")
     return Seed(identity(row), image, prompt, answer)

@@ -15,16 +15,16 @@ from typing import Any
 
 from minipovid.common.data_files import Bad, short, text
 from minipovid.images import embedded
-from minipovid.pairs.conversations import answer, exchange, said
+from minipovid.pairs.conversations import answer, exchange, turns_of
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.pairs.reading import checked, identity, known, rows
+from minipovid.pairs.reading import identity, known, pairs_of, rows
 
 SOURCE = {"chosen": "ms-swift data set", "rejected": "ms-swift data set"}
 
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
     """Every row of the file or folder of shards, in order."""
-    yield from checked(rows(path), _pair, foreign=True)
+    yield from pairs_of(rows(path), _pair, foreign=True)
 
 
 def claims(row: Mapping[str, Any]) -> int:
@@ -35,7 +35,7 @@ def claims(row: Mapping[str, Any]) -> int:
 
 def _pair(row: dict[str, Any]) -> Pair:
     image = embedded.of(row, "images", "image")
-    prompt, chosen = exchange(said(row, "messages"), "messages")
+    prompt, chosen = exchange(turns_of(row, "messages"), "messages")
     return Pair(identity(row), image, prompt, chosen, _rejected(row, prompt, image), SOURCE)
 
 
@@ -44,7 +44,7 @@ def _rejected(row: dict[str, Any], prompt: str, image: str) -> str:
         raise Bad("rejected_images is another picture; a pair's answers are about one")
     if row.get("rejected_messages") is None:
         return answer(text(row, "rejected_response"), "rejected_response")
-    asked, rejected = exchange(said(row, "rejected_messages"), "rejected_messages")
-    if asked != prompt:
-        raise Bad(f"messages and rejected_messages ask different questions: {short(prompt)} and {short(asked)}")
+    question, rejected = exchange(turns_of(row, "rejected_messages"), "rejected_messages")
+    if question != prompt:
+        raise Bad(f"messages and rejected_messages ask different questions: {short(prompt)} and {short(question)}")
     return rejected

@@ -20,7 +20,7 @@ from typing import Any
 from minipovid.common.data_files import Bad, looks_like, of_text, short, text
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.pairs.reading import PAIRS, checked, known
+from minipovid.pairs.reading import PAIRS, known, pairs_of
 
 PLACEHOLDER = "<image>"
 SOURCE = {"chosen": "ground truth", "rejected": "GPT-4V (POVID)"}
@@ -28,7 +28,7 @@ SOURCE = {"chosen": "ground truth", "rejected": "GPT-4V (POVID)"}
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
     """Every row of the file, in order. Raises MinipovidError where the file as a whole is not a JSON list."""
-    yield from checked(_rows(path), _pair)
+    yield from pairs_of(_rows(path), _pair)
 
 
 def claims(row: Mapping[str, Any]) -> int:
@@ -44,14 +44,14 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 def _no_list(path: Path) -> MinipovidError:
     """What the file is instead."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         return MinipovidError(f"The pairs {path} cannot be read: {error}.")
     except (ValueError, RecursionError) as error:
         return MinipovidError(
             f"{path} is not JSON ({error}); data.format povid is one JSON list, jsonl one object per line."
         )
-    return MinipovidError(f"{path} holds {short(found)}, but data.format povid is one JSON list of rows.")
+    return MinipovidError(f"{path} holds {short(content)}, but data.format povid is one JSON list of rows.")
 
 
 def _pair(row: dict[str, Any]) -> Pair:

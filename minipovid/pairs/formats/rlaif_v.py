@@ -16,7 +16,7 @@ from minipovid.common.data_files import text
 from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.pairs.reading import checked, identity, known, rows
+from minipovid.pairs.reading import identity, known, pairs_of, rows
 
 COLUMNS = ("image", "question", "chosen", "rejected")
 FURTHER = ("ds_name", "origin_dataset", "origin_split", "idx", "image_path", "logps")
@@ -25,7 +25,7 @@ SOURCE = {"chosen": "RLAIF-V", "rejected": "RLAIF-V"}
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
     """Every row of the file or folder of shards, in order."""
-    yield from checked(rows(path), _pair, foreign=True)
+    yield from pairs_of(rows(path), _pair, foreign=True)
 
 
 def claims(row: Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ from minipovid.common.data_files import Bad, short, text
 from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.pairs.reading import checked, identity, known, rows
+from minipovid.pairs.reading import identity, known, pairs_of, rows
 
 FURTHER = ("ds_name", "origin_dataset", "origin_split", "idx", "image_path")
 SOURCE = {"chosen": "person (RLHF-V)", "rejected": "model (RLHF-V)"}
@@ -25,7 +25,7 @@ SOURCE = {"chosen": "person (RLHF-V)", "rejected": "model (RLHF-V)"}
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
     """Every row of the file or folder of shards, in order."""
-    yield from checked(rows(path), _pair, foreign=True)
+    yield from pairs_of(rows(path), _pair, foreign=True)
 
 
 def claims(row: Mapping[str, Any]) -> int:

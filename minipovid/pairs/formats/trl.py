@@ -15,9 +15,9 @@ from typing import Any
 
 from minipovid.common.data_files import Bad, short, text
 from minipovid.images import embedded
-from minipovid.pairs.conversations import answer, answered, asked, exchange, question, said
+from minipovid.pairs.conversations import answer, answer_of, exchange, question, question_of, turns_of
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.pairs.reading import checked, identity, known, rows
+from minipovid.pairs.reading import identity, known, pairs_of, rows
 
 IMAGES = ("images", "image")
 SOURCE = {"chosen": "TRL data set", "rejected": "TRL data set"}
@@ -25,7 +25,7 @@ SOURCE = {"chosen": "TRL data set", "rejected": "TRL data set"}
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
     """Every row of the file or folder of shards, in order."""
-    yield from checked(rows(path), _pair, foreign=True)
+    yield from pairs_of(rows(path), _pair, foreign=True)
 
 
 def claims(row: Mapping[str, Any]) -> int:
@@ -50,12 +50,12 @@ def _pair(row: dict[str, Any]) -> Pair:
 def _side(row: dict[str, Any], side: str) -> tuple[str, str]:
     """(question, answer) of one side. Raises Bad."""
     if row.get("prompt") is None and isinstance(row.get(side), list):
-        return exchange(said(row, side), side)
+        return exchange(turns_of(row, side), side)
     listed = isinstance(row.get(side), (list, Mapping))
-    return _prompt(row), answered(said(row, side), side) if listed else answer(text(row, side), side)
+    return _prompt(row), answer_of(turns_of(row, side), side) if listed else answer(text(row, side), side)
 
 
 def _prompt(row: dict[str, Any]) -> str:
     if isinstance(row.get("prompt"), (list, Mapping)):
-        return asked(said(row, "prompt"), "prompt")
+        return question_of(turns_of(row, "prompt"), "prompt")
     return question(text(row, "prompt"), "prompt")

@@ -21,7 +21,7 @@ from minipovid.common.data_files import Bad, short, text
 from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.pairs.reading import NoPair, checked, identity, known, rows
+from minipovid.pairs.reading import NoPair, identity, known, pairs_of, rows
 
 
 class Rated(NamedTuple):
@@ -34,7 +34,7 @@ class Rated(NamedTuple):
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
     """Every pair of every row, in order."""
-    yield from checked(_pairs(path), _pair)
+    yield from pairs_of(_pairs(path), _pair)
 
 
 def claims(row: Mapping[str, Any]) -> int:
@@ -53,13 +53,13 @@ def _pairs(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _combined(number: str, row: dict[str, Any]) -> list[dict[str, Any]]:
     rated = [_rated(completion) for completion in _completions(row)]
-    asked = {"prompt": question(text(row, "prompt"), "prompt"), "image": _picture(row)}
+    common = {"prompt": question(text(row, "prompt"), "prompt"), "image": _picture(row)}
     pairs = []
     for (i, one), (j, other) in combinations(enumerate(rated), 2):
         if one.score is None or other.score is None or one.score == other.score:
             continue
         chosen, rejected = (one, other) if one.score > other.score else (other, one)
-        pairs.append({"id": f"{identity(row)}:{number}:{i}-{j}", "chosen": chosen, "rejected": rejected, **asked})
+        pairs.append({"id": f"{identity(row)}:{number}:{i}-{j}", "chosen": chosen, "rejected": rejected, **common})
     if not pairs:
         raise NoPair("no two of its answers have different scores")
     return pairs

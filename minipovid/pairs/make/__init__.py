@@ -1,6 +1,6 @@
 """Pairs made of seeds: every row ends as a pair or as a recorded failure, and nobody is asked twice.
 
-    made = make(seeds, maker, Path("pairs/mine"), root=Path("photos"))
+    counts = make(seeds, maker, Path("pairs/mine"), root=Path("photos"))
 
     TO/pairs.jsonl       the pairs, in the order of the seeds
        failures.jsonl    what became no pair, with every reason; rows that could not be read are among them
@@ -29,11 +29,11 @@ from minipovid.images import load as images
 from minipovid.images.embedded import Embedded, Store
 from minipovid.inference.remote import Stopped, Usage
 from minipovid.pairs.formats import jsonl
+from minipovid.pairs.make.counts import MakeCounts as MakeCounts
+from minipovid.pairs.make.counts import RowCounter
 from minipovid.pairs.make.journal import NAME, Journal
-from minipovid.pairs.make.ledger import Counts as Counts
-from minipovid.pairs.make.ledger import Ledger
 from minipovid.pairs.make.makers import Maker, MakerInputs, Outcome, Seeds
-from minipovid.pairs.make.progress import Progress
+from minipovid.pairs.make.progress import MakeProgress
 from minipovid.pairs.pair import BadRow, Pair, Seed
 from minipovid.recipe import run_folder
 from minipovid.recipe.strict import validated
@@ -72,8 +72,8 @@ def maker(name: str, inputs: MakerInputs, options: Mapping[str, Any] | None = No
         if key not in known:
             flag = f"--{key.replace('_', '-')}"
             raise MinipovidError(f"The maker {name} has no option {key} ({flag}); it has {', '.join(known)}.")
-    made: Maker = module.maker(inputs, validated(module.Options, options or {}, f"--maker {name}"))
-    return made
+    new: Maker = module.maker(inputs, validated(module.Options, options or {}, f"--maker {name}"))
+    return new
 
 
 def answers() -> Path:
@@ -99,35 +99,31 @@ def estimate(seeds: Seeds, maker: Maker, to: Path, *, root: Path) -> Estimate:
     return Estimate(rows, settled, usage.requests, usage.prompt_tokens, usage.answer_tokens, cost, thrice)
 
 
-def make(seeds: Seeds, maker: Maker, to: Path, *, root: Path, progress: bool = True) -> Counts:
+def make(seeds: Seeds, maker: Maker, to: Path, *, root: Path, progress: bool = True) -> MakeCounts:
     """Make a pair of every seed that TO has none of yet; `root` is the pictures' folder.
 
-    A budget that ended it is told in `Counts.stopped`. Ctrl-C raises KeyboardInterrupt, and a server that cannot be
+    A budget that ended it is told in `MakeCounts.stopped`. Ctrl-C raises KeyboardInterrupt, and a server that cannot be
     used (key, model, address) MinipovidError, both when all that is finished has been written.
     """
     journal = Journal(to, maker.identity())
-    shown = Progress(maker, sum(1 for _ in seeds()) if progress else None)
+    bar = MakeProgress(maker, sum(1 for _ in seeds()) if progress else None)
     try:
-        ended = _through(_tasks(seeds, journal, shown, root, Store(to / "images")), maker, journal, shown)
-        counts = _written(seeds, journal, maker, to, _told(ended))
+        end = _make_all(_tasks(seeds, journal, bar, root, Store(to / "images")), maker, journal, bar)
+        counts = _write(seeds, journal, maker, to, "" if end is None else str(end) or "interrupted")
     finally:
-        shown.close()
+        bar.close()
         journal.close()
-    if isinstance(ended, KeyboardInterrupt):
-        raise ended
-    if ended is not None and ended.mend:
-        raise MinipovidError(f"{ended} {_KEPT}")
+    if isinstance(end, KeyboardInterrupt):
+        raise end
+    if end is not None and end.mend:
+        raise MinipovidError(f"{end} {_KEPT}")
     return counts
 
 
-def _told(ended: Stopped | KeyboardInterrupt | None) -> str:
-    return "" if ended is None else str(ended) or "interrupted"
-
-
-def _tasks(seeds: Seeds, journal: Journal, shown: Progress, root: Path, store: Store) -> Iterator[Task]:
+def _tasks(seeds: Seeds, journal: Journal, bar: MakeProgress, root: Path, store: Store) -> Iterator[Task]:
     for row in seeds():
         if isinstance(row, BadRow) or journal.settled(row):
-            shown.row(made=False)
+            bar.row(new=False)
         else:
             yield _task(row, root, store)
 
@@ -142,8 +138,8 @@ def _task(seed: Seed, root: Path, store: Store | None) -> Task:
         return Task(seed, root, str(error))
 
 
-def _through(
-    tasks: Iterator[Task], maker: Maker, journal: Journal, shown: Progress
+def _make_all(
+    tasks: Iterator[Task], maker: Maker, journal: Journal, bar: MakeProgress
 ) -> Stopped | KeyboardInterrupt | None:
     """Make them all, into the journal. Returns what ended it early."""
 
@@ -154,40 +150,40 @@ def _through(
             return task.seed, stopped
         return task.seed, outcome
 
-    ended: Stopped | None = None
+    end: Stopped | None = None
     try:
-        with Pool(work, tasks, maker.workers, maker.stop) as crew:
-            for seed, outcome in crew.results():
+        with Pool(work, tasks, maker.workers, maker.stop) as pool:
+            for seed, outcome in pool.results():
                 if isinstance(outcome, Stopped):
-                    crew.close()
-                    ended = outcome  # they all say why the first one stopped
+                    pool.close()
+                    end = outcome  # they all say why the first one stopped
                 else:
                     journal.add(seed, outcome)
-                    shown.row(made=True)
+                    bar.row(new=True)
     except KeyboardInterrupt as interrupt:
         return interrupt
-    return ended
+    return end
 
 
-def _written(seeds: Seeds, journal: Journal, maker: Maker, to: Path, stopped: str) -> Counts:
+def _write(seeds: Seeds, journal: Journal, maker: Maker, to: Path, stopped: str) -> MakeCounts:
     """The three files, from the journal, in the order of the seeds."""
-    ledger = Ledger()
+    counter = RowCounter()
 
-    def entered() -> Iterator[Pair]:
+    def pairs() -> Iterator[Pair]:
         for row in seeds():
-            entry = ledger.enter(row, None if isinstance(row, BadRow) else journal.get(row))
+            entry = counter.enter(row, None if isinstance(row, BadRow) else journal.get(row))
             if isinstance(entry, Pair):
                 yield entry
             elif entry is not None:
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     with finished(to / "failures.jsonl") as draft, draft.open("w", encoding="utf-8", errors="replace") as file:
-        jsonl.write(to / run_folder.PAIRS, entered())
-    counts = ledger.counts
+        jsonl.write(to / run_folder.PAIRS, pairs())
+    counts = counter.counts
     counts.stopped, counts.cost = stopped, maker.cost(counts.usage)
     counts.this_run = maker.spent()
     counts.cost_of_this_run = maker.cost(counts.this_run)
     with finished(to / "make.json") as draft:
-        told = {**counts.as_dict(), "maker": maker.identity()}
-        draft.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+        content = {**counts.as_dict(), "maker": maker.identity()}
+        draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
     return counts

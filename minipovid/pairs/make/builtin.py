@@ -23,11 +23,8 @@ def pairs() -> tuple[Path, Path]:
     """(the file of pairs, the folder that its image paths are relative to), in the cache folder. Takes some seconds."""
     world = tinyworld.materialise(cache_folder() / tinyworld.NAME)
     folder = world / f"pairs-{rule.VERSION.replace(' ', '-')}"
-    return once(folder, _stands, lambda draft: _make(world, draft)) / run_folder.PAIRS, world
-
-
-def _stands(folder: Path) -> bool:
-    return (folder / run_folder.PAIRS).is_file()
+    folder = once(folder, lambda there: (there / run_folder.PAIRS).is_file(), lambda draft: _make(world, draft))
+    return folder / run_folder.PAIRS, world
 
 
 def _make(world: Path, to: Path) -> None:

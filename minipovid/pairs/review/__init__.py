@@ -15,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from minipovid.common.errors import MinipovidError
-from minipovid.pairs.review.apply import Applied, apply
+from minipovid.pairs.review.apply import ApplyCounts, apply
 from minipovid.pairs.review.decisions import decisions_file
 from minipovid.pairs.source import find
 
-__all__ = ["PORT", "Applied", "apply", "decisions_file", "review"]
+__all__ = ["PORT", "ApplyCounts", "apply", "decisions_file", "review"]
 PORT = 8090
 
 

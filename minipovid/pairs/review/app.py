@@ -39,8 +39,8 @@ from minipovid.common.errors import MinipovidError
 from minipovid.common.local_http import is_for_this_machine
 from minipovid.images import embedded
 from minipovid.images import load as images
-from minipovid.pairs.review.book import Book, Filter, Sheet, maker
-from minipovid.pairs.review.decisions import Decisions, Row, State
+from minipovid.pairs.review.book import Book, Filter, FullRow, maker
+from minipovid.pairs.review.decisions import Decisions, ReviewRow, State
 from minipovid.pairs.review.marks import pieces
 
 BODY = 2**20  # bytes of a request: two answers
@@ -49,7 +49,7 @@ SHOWN = {".jpg": "image/jpeg", ".png": "image/png", ".gif": "image/gif", ".webp"
 
 
 def application(book: Book, decisions: Decisions) -> Starlette:
-    desk = _Desk(book, decisions)
+    desk = _Handlers(book, decisions)
     return Starlette(
         routes=[
             Route("/", desk.page),
@@ -61,12 +61,12 @@ def application(book: Book, decisions: Decisions) -> Starlette:
             Route("/api/undo", desk.undo, methods=["POST"]),
             Route("/picture/{n:int}", desk.picture),
         ],
-        middleware=[Middleware(_Gate)],
+        middleware=[Middleware(_PageGate)],
         exception_handlers={HTTPException: _refused, MinipovidError: _wrong, OSError: _disk},
     )
 
 
-class _Gate:
+class _PageGate:
     """Who may come in, and what every answer says of itself."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -130,7 +130,7 @@ def _hashes(page: str, tag: str) -> str:
     return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in texts)
 
 
-class _Desk:
+class _Handlers:
     def __init__(self, book: Book, decisions: Decisions) -> None:
         self.book, self.decisions, self.turn = book, decisions, threading.Lock()
 
@@ -162,7 +162,7 @@ class _Desk:
         return JSONResponse({"rows": rows, "matches": matches, "ahead": ahead})
 
     def row(self, request: Request) -> Response:
-        return JSONResponse(_told(self._sheet(_row(request))))
+        return JSONResponse(_as_json(self._sheet(_row(request))))
 
     async def decide(self, request: Request) -> Response:
         wish = await _body(request)
@@ -190,7 +190,7 @@ class _Desk:
             return FileResponse(path, media_type=SHOWN[suffix], headers=headers)
         return Response(_png(path), media_type="image/png", headers=headers)
 
-    def _sheet(self, n: int) -> Sheet:
+    def _sheet(self, n: int) -> FullRow:
         sheet = self.book.row(n)
         if sheet is None:
             raise HTTPException(404, f"There is no row {n}.")
@@ -201,7 +201,7 @@ class _Desk:
             sheet = self._sheet(n)
             if wish.get("of") != sheet.row.of:
                 raise HTTPException(409, "The pairs have changed since this page was loaded; load it again.")
-            self._keep(sheet.row, _decided(sheet.row, sheet.state, wish))
+            self._keep(sheet.row, _next_state(sheet.row, sheet.state, wish))
             return self._answer(n)
 
     def _undo(self) -> Response:
@@ -213,13 +213,13 @@ class _Desk:
             self._keep(*last, undo=True)
             return self._answer(n)
 
-    def _keep(self, row: Row, state: State, undo: bool = False) -> None:
+    def _keep(self, row: ReviewRow, state: State, undo: bool = False) -> None:
         """On the disk first."""
         self.decisions.decide(row, state, undo)
         self.book.settle(row.id, state)
 
     def _answer(self, n: int) -> Response:
-        return JSONResponse({"row": _told(self._sheet(n)), "counts": self.book.counts()})
+        return JSONResponse({"row": _as_json(self._sheet(n)), "counts": self.book.counts()})
 
 
 def _row(request: Request) -> int:
@@ -228,7 +228,7 @@ def _row(request: Request) -> int:
     return n if n < 2**63 else 0
 
 
-def _told(sheet: Sheet) -> dict[str, Any]:
+def _as_json(sheet: FullRow) -> dict[str, Any]:
     """A row as the page wants it. Spans say where the row's own rejected answer is wrong, and nothing of another."""
     chosen, rejected = sheet.row.texts(sheet.state)
     spans = sheet.spans if rejected == sheet.row.rejected else ()
@@ -240,16 +240,16 @@ def _told(sheet: Sheet) -> dict[str, Any]:
     }
 
 
-def _decided(row: Row, now: State, wish: dict[str, Any]) -> State:
+def _next_state(row: ReviewRow, now: State, wish: dict[str, Any]) -> State:
     """What an action makes of a row. The texts come with it, so that an action sent twice is done once."""
     action = wish.get("action")
     if action == "accept":
-        return row.kept(*row.texts(now))
+        return row.as_wanted(*row.texts(now))
     if action == "reject":
         return row.state("rejected", *row.texts(now))
     if action not in ("edit", "swap"):
         raise HTTPException(422, "An action is accept, reject, edit or swap.")
-    state = row.kept(_text(wish, "chosen"), _text(wish, "rejected"))
+    state = row.as_wanted(_text(wish, "chosen"), _text(wish, "rejected"))
     return State() if action == "swap" and state.label == "accepted" else state  # swapped back
 
 

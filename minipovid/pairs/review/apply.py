@@ -15,14 +15,14 @@ from minipovid.pairs import formats
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair
 from minipovid.pairs.reading import where
-from minipovid.pairs.review.decisions import History, Row, State, decisions_file
-from minipovid.pairs.source import Source, find
+from minipovid.pairs.review.decisions import History, ReviewRow, State, decisions_file
+from minipovid.pairs.source import PairSource, find
 
 PERSON = "person"
 PICTURES = "images"  # the folder beside the new file for pictures that lie elsewhere
 
 
-class Applied(NamedTuple):
+class ApplyCounts(NamedTuple):
     """What became of the rows. `pairs` are in the new file: rows = pairs + rejected + left_out + bad."""
 
     pairs: int
@@ -39,7 +39,7 @@ class Applied(NamedTuple):
 
 def apply(
     path: Path | str, to: Path, *, format: str | None = None, images: Path | None = None, decided_only: bool = False
-) -> Applied:
+) -> ApplyCounts:
     """Write the reviewed pairs to `to`, one JSON object per line, and say what became of each row.
 
     `source` then says "person" of a half that a person wrote, and under "preference" of a row that one has looked at.
@@ -58,10 +58,10 @@ def apply(
 
 
 class _Applying:
-    def __init__(self, source: Source, history: History, to: Path, decided_only: bool) -> None:
+    def __init__(self, source: PairSource, history: History, to: Path, decided_only: bool) -> None:
         self.source, self.history, self.decided_only = source, history, decided_only
         self.folder, self.store = to.parent.resolve(), Store(to.parent / PICTURES)
-        self.seen: Counter[str] = Counter()
+        self.states: Counter[str] = Counter()
         self.bad = self.met = 0
 
     def pairs(self) -> Iterator[Pair]:
@@ -69,11 +69,11 @@ class _Applying:
             if not isinstance(pair, Pair):
                 self.bad += 1
                 continue
-            row = Row.of_pair(pair)
+            row = ReviewRow.of_pair(pair)
             state = self.history.state(row.id, row.of)
             known = self.history.states.get(row.id)
             self.met += known is not None and known[0] == row.of
-            self.seen[state.label] += 1
+            self.states[state.label] += 1
             if state.label != "rejected" and not (state.label == "undecided" and self.decided_only):
                 yield replace(_as_decided(pair, row, state), image=self._picture(pair, number))
 
@@ -89,16 +89,16 @@ class _Applying:
             return path.relative_to(self.folder).as_posix()
         return f"{PICTURES}/{self.store.adopt(path)}"
 
-    def counts(self) -> Applied:
-        seen = self.seen
-        left_out = seen["undecided"] if self.decided_only else 0
-        return Applied(
-            pairs=seen.total() - seen["rejected"] - left_out,
-            accepted=seen["accepted"],
-            edited=seen["edited"],
-            swapped=seen["swapped"],
-            undecided=seen["undecided"],
-            rejected=seen["rejected"],
+    def counts(self) -> ApplyCounts:
+        states = self.states
+        left_out = states["undecided"] if self.decided_only else 0
+        return ApplyCounts(
+            pairs=states.total() - states["rejected"] - left_out,
+            accepted=states["accepted"],
+            edited=states["edited"],
+            swapped=states["swapped"],
+            undecided=states["undecided"],
+            rejected=states["rejected"],
             left_out=left_out,
             bad=self.bad,
             stale=len(self.history.states) - self.met,
@@ -106,7 +106,7 @@ class _Applying:
         )
 
 
-def _as_decided(pair: Pair, row: Row, state: State) -> Pair:
+def _as_decided(pair: Pair, row: ReviewRow, state: State) -> Pair:
     """Spans stay where the rejected answer does; each half takes its author along."""
     if state.label == "undecided":
         return pair

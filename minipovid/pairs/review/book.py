@@ -26,8 +26,8 @@ from minipovid.images.load import inside
 from minipovid.pairs import formats
 from minipovid.pairs.pair import Pair, Span
 from minipovid.pairs.reading import where
-from minipovid.pairs.review.decisions import LABELS, UNDECIDED, Row, State
-from minipovid.pairs.source import Source
+from minipovid.pairs.review.decisions import LABELS, UNDECIDED, ReviewRow, State
+from minipovid.pairs.source import PairSource
 
 PAGE = 40  # rows of a list
 EXCERPT = 120  # characters
@@ -44,7 +44,7 @@ CREATE TABLE kinds (n INTEGER, kind TEXT, PRIMARY KEY (kind, n)) WITHOUT ROWID;
 _INDEXES = "CREATE INDEX by_label ON rows (label, n); CREATE INDEX by_maker ON rows (maker, n);"
 
 
-class Sheet(NamedTuple):
+class FullRow(NamedTuple):
     """One row, whole."""
 
     n: int
@@ -53,7 +53,7 @@ class Sheet(NamedTuple):
     prompt: str
     source: dict[str, str]
     spans: tuple[Span, ...]
-    row: Row
+    row: ReviewRow
     state: State
 
 
@@ -78,7 +78,7 @@ class Filter:
 class Book:
     """Any thread may call."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: PairSource) -> None:
         """Raises MinipovidError where the file as a whole cannot be read, or holds no pair."""
         self.source, self.bad = source, 0
         self.store = Store(cache_folder() / "pictures")
@@ -123,40 +123,40 @@ class Book:
                 self.bad += 1
 
     def _columns(self, pair: Pair, place: str) -> tuple[Any, ...]:
-        image, kept = pair.image, isinstance(pair.image, Embedded)
+        image, inside_file = pair.image, isinstance(pair.image, Embedded)
         image = self.store.keep(image) if isinstance(image, Embedded) else placed(self.source.root, image)
-        row = Row.of_pair(pair)
+        row = ReviewRow.of_pair(pair)
         return (
-            *(None, row.id, place, image, int(kept), pair.prompt, pair.chosen, pair.rejected),
+            *(None, row.id, place, image, int(inside_file), pair.prompt, pair.chosen, pair.rejected),
             *(json.dumps(dict(pair.source)), maker(pair.source), json.dumps(pair.spans), row.of),
             *(UNDECIDED.label, None, None, _folded(row.id, pair.prompt, pair.chosen, pair.rejected)),
         )
 
-    def row(self, n: int) -> Sheet | None:
-        found = self._all(
+    def row(self, n: int) -> FullRow | None:
+        rows = self._all(
             "SELECT place, image, prompt, source, spans, id, of, chosen, rejected, label, new_chosen, new_rejected "
             "FROM rows WHERE n = ?",
             (n,),
         )
-        if not found:
+        if not rows:
             return None
-        place, image, prompt, source, spans, *row = found[0]
-        marked = tuple(Span(*span) for span in json.loads(spans))
-        return Sheet(n, place, image, prompt, json.loads(source), marked, Row(*row[:4]), State(*row[4:]))
+        place, image, prompt, source, spans, *row = rows[0]
+        marks = tuple(Span(*span) for span in json.loads(spans))
+        return FullRow(n, place, image, prompt, json.loads(source), marks, ReviewRow(*row[:4]), State(*row[4:]))
 
     def number(self, id: str) -> int | None:
-        found = self._all("SELECT n FROM rows WHERE id = ?", (id,))
-        return int(found[0][0]) if found else None
+        rows = self._all("SELECT n FROM rows WHERE id = ?", (id,))
+        return int(rows[0][0]) if rows else None
 
-    def find(self, id: str) -> Row | None:
-        found = self._all("SELECT id, of, chosen, rejected FROM rows WHERE id = ?", (id,))
-        return Row(*found[0]) if found else None
+    def find(self, id: str) -> ReviewRow | None:
+        rows = self._all("SELECT id, of, chosen, rejected FROM rows WHERE id = ?", (id,))
+        return ReviewRow(*rows[0]) if rows else None
 
     def settle(self, id: str, state: State) -> None:
         """Where the row stands from now on, also for filters and search."""
         with self.turn, self.file:
-            found = self.file.execute("SELECT prompt, chosen, rejected FROM rows WHERE id = ?", (id,))
-            prompt, *texts = found.fetchone()
+            row = self.file.execute("SELECT prompt, chosen, rejected FROM rows WHERE id = ?", (id,))
+            prompt, *texts = row.fetchone()
             now = [new if new is not None else text for new, text in zip(state[1:], texts, strict=True)]
             self.file.execute(
                 "UPDATE rows SET label = ?, new_chosen = ?, new_rejected = ?, folded = ? WHERE id = ?",
@@ -170,22 +170,22 @@ class Book:
         """
         test, values = wanted.condition()
         side, order, edge = ("n < ?", "DESC", before) if before else ("n > ?", "ASC", after)
-        found = self._all(
+        selection = self._all(
             f"SELECT n, id, label, substr(prompt, 1, {EXCERPT}), "
             f"substr(coalesce(new_rejected, rejected), 1, {EXCERPT}) "
             f"FROM rows WHERE {test} AND {side} ORDER BY n {order} LIMIT {PAGE}",
             (*values, edge),
         )
         keys = ("n", "id", "state", "prompt", "rejected")
-        rows = sorted((dict(zip(keys, row, strict=True)) for row in found), key=lambda row: int(row["n"]))
+        rows = sorted((dict(zip(keys, row, strict=True)) for row in selection), key=lambda row: int(row["n"]))
         matches = self._one(f"SELECT count(*) FROM rows WHERE {test}", values)
         first = rows[0]["n"] if rows else edge
         return rows, matches, self._one(f"SELECT count(*) FROM rows WHERE {test} AND n < ?", (*values, first))
 
     def counts(self) -> dict[str, int]:
         """Rows in each state."""
-        found = dict(self._all("SELECT label, count(*) FROM rows GROUP BY label"))
-        return {label: found.get(label, 0) for label in LABELS}
+        counts = dict(self._all("SELECT label, count(*) FROM rows GROUP BY label"))
+        return {label: counts.get(label, 0) for label in LABELS}
 
     def choices(self) -> dict[str, list[str]]:
         """What can be filtered by, the most frequent first."""
@@ -198,11 +198,11 @@ class Book:
 
         Raises MinipovidError for a name that leads out of the picture folder.
         """
-        found = self._all("SELECT image, kept FROM rows WHERE n = ?", (n,))
-        if not found:
+        rows = self._all("SELECT image, kept FROM rows WHERE n = ?", (n,))
+        if not rows:
             return None
-        image, kept = found[0]
-        return inside(self.store.folder if kept else self.source.root, image)
+        image, inside_file = rows[0]
+        return inside(self.store.folder if inside_file else self.source.root, image)
 
     def _all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         with self.turn:

@@ -44,7 +44,7 @@ class State(NamedTuple):
 UNDECIDED = State()
 
 
-class Row(NamedTuple):
+class ReviewRow(NamedTuple):
     """What a decision is about."""
 
     id: str
@@ -53,7 +53,7 @@ class Row(NamedTuple):
     rejected: str
 
     @classmethod
-    def of_pair(cls, pair: Pair) -> Row:
+    def of_pair(cls, pair: Pair) -> ReviewRow:
         return cls(str(pair.id), digest(pair), pair.chosen, pair.rejected)
 
     def state(self, label: str, chosen: str, rejected: str) -> State:
@@ -64,7 +64,7 @@ class Row(NamedTuple):
             None if rejected == self.rejected else rejected,
         )
 
-    def kept(self, chosen: str, rejected: str) -> State:
+    def as_wanted(self, chosen: str, rejected: str) -> State:
         """The row as a person wants it to be: accepted, swapped or edited, as the texts say."""
         own, now = (self.chosen, self.rejected), (chosen, rejected)
         label = "accepted" if now == own else "swapped" if now == own[::-1] else "edited"
@@ -76,10 +76,10 @@ class Row(NamedTuple):
         return chosen, self.rejected if state.rejected is None else state.rejected
 
 
-class Rows(Protocol):
+class RowStore(Protocol):
     """Who knows the rows."""
 
-    def find(self, id: str) -> Row | None: ...
+    def find(self, id: str) -> ReviewRow | None: ...
 
     def settle(self, id: str, state: State) -> None: ...
 
@@ -93,7 +93,7 @@ def digest(pair: Pair) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-class Entry(NamedTuple):
+class DecisionLine(NamedTuple):
     """A line of the file."""
 
     id: str
@@ -130,7 +130,7 @@ class History:
         known = self.states.get(id)
         return known[1] if known is not None and known[0] == of else UNDECIDED
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: DecisionLine) -> None:
         if not entry.undo:
             self.before.append((entry.id, entry.of, self.state(entry.id, entry.of)))
         elif self.before:
@@ -138,7 +138,7 @@ class History:
         self.states[entry.id] = entry.of, entry.state
 
 
-def _entry(line: bytes) -> Entry | None:
+def _entry(line: bytes) -> DecisionLine | None:
     """None for what is no decision: a line cut short by a crash."""
     try:
         row = json.loads(line)
@@ -149,7 +149,9 @@ def _entry(line: bytes) -> Entry | None:
     texts = [row.get("id"), row.get("of"), row.get("chosen", ""), row.get("rejected", "")]
     if not all(isinstance(each, str) for each in texts):
         return None
-    return Entry(row["id"], row["of"], State(row["decision"], row.get("chosen"), row.get("rejected")), "undo" in row)
+    return DecisionLine(
+        row["id"], row["of"], State(row["decision"], row.get("chosen"), row.get("rejected")), "undo" in row
+    )
 
 
 class Decisions:
@@ -184,7 +186,7 @@ class Decisions:
         _sync_folder(self.file.parent)
         return stream
 
-    def meet(self, rows: Rows) -> None:
+    def meet(self, rows: RowStore) -> None:
         """Tell the rows what was decided about them."""
         for id, (of, state) in self.history.states.items():
             row = rows.find(id)
@@ -193,7 +195,7 @@ class Decisions:
             elif state != UNDECIDED:
                 rows.settle(id, state)
 
-    def decide(self, row: Row, state: State, undo: bool = False) -> None:
+    def decide(self, row: ReviewRow, state: State, undo: bool = False) -> None:
         """Keep a decision. Raises OSError where the disk refuses it; then nothing is decided."""
         line: dict[str, Any] = {"id": row.id, "of": row.of, "decision": state.label}
         texts = {"chosen": state.chosen, "rejected": state.rejected}
@@ -203,7 +205,7 @@ class Decisions:
             line["undo"] = True
         with self.turn:
             self._append(line)
-            self.history.add(Entry(row.id, row.of, state, undo))
+            self.history.add(DecisionLine(row.id, row.of, state, undo))
 
     def _append(self, line: Mapping[str, Any]) -> None:
         """All of the line or, where the disk is full, none of it."""
@@ -217,7 +219,7 @@ class Decisions:
             self.stream.truncate(end)
             raise
 
-    def undoable(self, rows: Rows) -> tuple[Row, State] | None:
+    def undoable(self, rows: RowStore) -> tuple[ReviewRow, State] | None:
         """The row decided last and what it was before; None where nothing is left to undo."""
         while self.history.before:
             id, of, state = self.history.before[-1]

@@ -14,7 +14,7 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 MOST = 4_000_000  # word against word; beyond, difflib would keep the page waiting and all between is marked
 
 
-class Piece(NamedTuple):
+class Passage(NamedTuple):
     """A run of characters that are shown alike."""
 
     text: str
@@ -22,20 +22,20 @@ class Piece(NamedTuple):
     kind: str  # of the span that it lies in, or ""
 
 
-def pieces(text: str, other: str, spans: Sequence[Span] = ()) -> list[Piece]:
+def pieces(text: str, other: str, spans: Sequence[Span] = ()) -> list[Passage]:
     """The whole text, cut where a mark begins or ends. Joined, the pieces are the text."""
-    changed = list(_changed(text, other))
+    changed = list(_changes(text, other))
     edges = {0, len(text), *(edge for place in changed for edge in place)}
     edges |= {edge for span in spans for edge in span[:2]}
-    found = []
+    passages = []
     for start, end in pairwise(sorted(edge for edge in edges if 0 <= edge <= len(text))):
         inside = any(first <= start < last for first, last in changed)
         kind = next((span.kind for span in spans if span.start <= start < span.end), "")
-        found.append(Piece(text[start:end], inside, kind))
-    return found
+        passages.append(Passage(text[start:end], inside, kind))
+    return passages
 
 
-def _changed(text: str, other: str) -> Iterator[tuple[int, int]]:
+def _changes(text: str, other: str) -> Iterator[tuple[int, int]]:
     """[start, end) of every run of words that are new in `text`; case does not matter."""
     places = [match.span() for match in _WORD.finditer(text)]
     new, old = ([word.casefold() for word in _WORD.findall(each)] for each in (text, other))

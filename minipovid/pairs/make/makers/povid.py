@@ -21,7 +21,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.inference.remote import ChatModel, Message, Reply, Unanswered, Usage, text_tokens, tokens
 from minipovid.inference.remote.picture import Picture
 from minipovid.inference.remote.structured import parsed
-from minipovid.pairs.injection import NotInjected, injected, schema
+from minipovid.pairs.injection import NotInjected, injection, schema
 from minipovid.pairs.make.makers import MakerInputs, Outcome
 from minipovid.pairs.pair import Pair, Seed
 
@@ -48,7 +48,7 @@ _CONCLUDES = re.compile(
 )
 
 
-class Prompt(NamedTuple):
+class PromptFile(NamedTuple):
     """A file of prompts/: what the teacher is told, what it is asked, and how it is asked again."""
 
     version: str
@@ -58,11 +58,11 @@ class Prompt(NamedTuple):
 
 
 @cache
-def prompt(version: str) -> Prompt:
+def prompt(version: str) -> PromptFile:
     """The prompt of that name. Its parts are parted by lines `=== user ===` and `=== again ===`."""
     whole = (files("minipovid.pairs.make") / "prompts" / f"{version}.md").read_text(encoding="utf-8")
     task, user, again = (part.strip() for part in re.split(r"^=== \w+ ===$", whole, flags=re.MULTILINE))
-    return Prompt(version, task, user, again)
+    return PromptFile(version, task, user, again)
 
 
 def kind_of(question: str, answer: str) -> str:
@@ -122,38 +122,38 @@ class Injector:
 
     def make(self, seed: Seed, picture: Path) -> Outcome:
         """Ask, check, and ask again with the reason. Raises remote.Stopped."""
-        told = self._prompt(seed)
-        messages = self._messages(told, seed, picture)
+        wording = self._prompt(seed)
+        messages = self._messages(wording, seed, picture)
         usage, reasons = Usage(), list[str]()
         for _ in range(TRIES):
             try:
-                reply = self.teacher.ask(messages, schema(seed.answer), told.version)
+                reply = self.teacher.ask(messages, schema(seed.answer), wording.version)
             except Unanswered as error:
                 return Outcome(None, (*reasons, str(error)), usage, heals=error.heals)
             except MinipovidError as error:  # the picture
                 return Outcome(None, (*reasons, str(error)), usage, heals=True)
             usage += reply.usage
             try:
-                return Outcome(self._pair(seed, told, reply), tuple(reasons), usage)
+                return Outcome(self._pair(seed, wording, reply), tuple(reasons), usage)
             except NotInjected as error:
                 reasons.append(str(error))
-            messages = [*messages, *_again(told, reply, reasons[-1])]
+            messages = [*messages, *_again(wording, reply, reasons[-1])]
         return Outcome(None, tuple(reasons), usage)
 
-    def _prompt(self, seed: Seed) -> Prompt:
+    def _prompt(self, seed: Seed) -> PromptFile:
         kind = self.options.kind
         kind = kind_of(seed.prompt, seed.answer) if kind == "auto" else kind
         return prompt(PROMPTS[kind])
 
-    def _messages(self, told: Prompt, seed: Seed, picture: Path) -> list[Message]:
-        asked = _filled(told.user, {"question": seed.prompt, "answer": seed.answer})
-        seen = Picture(picture) if self.options.picture else None
-        return [Message("system", told.task), Message("user", asked, seen)]
+    def _messages(self, wording: PromptFile, seed: Seed, picture: Path) -> list[Message]:
+        question = _fill(wording.user, {"question": seed.prompt, "answer": seed.answer})
+        attachment = Picture(picture) if self.options.picture else None
+        return [Message("system", wording.task), Message("user", question, attachment)]
 
-    def _pair(self, seed: Seed, told: Prompt, reply: Reply) -> Pair:
+    def _pair(self, seed: Seed, wording: PromptFile, reply: Reply) -> Pair:
         """Raises NotInjected."""
-        rejected, spans = injected(seed.answer, _object(reply))
-        source = {"chosen": seed.source, "rejected": f"povid {told.version}, {self.teacher.model}"}
+        rejected, spans = injection(seed.answer, _object(reply))
+        source = {"chosen": seed.source, "rejected": f"povid {wording.version}, {self.teacher.model}"}
         return Pair(str(seed.id), str(seed.image), seed.prompt, seed.answer, rejected, source, spans)
 
 
@@ -170,12 +170,12 @@ def _object(reply: Reply) -> dict[str, Any]:
         raise NotInjected(f"{error}{cut}") from None
 
 
-def _again(told: Prompt, reply: Reply, reason: str) -> Sequence[Message]:
+def _again(wording: PromptFile, reply: Reply, reason: str) -> Sequence[Message]:
     # Some servers take no empty turn.
-    said = reply.text.strip() or reply.refused or "(nothing)"
-    return Message("assistant", said), Message("user", _filled(told.again, {"reason": reason}))
+    text = reply.text.strip() or reply.refused or "(nothing)"
+    return Message("assistant", text), Message("user", _fill(wording.again, {"reason": reason}))
 
 
-def _filled(template: str, words: Mapping[str, str]) -> str:
+def _fill(template: str, words: Mapping[str, str]) -> str:
     """The template with each {name} replaced; braces within the words stay what they are."""
-    return re.sub(r"\{(\w+)\}", lambda found: words[found[1]], template)
+    return re.sub(r"\{(\w+)\}", lambda name: words[name[1]], template)

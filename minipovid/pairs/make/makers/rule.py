@@ -32,7 +32,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.inference.remote import Usage
 from minipovid.pairs import lexicon
 from minipovid.pairs.formats import seeds
-from minipovid.pairs.lexicon import BEFORE_A_PROPERTY, SMALL, WORD, Thing, Things, article, swap_pattern, swaps
+from minipovid.pairs.lexicon import BEFORE_A_PROPERTY, SMALL, WORD, NamedThing, Things, article, swap_pattern, swaps
 from minipovid.pairs.make.makers import MakerInputs, Outcome
 from minipovid.pairs.pair import Pair, Seed, Span
 
@@ -62,7 +62,7 @@ _CONTRARY = (
 )
 
 
-class Piece(NamedTuple):
+class Replacement(NamedTuple):
     """Characters [start, end) become `text`; `false` where that is a claim, and not an article that follows it."""
 
     start: int
@@ -72,22 +72,22 @@ class Piece(NamedTuple):
 
 
 class Edit(NamedTuple):
-    """Pieces that are changed together."""
+    """Replacements that are made together."""
 
     kind: str
-    pieces: tuple[Piece, ...]
+    parts: tuple[Replacement, ...]
 
 
 @dataclass(frozen=True)
-class Table:
+class HabitTable:
     """How many answers name two things (or one: `together[a][a]`), and how many have a word that can be swapped."""
 
     things: Things
     together: Mapping[str, Counter[str]]
-    said: Counter[str]
+    swappable: Counter[str]
 
     def digest(self) -> str:
-        counted = {**self.together, "": self.said}
+        counted = {**self.together, "": self.swappable}
         content = sorted((name, *sorted(others.items())) for name, others in counted.items())
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
@@ -110,19 +110,19 @@ class Table:
         return [(name, weights[name]) for name in ranked[:CANDIDATES]]
 
 
-def table(answers: Sequence[str]) -> Table:
+def table(answers: Sequence[str]) -> HabitTable:
     """Count what the answers name together."""
     things = lexicon.things()
-    for word in lexicon.recurring(answers, things, RECUR):
+    for word in lexicon.recurring_words(answers, things, RECUR):
         things.add(word)
     together: dict[str, Counter[str]] = {}
-    said = Counter[str]()
+    swappable = Counter[str]()
     for answer in answers:
-        named = {thing.name for thing in things.within(answer)}
-        for name in named:
-            together.setdefault(name, Counter()).update(named)
-        said.update({match.group().lower() for match in swap_pattern().finditer(answer)})
-    return Table(things, together, said)
+        names = {thing.name for thing in things.within(answer)}
+        for name in names:
+            together.setdefault(name, Counter()).update(names)
+        swappable.update({match.group().lower() for match in swap_pattern().finditer(answer)})
+    return HabitTable(things, together, swappable)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _answers(path: Path) -> list[str]:
 class Rules:
     """The maker. Asks nobody and costs nothing."""
 
-    table: Table
+    table: HabitTable
     seed: int = 0
     workers: int = 1
 
@@ -179,22 +179,22 @@ class Rules:
 
     def make(self, seed: Seed, picture: Path) -> Outcome:
         rng = random.Random(f"{self.seed} {seed.id}")
-        edits = self._chosen(seed, rng)
+        edits = self._edits(seed, rng)
         if not edits:
             what = "no thing, property, place or number of the word lists that could be told wrongly"
             return Outcome(None, (f"nothing can be changed by rule in {short(seed.answer)}: it names {what}",))
-        rejected, spans = applied(seed.answer, edits)
+        rejected, spans = with_edits(seed.answer, edits)
         source = {"chosen": seed.source, "rejected": VERSION}
         return Outcome(Pair(str(seed.id), str(seed.image), seed.prompt, seed.answer, rejected, source, spans))
 
-    def _chosen(self, seed: Seed, rng: random.Random) -> list[Edit]:
+    def _edits(self, seed: Seed, rng: random.Random) -> list[Edit]:
         """Edits that do not meet, of different kinds in turn."""
         contrary = list(_contrary(seed.answer))
         if contrary:
             return contrary
         wanted = min(MOST_CHANGES, 1 + len(WORD.findall(seed.answer)) // WORDS_A_CHANGE)
         by_kind = {"object": list(self._objects(seed, rng)), "attribute": [], "relation": []}
-        for edit in (*_swapped(seed.answer, self.table, rng), *_numbers(seed.answer, rng)):
+        for edit in (*_swaps(seed.answer, self.table, rng), *_numbers(seed.answer, rng)):
             by_kind[edit.kind].append(edit)
         kinds = [kind for kind in by_kind if by_kind[kind]]
         rng.shuffle(kinds)
@@ -208,58 +208,60 @@ class Rules:
 
     def _objects(self, seed: Seed, rng: random.Random) -> Iterator[Edit]:
         """For each thing of the answer, another one in its place, or beside it."""
-        named = self.table.things.within(seed.answer)
-        asked = {thing.name for thing in self.table.things.within(seed.prompt)}
-        there = sorted({thing.name for thing in named} | asked)
-        for name in dict.fromkeys(thing.name for thing in named):
-            places = [thing for thing in named if thing.name == name]
+        things = self.table.things.within(seed.answer)
+        in_question = {thing.name for thing in self.table.things.within(seed.prompt)}
+        there = sorted({thing.name for thing in things} | in_question)
+        for name in dict.fromkeys(thing.name for thing in things):
+            places = [thing for thing in things if thing.name == name]
             if rng.random() < ADDED:
                 again = list(self._again(seed.answer, name, there, rng))
                 if added := again or list(self._beside(seed.answer, places, there, rng)):
                     yield Edit("object", (rng.choice(added),))
-            elif name not in asked and (other := self._drawn(there, self._like(name), rng, but=name)):
-                yield Edit("object", tuple(self._replaced(seed.answer, places, other)))
+            elif name not in in_question and (other := self._companion(there, self._like(name), rng, but=name)):
+                yield Edit("object", tuple(self._replacements(seed.answer, places, other)))
 
     def _like(self, name: str) -> tuple[str, ...]:
         """The sort of what can take its place."""
         sort = self.table.things.sorts[name]
         return () if sort == NEVER else (sort,)
 
-    def _drawn(self, there: Sequence[str], sorts: tuple[str, ...], rng: random.Random, but: str = "") -> str:
+    def _companion(self, there: Sequence[str], sorts: tuple[str, ...], rng: random.Random, but: str = "") -> str:
         """A companion of what is there, of the one that goes (`but`) only where the others have none; else empty."""
         others = self.table.companions(there, sorts, [name for name in there if name != but])
         others = others or self.table.companions(there, sorts)
         return rng.choices([name for name, _ in others], [weight for _, weight in others])[0] if others else ""
 
-    def _again(self, text: str, name: str, there: Sequence[str], rng: random.Random) -> Iterator[Piece]:
+    def _again(self, text: str, name: str, there: Sequence[str], rng: random.Random) -> Iterator[Replacement]:
         """Behind each sentence about the thing alone: the same of another one, with all that can be swapped swapped."""
         for sentence in _SENTENCE.finditer(text):
-            named = self.table.things.within(sentence.group())
-            other = self._drawn(there, self._like(name), rng) if [each.name for each in named] == [name] else ""
+            things = self.table.things.within(sentence.group())
+            other = self._companion(there, self._like(name), rng) if [each.name for each in things] == [name] else ""
             if other:
-                of_another = Edit("object", tuple(self._replaced(sentence.group(), named, other)))
-                told, _ = applied(sentence.group(), [of_another, *_swapped(sentence.group(), self.table, rng)])
-                yield Piece(sentence.end(), sentence.end(), f" {told}")
+                of_another = Edit("object", tuple(self._replacements(sentence.group(), things, other)))
+                variant, _ = with_edits(sentence.group(), [of_another, *_swaps(sentence.group(), self.table, rng)])
+                yield Replacement(sentence.end(), sentence.end(), f" {variant}")
 
-    def _beside(self, text: str, places: Sequence[Thing], there: Sequence[str], rng: random.Random) -> Iterator[Piece]:
+    def _beside(
+        self, text: str, places: Sequence[NamedThing], there: Sequence[str], rng: random.Random
+    ) -> Iterator[Replacement]:
         """Another thing behind each that ends a sentence; none that is not counted."""
         ends = [place.end for place in places if text[place.end : place.end + 1] == "."]
-        other = self._drawn(there, ("", "*"), rng) if ends else ""
+        other = self._companion(there, ("", "*"), rng) if ends else ""
         if other:
             beside = f"{article(other)} {other}"
-            yield from (Piece(end, end, pattern.format(beside)) for end in ends for pattern in _BESIDE)
+            yield from (Replacement(end, end, pattern.format(beside)) for end in ends for pattern in _BESIDE)
 
-    def _replaced(self, text: str, places: Sequence[Thing], other: str) -> Iterator[Piece]:
+    def _replacements(self, text: str, places: Sequence[NamedThing], other: str) -> Iterator[Replacement]:
         for place in places:
             yield from _in_place(text, place.start, place.end, self.table.things.form(other, place.plural))
 
 
-def _swapped(text: str, table: Table, rng: random.Random) -> Iterator[Edit]:
+def _swaps(text: str, table: HabitTable, rng: random.Random) -> Iterator[Edit]:
     """Each word or phrase of the list, replaced by another one of its group, by how often the answers have it."""
     for match in swap_pattern().finditer(text):
         swap = swaps()[match.group().lower()]
         if swap.kind == "relation" or _is_property(text, match, table.things):
-            weights = [table.said[other] for other in swap.others]
+            weights = [table.swappable[other] for other in swap.others]
             other = rng.choices(swap.others, weights if any(weights) else None)[0]
             yield Edit(swap.kind, tuple(_in_place(text, match.start(), match.end(), other)))
 
@@ -280,7 +282,7 @@ def _numbers(text: str, rng: random.Random) -> Iterator[Edit]:
     for match in _NUMBER.finditer(text):
         number = int(match.group())
         others = [other for other in range(number - 2, number + 3) if other >= 2 and other != number]
-        yield Edit("attribute", (Piece(*match.span(), str(rng.choice(others))),))
+        yield Edit("attribute", (Replacement(*match.span(), str(rng.choice(others))),))
 
 
 def _contrary(text: str) -> Iterator[Edit]:
@@ -288,22 +290,19 @@ def _contrary(text: str) -> Iterator[Edit]:
     for pattern, other in _CONTRARY:
         match = re.match(pattern, text, re.IGNORECASE)
         if match:
-            yield Edit("object", (Piece(*match.span(), match.expand(other).rstrip() + _space(match)),))
+            space = " " if match.group().endswith(" ") else ""
+            yield Edit("object", (Replacement(*match.span(), match.expand(other).rstrip() + space),))
             return
 
 
-def _space(match: re.Match[str]) -> str:
-    return " " if match.group().endswith(" ") else ""
-
-
-def _in_place(text: str, start: int, end: int, other: str) -> Iterator[Piece]:
+def _in_place(text: str, start: int, end: int, other: str) -> Iterator[Replacement]:
     """`other` in the place of a word, with a capital where it had one, and the article before it made to fit."""
     before = re.search(r"\b([Aa])n? $", text[:start])
     if before:
         right = article(other) if before[1] == "a" else article(other).capitalize()
         if right != before.group().rstrip():
-            yield Piece(before.start(), start - 1, right, false=False)
-    yield Piece(start, end, other[0].upper() + other[1:] if text[start].isupper() else other)
+            yield Replacement(before.start(), start - 1, right, false=False)
+    yield Replacement(start, end, other[0].upper() + other[1:] if text[start].isupper() else other)
 
 
 def _in_turn(lists: Sequence[Sequence[Edit]]) -> Iterator[Edit]:
@@ -314,16 +313,16 @@ def _in_turn(lists: Sequence[Sequence[Edit]]) -> Iterator[Edit]:
 
 def _meet(edit: Edit, other: Edit) -> bool:
     """Whether two edits change the same place, or places without a word between them."""
-    return any(a.start <= b.end + 1 and b.start <= a.end + 1 for a in edit.pieces for b in other.pieces)
+    return any(a.start <= b.end + 1 and b.start <= a.end + 1 for a in edit.parts for b in other.parts)
 
 
-def applied(text: str, edits: Sequence[Edit]) -> tuple[str, tuple[Span, ...]]:
+def with_edits(text: str, edits: Sequence[Edit]) -> tuple[str, tuple[Span, ...]]:
     """The text with every edit made, and where it is false now."""
     result, at, spans = "", 0, list[Span]()
-    for piece, kind in sorted((piece, edit.kind) for edit in edits for piece in edit.pieces):
-        result += text[at : piece.start]
-        if piece.false:
-            lead = len(piece.text) - len(piece.text.lstrip())
-            spans.append(Span(len(result) + lead, len(result) + len(piece.text.rstrip()), kind))
-        result, at = result + piece.text, piece.end
+    for part, kind in sorted((part, edit.kind) for edit in edits for part in edit.parts):
+        result += text[at : part.start]
+        if part.false:
+            lead = len(part.text) - len(part.text.lstrip())
+            spans.append(Span(len(result) + lead, len(result) + len(part.text.rstrip()), kind))
+        result, at = result + part.text, part.end
     return result + text[at:], tuple(spans)

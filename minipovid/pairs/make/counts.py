@@ -12,7 +12,7 @@ from minipovid.pairs.pair import BadRow, Pair, Seed
 
 
 @dataclass
-class Counts:
+class MakeCounts:
     """rows = pairs + failures + left. `usage` is what all rows took, in this run or an earlier one."""
 
     rows: int = 0
@@ -32,11 +32,11 @@ class Counts:
         return asdict(self)
 
 
-class Ledger:
+class RowCounter:
     """Enter every row, in order."""
 
     def __init__(self) -> None:
-        self.counts = Counts()
+        self.counts = MakeCounts()
         self._rejected: dict[bytes, str] = {}  # digest of an answer -> the first id that has it
 
     def enter(self, row: Seed | BadRow, outcome: Outcome | None) -> Pair | dict[str, Any] | None:
