@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -12,7 +13,7 @@ from documents import PAGES, README, ROOT, block, links
 from PIL import Image
 
 from minipovid.cli import main
-from minipovid.cli.demo import FIGURES
+from minipovid.cli.demo import FIGURES, one_picture
 from minipovid.tinyworld import text
 from minipovid.tinyworld.scenes import render, unbiased_scene
 
@@ -49,13 +50,15 @@ def test_its_picture_is_small() -> None:
         assert image.format == "PNG" and image.width >= 600
 
 
-def test_its_ten_lines_are_the_demos() -> None:
-    """The names of the figures, in the demo's order; then what it ends with."""
+def test_its_lines_of_output_are_the_demos() -> None:
+    """The names of the figures, in the demo's order; and what it tells of one picture."""
     head, *lines = block("README.md", "demo: figures").splitlines()
     assert head.split() == ["figure", "before", "after", "change", "95", "%", "p"]
-    assert [line[: head.index("before")].strip() for line in lines[: len(FIGURES)]] == list(FIGURES)
-    assert [line.split(":")[0] for line in lines[len(FIGURES) :]] == ["report", "seconds", "ok"]
-    assert len(lines) == 9
+    assert [line[: head.index("before")].strip() for line in lines] == list(FIGURES)
+    picture = block("README.md", "demo: one picture").splitlines()
+    assert [line[:13].strip() for line in picture] == ["in it", "before", "after", "all"]
+    shown = inspect.getsource(one_picture)
+    assert all(f'"{line[:13].strip()}": ' in shown for line in picture)
 
 
 @pytest.mark.slow
