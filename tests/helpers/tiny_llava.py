@@ -92,6 +92,10 @@ TOWERS = {
 }
 
 
+# Keywords of `build`: the pairings of the Hub, each tower and language model once at least.
+CASES = ({"text": "llama", "tower": "clip"}, {"text": "qwen2", "tower": "siglip"}, {"text": "mistral", "tower": "clip"})
+
+
 def build(
     folder: Path,
     *,
