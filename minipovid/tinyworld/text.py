@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import permutations
 from typing import NamedTuple
 
 from minipovid.tinyworld.scenes import PLACES, SHAPES, Scene, Thing
@@ -74,6 +75,14 @@ def relation_words(first: Thing, second: Thing) -> list[str]:
     if first.row != second.row:
         words.append("above" if first.row < second.row else "below")
     return words
+
+
+def is_true(caption: str, scene: Scene) -> bool:
+    """Is every sentence of a caption one that could truly be said of the scene, colours, places and relations too?"""
+    true = {_sentence(thing, style) for thing in scene.things for style in (0, 1)}
+    for first, second in permutations(scene.things, 2):
+        true |= {f"The {first.shape} is {word} the {second.shape}." for word in relation_words(first, second)}
+    return set(caption.replace(". ", ".\n").split("\n")) <= true
 
 
 def question(shape: str) -> str:

@@ -94,6 +94,21 @@ def test_captions_are_true_and_tell_everything() -> None:
         assert {shape for shape in OBJECTS if shape in text.describe(scene).text} == set(scene.shapes)
 
 
+def test_a_caption_is_true_if_every_sentence_is() -> None:
+    """Of its own scene each caption is; with another colour, place or relation, or of another scene, none is."""
+    for scene, other in zip(SCENES, SCENES[1:], strict=False):
+        caption = text.describe(scene)
+        assert text.is_true(caption.text, scene) and not text.is_true(caption.text, other)
+        thing = scene.things[0]
+        for wrong in (
+            caption.text.replace(thing.colour, "grey", 1),
+            caption.text.replace(f"at the {thing.place}.", "at the edge.", 1),
+            f"{caption.text} The {thing.shape} is above the {thing.shape}.",
+            "",
+        ):
+            assert not text.is_true(wrong, scene)
+
+
 def test_conversations_are_true_and_ask_about_both() -> None:
     for scene in SCENES:
         talk = text.conversation(scene)
