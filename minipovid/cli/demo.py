@@ -156,14 +156,14 @@ def one_picture(base: Path, run: Path, before: Result, after: Result) -> dict[st
     cured = [pair for pair, (old, new) in zip(rows, absent, strict=True) if old and not new]
     if not cured:
         count += "; none was wrong before and is right now, so this is simply the first"
-    seat = next(seat for seat in find([BUILTIN]) if seat.label == before.label)
-    questions = {question.id: question for question in seat.exam.questions}
+    selected = next(selected for selected in find([BUILTIN]) if selected.label == before.label)
+    questions = {question.id: question for question in selected.exam.questions}
     scenes = {key: unbiased_scene(Path(question.image).stem) for key, question in questions.items()}
     faultless = [pair for pair in cured if is_true(pair[1]["answer"], scenes[pair[1]["id"]])]
     old, new = (faultless or cured or rows)[0]
     question = questions[old["id"]]
     return {
-        "picture": str(images.inside(seat.root, question.image)),
+        "picture": str(images.inside(selected.root, question.image)),
         "in it": ", ".join(question.truth["objects"]),
         "before": old["answer"],
         "after": new["answer"],

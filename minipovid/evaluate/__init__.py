@@ -1,10 +1,10 @@
 """Benchmarks through a backend: questions -> answers -> scores, with intervals.
 
-    with backends.opened("gguf", Choice(run)) as backend:
+    with backends.opened("gguf", run) as backend:
         results = evaluate(run, find(["tinyworld"]), backend)
     results[0].figures["adversarial/false_yes"]     # Interval(value=0.11, low=0.08, high=0.15)
 
-What is written stands in results.py, how it is asked in asking.py, what a spec may be in exams.py. The same command
+What is written stands in results.py, how it is asked in ask.py, what a spec may be in selection.py. The same command
 asks nothing twice: killed, or run again with another reading of the answers (`--mode robust`).
 """
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    run: Path, seats: Sequence[Selected], backend: Backend, judge: Callable[[], ChatModel] | None = None
+    run: Path, selected: Sequence[Selected], backend: Backend, judge: Callable[[], ChatModel] | None = None
 ) -> list[Result]:
     """Examine whoever answers; answers and scores land in the run folder, each benchmark's when it is done.
 
@@ -46,14 +46,14 @@ def evaluate(
     """
     store = Store(run / run_folder.EVAL / "images")
     pictures: list[Mapping[str, Path]] = []
-    for seat in seats:  # all that can be wrong is wrong before hours are spent
-        pictures.append(seat.pictures(store))
-        backend.check(seat.exam.questions)
-        wanted = _judging(seat.benchmark)
+    for each in selected:  # all that can be wrong is wrong before hours are spent
+        pictures.append(each.pictures(store))
+        backend.check(each.exam.questions)
+        wanted = _judging(each.benchmark)
         if wanted is not None and judge is None:
-            raise MinipovidError(f"{seat.label} needs a judge: name a model with --judge (officially {wanted.judge}).")
+            raise MinipovidError(f"{each.label} needs a judge: name a model with --judge (officially {wanted.judge}).")
     with alone(run / run_folder.EVAL):
-        return [_examined(run, *each, backend, judge) for each in zip(seats, pictures, strict=True)]
+        return [_examined(run, *both, backend, judge) for both in zip(selected, pictures, strict=True)]
 
 
 def _judging(benchmark: Benchmark) -> Judging | None:
@@ -62,53 +62,54 @@ def _judging(benchmark: Benchmark) -> Judging | None:
 
 
 def _examined(
-    run: Path, seat: Selected, pictures: Mapping[str, Path], backend: Backend, judge: Callable[[], ChatModel] | None
+    run: Path, selected: Selected, pictures: Mapping[str, Path], backend: Backend, judge: Callable[[], ChatModel] | None
 ) -> Result:
-    answers = ask(seat.exam.questions, pictures, backend, run / run_folder.EVAL, f"{seat.label} by {backend.name}")
+    folder, label = run / run_folder.EVAL, f"{selected.label} by {backend.name}"
+    answers = ask(selected.exam.questions, pictures, backend, folder, label)
     by: dict[str, Any] = {}
-    wanted = _judging(seat.benchmark)
+    wanted = _judging(selected.benchmark)
     if judge is not None and wanted is not None:
-        answers, by = judged(wanted, answers, judge(), seat.label)
-    return _result(run, seat, backend, answers, by)
+        answers, by = judged(wanted, answers, judge(), selected.label)
+    return _result(run, selected, backend, answers, by)
 
 
 def _options(benchmark: Benchmark, files: Sequence[Path]) -> dict[str, Any]:
     """All options; those that name a file are left out, for the file's content is a part of the data."""
-    told: dict[str, Any] = asdict(benchmark)  # type: ignore[call-overload]
+    options: dict[str, Any] = asdict(benchmark)  # type: ignore[call-overload]
     return {
         name: value
-        for name, value in told.items()
+        for name, value in options.items()
         if not (isinstance(value, str) and value and Path(value).expanduser() in files)
     }
 
 
 def _result(
-    run: Path, seat: Selected, backend: Backend, answers: Sequence[Answer], judged_by: dict[str, Any]
+    run: Path, selected: Selected, backend: Backend, answers: Sequence[Answer], judged_by: dict[str, Any]
 ) -> Result:
-    benchmark = seat.benchmark
-    sheet = graded(benchmark, answers)
+    benchmark = selected.benchmark
+    grades = graded(benchmark, answers)
     identity = {
-        "benchmark": seat.name,
+        "benchmark": selected.name,
         "version": getattr(benchmark, "version", 1),  # a benchmark raises it when it reads answers otherwise
-        "options": _options(benchmark, seat.exam.files),
-        "data": seat.data,
+        "options": _options(benchmark, selected.exam.files),
+        "data": selected.data,
         "judge": {"model": judged_by["model"], "prompts": __version__} if judged_by else None,
         "decoding": dict(backend.decoding),
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:8]
     mode = f"{benchmark.mode}/" if hasattr(benchmark, "mode") else ""
     result = Result(
-        label=seat.label,
-        benchmark=seat.name,
-        options=dict(seat.options),
+        label=selected.label,
+        benchmark=selected.name,
+        options=dict(selected.options),
         backend=backend.name,
-        protocol=f"{seat.name}/{mode}{digest}",
+        protocol=f"{selected.name}/{mode}{digest}",
         identity={**identity, "answered_by": dict(backend.identity()), "judged_by": judged_by},
-        pictures=str(seat.root.resolve()),
-        **count(sheet.marks),
-        notes=list(seat.exam.notes),
-        figures=statistics.intervals(sheet.units, figures_of(benchmark)),
-        units=sheet.units,
+        pictures=str(selected.root.resolve()),
+        **count(grades.marks),
+        notes=list(selected.exam.notes),
+        figures=statistics.intervals(grades.units, figures_of(benchmark)),
+        units=grades.units,
     )
-    write(run, result, answers, sheet.marks)
+    write(run, result, answers, grades.marks)
     return result

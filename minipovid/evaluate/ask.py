@@ -28,16 +28,16 @@ from minipovid.inference.backends import Backend, Question
 NAME = "answers.jsonl"
 
 
-class Part(NamedTuple):
+class PictureQuestions(NamedTuple):
     """Questions about one picture that are still to be asked; `keys` are theirs."""
 
     questions: Sequence[Question]
     keys: Sequence[str]
     picture: Path | None
 
-    def singles(self) -> Iterator[Part]:
+    def singles(self) -> Iterator[PictureQuestions]:
         for question, key in zip(self.questions, self.keys, strict=True):
-            yield Part([question], [key], self.picture)
+            yield PictureQuestions([question], [key], self.picture)
 
 
 def ask(
@@ -50,8 +50,8 @@ def ask(
     identity, digests = backend.identity(), {image: images.digest(path).hex() for image, path in pictures.items()}
     keys = [_key(identity, question, digests.get(question.image, "")) for question in questions]
     with Lines(folder / NAME) as lines:
-        held = dict(_held(lines))
-        todo = list(_todo(questions, keys, held, pictures))
+        answers = dict(_known_answers(lines))
+        todo = list(_todo(questions, keys, answers, pictures))
         lost = 0
         with tqdm(
             total=len(questions), desc=label, unit="question", disable=not sys.stderr.isatty(), file=sys.stderr
@@ -63,16 +63,16 @@ def ask(
                     lost += 1
                     continue
                 lines.add({"key": key, "answer": text})
-                held[key] = text
+                answers[key] = text
     if lost:
         raise MinipovidError(
             f"{lost:,} of {len(questions):,} questions of {label} got no answer from {backend.name}; the others are "
             "kept, and the same command asks these again."
         )
-    return [Answer(question, held[key]) for question, key in zip(questions, keys, strict=True)]
+    return [Answer(question, answers[key]) for question, key in zip(questions, keys, strict=True)]
 
 
-def _held(lines: Lines) -> Iterator[tuple[str, str]]:
+def _known_answers(lines: Lines) -> Iterator[tuple[str, str]]:
     for _, row in lines.read():
         key, text = row.get("key"), row.get("answer")
         if isinstance(key, str) and isinstance(text, str):
@@ -85,23 +85,23 @@ def _key(identity: Mapping[str, object], question: Question, picture: str) -> st
 
 
 def _todo(
-    questions: Sequence[Question], keys: Sequence[str], held: Mapping[str, str], pictures: Mapping[str, Path]
-) -> Iterator[Part]:
+    questions: Sequence[Question], keys: Sequence[str], answers: Mapping[str, str], pictures: Mapping[str, Path]
+) -> Iterator[PictureQuestions]:
     for places in parts(questions):
-        new = [place for place in places if keys[place] not in held]
+        new = [place for place in places if keys[place] not in answers]
         if new:
             picture = pictures.get(questions[new[0]].image)
-            yield Part([questions[place] for place in new], [keys[place] for place in new], picture)
+            yield PictureQuestions([questions[place] for place in new], [keys[place] for place in new], picture)
 
 
-def _answered(todo: Sequence[Part], backend: Backend) -> Iterator[tuple[str, str | None]]:
+def _answered(todo: Sequence[PictureQuestions], backend: Backend) -> Iterator[tuple[str, str | None]]:
     """Keys and answers as they come."""
     if backend.concurrency == 1:
         for part in todo:
             yield from zip(part.keys, backend.answers(part.questions, part.picture), strict=True)
         return
 
-    def work(part: Part) -> tuple[str, str | None]:
+    def work(part: PictureQuestions) -> tuple[str, str | None]:
         return part.keys[0], next(backend.answers(part.questions, part.picture))
 
     # One by one: an answer that has come is kept, whatever becomes of the next.

@@ -53,8 +53,8 @@ def judged(
             f"{len(verdicts):,} of {len(answers):,} answers of {label} are judged: {why}. They are kept; the same "
             "command goes on from there."
         )
-    found = [replace(answer, judgement=verdicts[place].text) for place, answer in enumerate(answers)]
-    return found, _account(teacher, before, list(verdicts.values()))
+    judged_answers = [replace(answer, judgement=verdicts[place].text) for place, answer in enumerate(answers)]
+    return judged_answers, _account(teacher, before, list(verdicts.values()))
 
 
 def _through(
@@ -91,7 +91,7 @@ def _verdict(benchmark: Judging, answer: Answer, teacher: ChatModel) -> JudgeRep
         if request is None:
             break
         try:
-            reply = _asked(teacher, request, attempt)
+            reply = _reply(teacher, request, attempt)
         except Unanswered as error:
             return JudgeReply(None, frozenset(models), str(error))  # what the next attempts had brought, nobody knows
         models |= {reply.model} - {""}
@@ -103,7 +103,7 @@ def _verdict(benchmark: Judging, answer: Answer, teacher: ChatModel) -> JudgeRep
     return JudgeReply(text, frozenset(models))
 
 
-def _asked(teacher: ChatModel, request: Request, attempt: int) -> Reply:
+def _reply(teacher: ChatModel, request: Request, attempt: int) -> Reply:
     turns = [Message(role, text) for role, text in request.turns]
     version = f"judge {attempt}"
     return teacher.ask(turns, None, version, temperature=request.temperature, max_tokens=request.max_tokens)

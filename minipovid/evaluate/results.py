@@ -20,7 +20,7 @@ from typing import Any
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
 from minipovid.evaluate import benchmarks, statistics
-from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Benchmark, Counts, Label, Mark, Sheet
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Benchmark, Counts, Grades, Label, Mark
 from minipovid.evaluate.statistics import Change, Interval
 from minipovid.recipe import run_folder
 from minipovid.recipe.strict import validated
@@ -110,15 +110,15 @@ def figures_of(benchmark: Benchmark) -> statistics.Figures:
     return figures
 
 
-def graded(benchmark: Benchmark, answers: Sequence[Answer]) -> Sheet:
-    """The benchmark's own sheet, each unit with the number of its answers and of their words."""
-    sheet = benchmark.grade(answers)
-    units = {unit: dict(counts) for unit, counts in sheet.units.items()}
-    for answer, mark in zip(answers, sheet.marks, strict=True):
+def graded(benchmark: Benchmark, answers: Sequence[Answer]) -> Grades:
+    """The benchmark's own grades, each unit with the number of its answers and of their words."""
+    grades = benchmark.grade(answers)
+    units = {unit: dict(counts) for unit, counts in grades.units.items()}
+    for answer, mark in zip(answers, grades.marks, strict=True):
         counts = units.setdefault(mark.unit, {})
         counts[ANSWERS] = counts.get(ANSWERS, 0.0) + 1
         counts[WORDS] = counts.get(WORDS, 0.0) + len(answer.text.split())
-    return Sheet(sheet.marks, units)
+    return Grades(grades.marks, units)
 
 
 def count(marks: Sequence[Mark]) -> dict[str, int]:
@@ -146,10 +146,10 @@ def read(run: Path) -> Iterator[Result]:
     """Every result of a run, by name. Raises MinipovidError for a damaged one."""
     for path in sorted((run / run_folder.EVAL).glob("*.json")):
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            figures = {name: Interval(*map(_float, each)) for name, each in told.pop("figures").items()}
-            _ = validated(Result, {**told, "figures": figures}, path.name).built
-            result = Result(**told, figures=figures)
+            content = json.loads(path.read_text(encoding="utf-8"))
+            figures = {name: Interval(*map(_float, each)) for name, each in content.pop("figures").items()}
+            _ = validated(Result, {**content, "figures": figures}, path.name).built
+            result = Result(**content, figures=figures)
         except (ValueError, LookupError, TypeError, AttributeError, MinipovidError):
             raise MinipovidError(
                 f"{path} is damaged, or of another version; remove it and run `minipovid eval` again."
@@ -160,8 +160,8 @@ def read(run: Path) -> Iterator[Result]:
 def rows(run: Path, result: Result) -> list[dict[str, Any]]:
     """The answers of a result: id, image, prompt, answer, verdict, right, wrong, unit."""
     lines = (run / run_folder.EVAL / f"{result.name}.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line) for line in lines]
-    return [row for row in found if isinstance(row, dict) and {"id", "prompt", "answer", "verdict"} <= row.keys()]
+    parsed = [json.loads(line) for line in lines]
+    return [row for row in parsed if isinstance(row, dict) and {"id", "prompt", "answer", "verdict"} <= row.keys()]
 
 
 def _row(answer: Answer, mark: Mark) -> dict[str, Any]:

@@ -76,14 +76,14 @@ class Selected:
 
         Raises MinipovidError where any is missing, before anything is asked.
         """
-        found = {image: self._picture(image, store) for image in self._images()}
-        missing = [image for image, path in found.items() if not path.is_file()]
+        paths = {image: self._picture(image, store) for image in self._images()}
+        missing = [image for image, path in paths.items() if not path.is_file()]
         if missing:
             raise MinipovidError(
-                f"{len(missing):,} of {len(found):,} pictures are not in {self.root}, {missing[0]} among them; "
+                f"{len(missing):,} of {len(paths):,} pictures are not in {self.root}, {missing[0]} among them; "
                 "name their folder with --images."
             )
-        return found
+        return paths
 
     def _images(self) -> dict[str, None]:
         return dict.fromkeys(question.image for question in self.exam.questions if question.image)
@@ -101,7 +101,7 @@ def find(
     split: str = "eval",
     mode: str | None = None,
 ) -> list[Selected]:
-    """The seats that the specs name; `settings` are options and `folders` pictures by label or benchmark, "" for all.
+    """What the specs name; `settings` are options and `folders` pictures by label or benchmark, "" for all.
     `mode`, where given, is that of all that have one.
 
     Raises MinipovidError for a spec that names nothing, and for two of one label.
@@ -110,7 +110,7 @@ def find(
     for name, options in settings.items():
         if not isinstance(options, Mapping):
             raise MinipovidError(f"--set {name}: an option has two names, {name}.KEY=VALUE.")
-    seats: list[Selected] = []
+    selection: list[Selected] = []
     for spec in specs:
         for label, name, options, path in _tiny(split) if spec == BUILTIN else [_parsed(spec)]:
             reading = {"mode": mode} if mode is not None and _has_mode(name) else {}
@@ -120,25 +120,25 @@ def find(
             beside = folders.get("", path if path.is_dir() else path.parent)
             home = _world() if spec == BUILTIN else beside
             folder = folders.get(label, folders.get(name, home))
-            seats.append(Selected(label, name, options, path, folder))
-    _check(seats, {*settings, *folders} - {""})
-    return seats
+            selection.append(Selected(label, name, options, path, folder))
+    _check(selection, {*settings, *folders} - {""})
+    return selection
 
 
 def _has_mode(name: str) -> bool:
     return hasattr(shelf.load("evaluate.benchmarks", name).Benchmark, "mode")
 
 
-def _check(seats: Sequence[Selected], named: Iterable[str]) -> None:
-    labels = [seat.label for seat in seats]
+def _check(selection: Sequence[Selected], named: Iterable[str]) -> None:
+    labels = [each.label for each in selection]
     for label in labels:
         if labels.count(label) > 1:
             raise MinipovidError(f"Two benchmarks are called {label}; give one a label: {label}:mine=PATH.")
     for name in sorted(named):
-        if name not in labels and name not in {seat.name for seat in seats}:
+        if name not in labels and name not in {each.name for each in selection}:
             raise MinipovidError(f"There is an option for {name}, but no such benchmark here: {', '.join(labels)}.")
-    for seat in seats:
-        _ = seat.benchmark
+    for each in selection:
+        _ = each.benchmark
 
 
 def _parsed(spec: str) -> tuple[str, str, Mapping[str, Any], Path]:

@@ -72,11 +72,11 @@ def paired(
 
     values = change(both.sum(0))
     drawn = [change(sums) for sums in _draws(len(before), both, seed)]
-    found = {}
+    changes = {}
     for name, value in values.items():
         column = [each.get(name, math.nan) for each in drawn]
-        found[name] = Change(value, *_middle(column), _p(column))
-    return found
+        changes[name] = Change(value, *_middle(column), _p(column))
+    return changes
 
 
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:

@@ -14,7 +14,7 @@ import pytest
 
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
-from minipovid.evaluate.benchmarks import UNPARSED, Answer, Sheet, amber, total
+from minipovid.evaluate.benchmarks import UNPARSED, Answer, Grades, amber, total
 from minipovid.evaluate.reading import english
 from minipovid.evaluate.reading.english import Grammar
 
@@ -61,7 +61,7 @@ def folder(path: Path, told: Sequence[Mapping[str, Any]], safe: str = "light\n")
     return path
 
 
-def graded(path: Path, said: Mapping[int, str], **options: Any) -> tuple[Sheet, dict[str, float]]:
+def graded(path: Path, said: Mapping[int, str], **options: Any) -> tuple[Grades, dict[str, float]]:
     """The sheet and the figures, in percent, of these answers by id; questions without one are not asked."""
     benchmark = benchmarks.build("amber", options)
     questions = [question for question in benchmark.read(path).questions if int(question.id) in said]

@@ -52,7 +52,7 @@ BY_HAND = Grammar(
 )
 
 
-def reader(words: chair.Words, monkeypatch: pytest.MonkeyPatch, file: Path = SYNONYMS) -> chair.Reader:
+def reader(words: chair.WordPipeline, monkeypatch: pytest.MonkeyPatch, file: Path = SYNONYMS) -> chair.Reader:
     if words == "pattern":
         pytest.importorskip("nltk", reason="minipovid[benchmarks] is not installed")
         pytest.importorskip("pattern", reason="minipovid[benchmarks] is not installed")
@@ -122,7 +122,7 @@ def figures(rows: Sequence[tuple[str, str, set[str]]], read: chair.Reader) -> di
 
 @needs_list
 @pytest.mark.parametrize(("words", "chair_i"), [("pattern", 4 / 8), ("lemma", 4 / 9), ("own", 4 / 9)])
-def test_by_hand(words: chair.Words, chair_i: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_hand(words: chair.WordPipeline, chair_i: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Absent: the cat; both dogs; the pizza of the unknown picture: 4, in three of four captions.
 
     Mentions: dog, cat, person; (bus,) bus, car, dog, dog; none; pizza: 8, or 9 where the singular bus is one. Named and

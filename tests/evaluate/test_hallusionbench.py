@@ -13,7 +13,7 @@ import pytest
 
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
-from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Sheet, hallusionbench, total
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Grades, hallusionbench, total
 from minipovid.inference.backends import Question
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "hallusionbench"
@@ -34,7 +34,7 @@ def write(folder: Path, rows: Sequence[Any]) -> Path:
     return file
 
 
-def graded(questions: Sequence[Question], texts: Sequence[str], codes: Sequence[str], **options: Any) -> Sheet:
+def graded(questions: Sequence[Question], texts: Sequence[str], codes: Sequence[str], **options: Any) -> Grades:
     """`texts` are answers, `codes` the judge's verdicts as the script writes them."""
     answers = [Answer(*each, REPLIES[code]) for *each, code in zip(questions, texts, codes, strict=True)]
     return benchmarks.build("hallusionbench", options).grade(answers)

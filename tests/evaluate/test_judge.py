@@ -22,7 +22,7 @@ from bad_server import BadServer
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
 from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer
-from minipovid.evaluate.benchmarks.object_halbench import Names
+from minipovid.evaluate.benchmarks.object_halbench import CocoNames
 from minipovid.evaluate.judge import judged
 from minipovid.inference.backends import Question
 from minipovid.inference.remote import Limits, Prices, Usage
@@ -149,7 +149,7 @@ def test_a_judge_that_is_not_understood_is_asked_again() -> None:
 def test_a_retry_in_the_same_words_is_asked_really(tmp_path: Path) -> None:
     """Object HalBench asks the same again: the cache must not answer with the reply that was not understood."""
     (tmp_path / "names.txt").write_text("dog, puppy\ncat\n")
-    about = answers(2, names=Names.read(tmp_path / "names.txt"), there=["cat"])
+    about = answers(2, names=CocoNames.read(tmp_path / "names.txt"), there=["cat"])
     short = Answer(about[1].question, "A dog.")
     with BadServer({"0": ["say ```", "say Sure!", 'say ["dog"]']}) as server:
         for _ in range(2):

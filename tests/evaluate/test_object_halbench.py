@@ -16,7 +16,7 @@ from PIL import Image
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
 from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, object_halbench
-from minipovid.evaluate.benchmarks.object_halbench import Benchmark, Names
+from minipovid.evaluate.benchmarks.object_halbench import Benchmark, CocoNames
 from minipovid.images.embedded import Embedded
 from minipovid.inference.backends import Question
 
@@ -41,12 +41,12 @@ traffic light
 
 
 @pytest.fixture
-def names(tmp_path: Path) -> Names:
+def names(tmp_path: Path) -> CocoNames:
     (tmp_path / "synonyms_refine.txt").write_text(SYNONYMS)
-    return Names.read(tmp_path / "synonyms_refine.txt")
+    return CocoNames.read(tmp_path / "synonyms_refine.txt")
 
 
-def answer(names: Names, there: list[str], judgement: str | None, text: str = "A long enough answer.") -> Answer:
+def answer(names: CocoNames, there: list[str], judgement: str | None, text: str = "A long enough answer.") -> Answer:
     truth = {"there": there, "names": names, "question": "Describe {answer}."}
     return Answer(Question("1", "a.jpg", "Describe it.", truth, 9), text, judgement)
 
@@ -105,15 +105,15 @@ def test_a_list_is_read(reply: str, official: list[str] | None, robust: list[str
         (["Wine Glasses", "traffic-lights"], ["wine glass"]),
     ],
 )
-def test_what_is_listed_is_told_by_its_noun(names: Names, listed: list[str], told: list[str]) -> None:
-    assert names.told(listed) == told
+def test_what_is_listed_is_told_by_its_noun(names: CocoNames, listed: list[str], told: list[str]) -> None:
+    assert names.listed_names(listed) == told
 
 
 def test_captions_name_objects_in_order() -> None:
     """Over the real list: two-word names first, the seat of a toilet no chair, duplicates kept."""
     if not REAL.is_file():
         pytest.skip("the real synonyms (shared/data/chair) are not here")
-    real = Names.read(REAL)
+    real = CocoNames.read(REAL)
     said = "Two dogs and a man's cat near the seat of a toilet, a passenger train, hot dogs, a bus and buses."
     assert [real.of[word] for word in real.in_text(said)] == [
         *("dog", "person", "cat", "toilet", "train", "hot dog", "bus", "bus"),
@@ -130,7 +130,7 @@ def scores(answers: list[Answer], mode: str = "official") -> tuple[dict[str, flo
     return benchmark.figures(benchmarks.total(sheet.units)), [mark.verdict for mark in sheet.marks]
 
 
-def test_lists_by_hand(names: Names) -> None:
+def test_lists_by_hand(names: CocoNames) -> None:
     """There: dog, person / cat / bus / bus / cat.
 
     1. dog, puppy, cat, man: 4 mentions, cat absent; dog and person named.
@@ -150,7 +150,7 @@ def test_lists_by_hand(names: Names) -> None:
     assert verdicts == ["1 of 4 absent", "0 of 0 absent", "0 of 0 absent", FAILED]
 
 
-def test_a_list_that_was_never_read_ends_the_official_script(names: Names) -> None:
+def test_a_list_that_was_never_read_ends_the_official_script(names: CocoNames) -> None:
     """In an error, so there is no number; robustly the answer is left out, and counted as unread."""
     answers = [answer(names, ["dog"], '["cat"]'), answer(names, ["dog"], "I see a cat.")]
     found, verdicts = scores(answers)
@@ -160,14 +160,14 @@ def test_a_list_that_was_never_read_ends_the_official_script(names: Names) -> No
     assert verdicts == ["1 of 1 absent", UNPARSED]
 
 
-def test_nothing_to_divide_by(names: Names) -> None:
+def test_nothing_to_divide_by(names: CocoNames) -> None:
     found, _ = scores([answer(names, ["dog"], "[]")])
     assert found["chair_s"] == 0.0 and found["obj_rec"] == 0.0
     assert math.isnan(found["chair_s_refine"]) and math.isnan(found["chair_i"])
     assert all(math.isnan(value) for value in scores([answer(names, ["dog"], None)])[0].values())
 
 
-def test_what_is_not_there_is_marked(names: Names) -> None:
+def test_what_is_not_there_is_marked(names: CocoNames) -> None:
     text = "A dog, two cats and a wine  glass."
     (mark,) = Benchmark().grade([answer(names, ["dog"], '["dog", "cat", "wine glass"]', text)]).marks
     assert [text[start:end] for start, end in mark.wrong] == ["cats", "wine  glass"] and mark.right is None
@@ -188,7 +188,7 @@ def twin(rows: list[tuple[list[str], set[str]]]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_twin_comes_to_the_same(names: Names, seed: int) -> None:
+def test_a_twin_comes_to_the_same(names: CocoNames, seed: int) -> None:
     draw = random.Random(seed)
     words, objects = ["dog", "puppy", "cat", "bus", "table", "sky", "tree"], ["dog", "cat", "bus", "dining table"]
     rows = [
@@ -201,7 +201,7 @@ def test_a_twin_comes_to_the_same(names: Names, seed: int) -> None:
 # --- the judge ---
 
 
-def test_the_judge_reads_one_system_message(names: Names, tmp_path: Path) -> None:
+def test_the_judge_reads_one_system_message(names: CocoNames, tmp_path: Path) -> None:
     """A hundred times at most; three words it is not asked about."""
     benchmark = Benchmark()
     request = benchmark.ask(answer(names, [], None, "Assistant: A dog on a table. "), 0)

@@ -2,8 +2,8 @@
 
     benchmark = build("pope", {"mode": "robust"})
     exam = benchmark.read(Path("coco_pope_adversarial.json"))
-    sheet = benchmark.grade(answers)
-    benchmark.figures(total(sheet.units))
+    grades = benchmark.grade(answers)
+    benchmark.figures(total(grades.units))
 
 A file here defines `Benchmark`, a frozen dataclass as the protocol below has it, and nothing else need be edited;
 scienceqa.py is the neighbour to begin from, mmvet.py where a judge reads the answers (Judging). Its docstring names the
@@ -21,20 +21,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
-
-from pydantic import Field
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from minipovid.common import data_files, shelf
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate.reading.english import Mention
 from minipovid.inference.backends import Question
+from minipovid.recipe.schema import Count as Count  # an option that is a number of something
 from minipovid.recipe.strict import validated
 
 NAN = float("nan")
 UNPARSED, FAILED = "unparsed", "failed"  # verdicts with a meaning of their own: not understood; no judge replied
 _FILE = data_files.Purpose("benchmark's file", "name the benchmark's file")
-Count = Annotated[int, Field(ge=1)]  # an option that is a number of something
 Mode = Literal["official", "robust"]
 Counts = Mapping[str, float]
 
@@ -57,7 +55,7 @@ class Mark(NamedTuple):
     wrong: tuple[tuple[int, int], ...] = ()  # characters [start, end) of the answer that name what is not there
 
 
-class Sheet(NamedTuple):
+class Grades(NamedTuple):
     """All answers, graded: a mark for each, and what each unit adds to the sums that the figures are made of."""
 
     marks: Sequence[Mark]
@@ -92,7 +90,7 @@ class Benchmark(Protocol):
     def read(self, path: Path) -> Exam:
         """Raises MinipovidError where the file or folder is not this benchmark's, saying what it should be."""
 
-    def grade(self, answers: Sequence[Answer]) -> Sheet: ...
+    def grade(self, answers: Sequence[Answer]) -> Grades: ...
 
     def figures(self, totals: Counts) -> dict[str, float]:
         """From the sums of the units' counts; nan where the official script divides by zero."""
@@ -148,9 +146,9 @@ class Tally:
 
     def add(self, unit: str, **counts: float) -> None:
         """A unit is there from its first answer on, even where that counts nothing."""
-        held = self.units.setdefault(unit, {})
+        sums = self.units.setdefault(unit, {})
         for name, value in counts.items():
-            held[name] = held.get(name, 0.0) + value
+            sums[name] = sums.get(name, 0.0) + value
 
 
 def share(part: float, whole: float) -> float:
@@ -169,20 +167,20 @@ def objects(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield number, row
 
 
-def described(unit: str, said: Sequence[Mention], absent: Sequence[Mention]) -> Mark:
+def described(unit: str, mentions: Sequence[Mention], absent: Sequence[Mention]) -> Mark:
     """The mark of a description: how many of the things that it names are not there, and where it names them."""
     where = tuple((mention.start, mention.end) for mention in absent if mention.end > mention.start)
-    return Mark(unit, f"{len(absent)} of {len(said)} absent", None, where)
+    return Mark(unit, f"{len(absent)} of {len(mentions)} absent", None, where)
 
 
 def file_in(path: Path, source: str, *names: str) -> Path:
     """The file itself, or the first of these names in a folder. Raises MinipovidError, saying where to get it."""
     if not path.is_dir():
         return path
-    found = next((path / name for name in names if (path / name).is_file()), None)
-    if found is None:
+    file = next((path / name for name in names if (path / name).is_file()), None)
+    if file is None:
         raise MinipovidError(f"{path} holds no {' or '.join(names)}; take {source}.")
-    return found
+    return file
 
 
 def in_images(file: Path, name: str) -> str:

@@ -36,10 +36,10 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Grades,
     Label,
     Mark,
     Mode,
-    Sheet,
     Tally,
     described,
     file_in,
@@ -52,8 +52,8 @@ from minipovid.evaluate.reading.replies import says_yes
 from minipovid.inference.backends import Question
 
 Similar = Callable[[str, str], bool]
-Part = Literal["generative", "discriminative"]
-PARTS: tuple[Part, ...] = ("generative", "discriminative")
+AmberPart = Literal["generative", "discriminative"]
+PARTS: tuple[AmberPart, ...] = ("generative", "discriminative")
 # What annotations.json calls the questions, and what they are about.
 KINDS = {
     "discriminative-hallucination": "existence",
@@ -112,7 +112,7 @@ class Benchmark:
     def read(self, path: Path) -> Exam:
         folder = path if path.is_dir() else path.parent
         parts = PARTS if self.part == "all" else (self.part,)
-        told = _annotations(self._file(folder, "annotations.json"))
+        annotations = _annotations(self._file(folder, "annotations.json"))
         queries = {part: self._file(folder, f"query_{part}.json", f"query/query_{part}.json") for part in parts}
         files = [folder / "annotations.json", *queries.values()]
         scenes = None
@@ -120,16 +120,16 @@ class Benchmark:
             lists = self._file(folder, "relation.json"), self._file(folder, "safe_words.txt")
             files += [*lists, *([] if self.similarity == "equal" else [Path(self.similarity).expanduser()])]
             scenes = _scenes(*lists, similar_words(self.similarity), self.mode)
-        questions = [question for file in queries.values() for question in self._asked(file, told, scenes)]
+        questions = [question for file in queries.values() for question in self._questions(file, annotations, scenes)]
         _no_twice(questions, folder)
         return Exam(questions, files, list(self._notes(files, len(questions), scenes is not None)))
 
     def _file(self, folder: Path, *names: str) -> Path:
         return file_in(folder, self.source, *names)
 
-    def _asked(self, file: Path, told: Mapping[str, Truth], scenes: Scenes | None) -> Iterator[Question]:
+    def _questions(self, file: Path, annotations: Mapping[str, Truth], scenes: Scenes | None) -> Iterator[Question]:
         for number, row in objects(file, _ASKED):
-            image, query, truth = row.get("image"), row.get("query"), told.get(str(row.get("id")))
+            image, query, truth = row.get("image"), row.get("query"), annotations.get(str(row.get("id")))
             if not isinstance(image, str) or not isinstance(query, str):
                 raise MinipovidError(f"{file}: row {number} is not {_ASKED}.")
             if truth is None:
@@ -152,53 +152,53 @@ class Benchmark:
 
     # --- the scores ---
 
-    def grade(self, answers: Sequence[Answer]) -> Sheet:
+    def grade(self, answers: Sequence[Answer]) -> Grades:
         tally = Tally()
         marks = [
             self._replied(each, tally) if "kind" in each.question.truth else _described(each, tally) for each in answers
         ]
-        return Sheet(marks, tally.units)
+        return Grades(marks, tally.units)
 
     def _replied(self, answer: Answer, tally: Tally) -> Mark:
         """A yes or no. The script's positive class is no; what is neither is wrong, and no "no"."""
         unit, kind = answer.question.image, answer.question.truth["kind"]
         truth = answer.question.truth["label"] == "yes"
-        said = {"Yes": True, "No": False}.get(answer.text) if self.mode == "official" else says_yes(answer.text)
-        cells = {"asked": True, "right": said is truth, "no": not truth, "said": said is False}
+        reading = {"Yes": True, "No": False}.get(answer.text) if self.mode == "official" else says_yes(answer.text)
+        cells = {"asked": True, "right": reading is truth, "no": not truth, "said": reading is False}
         cells["both"] = cells["no"] and cells["said"]
         tally.add(unit, **{f"{kind}/{cell}": float(is_so) for cell, is_so in cells.items()})
-        return Mark(unit, UNPARSED if said is None else "yes" if said else "no", said is truth)
+        return Mark(unit, UNPARSED if reading is None else "yes" if reading else "no", reading is truth)
 
     def figures(self, totals: Counts) -> dict[str, float]:
         """The script's percentages, each rounded as there, as shares; `amber` is (1 - chair + f1) / 2.
 
         Attribute pools state, number and action.
         """
-        found: dict[str, float] = {}
+        percent: dict[str, float] = {}
         if "responses" in totals:
-            found["chair"] = self._percent(totals["absent"], totals["nouns"])
-            found["cover"] = self._percent(totals["covered"], totals["truth"])
-            found["hal"] = 100 - self._percent(totals["clean"], totals["responses"])
-            found["cog"] = self._percent(totals["imagined"], totals["hallu"])
-            found = {name: self._rounded(value) for name, value in found.items()}
+            percent["chair"] = self._percent(totals["absent"], totals["nouns"])
+            percent["cover"] = self._percent(totals["covered"], totals["truth"])
+            percent["hal"] = 100 - self._percent(totals["clean"], totals["responses"])
+            percent["cog"] = self._percent(totals["imagined"], totals["hallu"])
+            percent = {name: self._rounded(value) for name, value in percent.items()}
         if any(name.endswith("/asked") for name in totals):
-            found |= self._of(totals, sorted(set(KINDS.values())), "")
+            percent |= self._of(totals, sorted(set(KINDS.values())), "")
             for group, kinds in _GROUPS.items():
-                found |= self._of(totals, kinds, f"{group}_")
-        if "chair" in found and "f1" in found:
-            found["amber"] = (100 - found["chair"] + found["f1"]) / 2
-        return {name: round(value / 100, 12) for name, value in found.items()}
+                percent |= self._of(totals, kinds, f"{group}_")
+        if "chair" in percent and "f1" in percent:
+            percent["amber"] = (100 - percent["chair"] + percent["f1"]) / 2
+        return {name: round(value / 100, 12) for name, value in percent.items()}
 
     def _of(self, totals: Counts, kinds: Sequence[str], prefix: str) -> dict[str, float]:
         """The four figures of some kinds of questions, in percent."""
-        asked, right, no, said, both = (
+        questions, right, no, replies, both = (
             sum(totals.get(f"{kind}/{cell}", 0.0) for kind in kinds)
             for cell in ("asked", "right", "no", "said", "both")
         )
-        begun = 3 if prefix == "attribute_" else 1  # the script adds up three denominators that each began at 0.001
-        accuracy = self._rounded(self._percent(right, asked, begun))
-        precision = self._rounded(self._percent(both, said, begun))
-        recall = self._rounded(self._percent(both, no, begun))
+        starts = 3 if prefix == "attribute_" else 1  # the script adds up three denominators that each began at 0.001
+        accuracy = self._rounded(self._percent(right, questions, starts))
+        precision = self._rounded(self._percent(both, replies, starts))
+        recall = self._rounded(self._percent(both, no, starts))
         f1 = self._f1(precision, recall, 0.001 if prefix == "existence_" else 0.0001)
         named = {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
         return {prefix + name: value for name, value in named.items()}
@@ -235,7 +235,7 @@ class Scenes(NamedTuple):
         return others + [(word, at) for at, word in enumerate(words)]
 
 
-class Judged(NamedTuple):
+class NounGrades(NamedTuple):
     """The nouns that name what is not there, and which of the truth and of the feared words were named."""
 
     absent: Sequence[Mention]
@@ -243,7 +243,7 @@ class Judged(NamedTuple):
     imagined: Set[int]
 
 
-def judged(nouns: Sequence[Mention], truth: Sequence[str], hallu: Sequence[str], scenes: Scenes) -> Judged:
+def graded_nouns(nouns: Sequence[Mention], truth: Sequence[str], hallu: Sequence[str], scenes: Scenes) -> NounGrades:
     """Noun by noun as the script does it: the same word, else a similar one; a feared word is noted too."""
     there, feared = scenes.standing_for(truth), scenes.standing_for(hallu)
     absent: list[Mention] = []
@@ -260,7 +260,7 @@ def judged(nouns: Sequence[Mention], truth: Sequence[str], hallu: Sequence[str],
             absent.append(noun)
         else:
             covered.add(at)
-    return Judged(absent, covered, {at for at in imagined if at is not None})
+    return NounGrades(absent, covered, {at for at in imagined if at is not None})
 
 
 def _first(listed: Sequence[tuple[str, int]], noun: str, same: Similar) -> int | None:
@@ -270,11 +270,11 @@ def _first(listed: Sequence[tuple[str, int]], noun: str, same: Similar) -> int |
 def _described(answer: Answer, tally: Tally) -> Mark:
     unit, truth = answer.question.image, answer.question.truth
     nouns = truth["scenes"].nouns(answer.text)
-    found = judged(nouns, truth["truth"], truth["hallu"], truth["scenes"])
-    tally.add(unit, responses=1, clean=not found.absent, nouns=len(nouns), absent=len(found.absent))
-    tally.add(unit, covered=len(found.covered), truth=len(truth["truth"]))
-    tally.add(unit, imagined=len(found.imagined), hallu=len(truth["hallu"]))
-    return described(unit, nouns, found.absent)
+    grades = graded_nouns(nouns, truth["truth"], truth["hallu"], truth["scenes"])
+    tally.add(unit, responses=1, clean=not grades.absent, nouns=len(nouns), absent=len(grades.absent))
+    tally.add(unit, covered=len(grades.covered), truth=len(truth["truth"]))
+    tally.add(unit, imagined=len(grades.imagined), hallu=len(truth["hallu"]))
+    return described(unit, nouns, grades.absent)
 
 
 def tagged_nouns(text: str, known: Set[str]) -> list[Mention]:
@@ -318,24 +318,24 @@ class Truth(TypedDict, total=False):
 
 
 def _annotations(file: Path) -> dict[str, Truth]:
-    found: dict[str, Truth] = {}
+    annotations: dict[str, Truth] = {}
     for number, row in objects(file, _TOLD):
         kind, truth, hallu = row.get("type"), row.get("truth"), row.get("hallu", [])
         if kind == "generative" and isinstance(truth, list) and isinstance(hallu, list):
-            found[str(row.get("id"))] = {"truth": truth, "hallu": hallu}
+            annotations[str(row.get("id"))] = {"truth": truth, "hallu": hallu}
         elif kind in KINDS and truth in ("yes", "no"):
-            found[str(row.get("id"))] = {"kind": KINDS[kind], "label": truth}
+            annotations[str(row.get("id"))] = {"kind": KINDS[kind], "label": truth}
         else:
             raise MinipovidError(f"{file}: row {number} is not {_TOLD}.")
-    return found
+    return annotations
 
 
 def _no_twice(questions: Sequence[Question], folder: Path) -> None:
-    seen: set[str] = set()
+    ids: set[str] = set()
     for question in questions:
-        if question.id in seen:
+        if question.id in ids:
             raise MinipovidError(f"{folder} asks question {question.id} twice; take its files as they were published.")
-        seen.add(question.id)
+        ids.add(question.id)
 
 
 def _scenes(relation: Path, safe: Path, similar: Similar, mode: Mode) -> Scenes:

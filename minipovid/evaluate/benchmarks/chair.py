@@ -27,13 +27,13 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 from minipovid.common import data_files
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
-from minipovid.evaluate.benchmarks import Answer, Count, Counts, Exam, Label, Sheet, Tally, described, objects, share
+from minipovid.evaluate.benchmarks import Answer, Count, Counts, Exam, Grades, Label, Tally, described, objects, share
 from minipovid.evaluate.reading import english
 from minipovid.evaluate.reading.coco import ANNOTATIONS, COCO, Coco, coco, coco_file
-from minipovid.evaluate.reading.english import Kind, Mention, Names
+from minipovid.evaluate.reading.english import Mention, Names, WordKind
 from minipovid.inference.backends import Question
 
-Words = Literal["pattern", "lemma", "own"]
+WordPipeline = Literal["pattern", "lemma", "own"]
 DRAWN = 500
 _OWN = "a picture with its objects; it needs image and objects, a list of names"
 _LISTED = "a picture of COCO; it needs image, a file name of COCO, or image_id"
@@ -84,7 +84,7 @@ class Benchmark:
         return self._coco(path, None) if path.is_dir() else self._coco(path.parent, path)
 
     def _own(self, file: Path) -> Exam:
-        words: Words = "own" if self.words == "auto" else self.words
+        words: WordPipeline = "own" if self.words == "auto" else self.words
         listed = file.with_name("objects.txt")
         if not listed.is_file():
             raise MinipovidError(
@@ -114,17 +114,17 @@ class Benchmark:
         )
 
     def _coco(self, folder: Path, listed: Path | None) -> Exam:
-        words: Words = "pattern" if self.words == "auto" else self.words
+        words: WordPipeline = "pattern" if self.words == "auto" else self.words
         synonyms = folder / "synonyms.txt"
         if not synonyms.is_file():
             raise MinipovidError(f"{folder} holds no synonyms.txt; take {_SYNONYMS}.")
         listed = listed or next((folder / name for name in _LISTS if (folder / name).is_file()), None)
-        asked = dict(list(_named(folder, listed).items())[: self.pictures]) if listed else self._drawn(folder)
+        wanted = dict(list(_named(folder, listed).items())[: self.pictures]) if listed else self._drawn(folder)
         reader = _reader(words, synonyms)
-        known, read = coco(folder, asked.keys())
+        known, read = coco(folder, wanted.keys())
         questions = [
             self._question(str(number), image, self.prompt, _there(known[number], reader, synonyms), reader)
-            for number, image in asked.items()
+            for number, image in wanted.items()
         ]
         how = f"those of {listed.name}" if listed else f"drawn from val2014 with seed {self.seed}"
         notes = [f"CHAIR over {len(questions):,} pictures of COCO, {how}.", _TOLD[words]]
@@ -139,7 +139,7 @@ class Benchmark:
 
     # --- the scores ---
 
-    def grade(self, answers: Sequence[Answer]) -> Sheet:
+    def grade(self, answers: Sequence[Answer]) -> Grades:
         tally, marks = Tally(), []
         for answer in answers:
             truth = answer.question.truth
@@ -150,18 +150,18 @@ class Benchmark:
             length = {"tokens": read.tokens} if read.tokens is not None else {}
             tally.add(answer.question.image, **counts, named=named, there=len(there), **length)
             marks.append(described(answer.question.image, read.mentions, absent))
-        return Sheet(marks, tally.units)
+        return Grades(marks, tally.units)
 
     def figures(self, totals: Counts) -> dict[str, float]:
         """chair_s: descriptions that name something absent; chair_i: mentions that do; recall: objects there that are
         named. `len`, of `lemma` alone, is the script's: a hundredth of the tokens of a description."""
         captions = totals.get("captions", 0.0)
-        found = {
+        figures = {
             "chair_s": share(totals.get("with_absent", 0.0), captions),
             "chair_i": share(totals.get("absent", 0.0), totals.get("mentions", 0.0)),
             "recall": share(totals.get("named", 0.0), totals.get("there", 0.0)),
         }
-        return found | ({"len": share(0.01 * totals["tokens"], captions)} if "tokens" in totals else {})
+        return figures | ({"len": share(0.01 * totals["tokens"], captions)} if "tokens" in totals else {})
 
 
 # --- which pictures of COCO, and what is in them ---
@@ -169,16 +169,16 @@ class Benchmark:
 
 def _named(folder: Path, listed: Path) -> dict[int, str]:
     """Number and file name of the pictures of a list, in its order; COCO's own name where only the number is given."""
-    asked: dict[int, str] = {}
-    for row, given in _entries(listed):
-        digits = re.search(r"\d+$", Path(given).stem)
+    wanted: dict[int, str] = {}
+    for row, entry in _entries(listed):
+        digits = re.search(r"\d+$", Path(entry).stem)
         if digits is None:
             raise MinipovidError(f"{listed}: row {row} is not {_LISTED}.")
         number = int(digits[0])
-        if number in asked:
+        if number in wanted:
             raise MinipovidError(f"{listed}: row {row} asks for picture {number} again.")
-        asked[number] = "" if given.isdigit() else given
-    return asked if all(asked.values()) else _with_names(folder, asked)
+        wanted[number] = "" if entry.isdigit() else entry
+    return wanted if all(wanted.values()) else _with_names(folder, wanted)
 
 
 def _entries(listed: Path) -> Iterator[tuple[str, str]]:
@@ -191,12 +191,12 @@ def _entries(listed: Path) -> Iterator[tuple[str, str]]:
         yield number, str(row.get("image") or row.get("image_id"))
 
 
-def _with_names(folder: Path, asked: dict[int, str]) -> dict[int, str]:
+def _with_names(folder: Path, wanted: dict[int, str]) -> dict[int, str]:
     known: dict[int, str] = {}
     for split in ("val2014", "train2014"):
-        if asked.keys() - known.keys():
+        if wanted.keys() - known.keys():
             known |= _pictures(folder, split)
-    return {number: image or known.get(number, "") for number, image in asked.items()}
+    return {number: image or known.get(number, "") for number, image in wanted.items()}
 
 
 def _pictures(folder: Path, split: str) -> dict[int, str]:
@@ -237,7 +237,7 @@ class Reader(Protocol):
         """The object that is called so; None where the list has no such name."""
 
 
-def _reader(words: Words, listed: Path) -> Reader:
+def _reader(words: WordPipeline, listed: Path) -> Reader:
     """Raises MinipovidError where a package or its data are missing: before anything is asked."""
     lines = [line for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
     if words == "own":
@@ -253,7 +253,7 @@ def singular_words(text: str) -> list[tuple[str, str]]:
     return [(token, english.singular(token)) for token in english.tokens(text)]
 
 
-_KINDS: Mapping[str, Kind] = {"J": "a", "V": "v", "N": "n", "R": "r"}  # by the first letter of a Penn tag
+_KINDS: Mapping[str, WordKind] = {"J": "a", "V": "v", "N": "n", "R": "r"}  # by the first letter of a Penn tag
 
 
 def lemmas(text: str) -> list[tuple[str, str]]:

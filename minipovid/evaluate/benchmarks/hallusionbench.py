@@ -30,11 +30,11 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Grades,
     Label,
     Mark,
     Mode,
     Request,
-    Sheet,
     Tally,
     file_in,
     filled,
@@ -108,12 +108,13 @@ class Benchmark:
 
     def read(self, path: Path) -> Exam:
         file = file_in(path, self.source, NAME)
-        asked = list(self._asked(file))
+        questions = list(self._questions(file))
         _ = self._wording
-        return Exam(asked, [file, *([Path(self.prompt)] if self.prompt else [])], [*_told(file, asked), self._caution])
+        files = [file, *([Path(self.prompt)] if self.prompt else [])]
+        return Exam(questions, files, [*_notes(file, questions), self._caution])
 
-    def _asked(self, file: Path) -> Iterator[Question]:
-        seen: set[str] = set()
+    def _questions(self, file: Path) -> Iterator[Question]:
+        ids: set[str] = set()
         for number, row in objects(file, _ASKED):
             try:
                 truth = _truth(row)
@@ -121,9 +122,9 @@ class Benchmark:
                 question = Question(_id(truth), image, row["question"] + self.suffix, truth, self.max_tokens)
             except (KeyError, TypeError, ValueError):
                 raise MinipovidError(f"{file}: row {number} is not {_ASKED}.") from None
-            if question.id in seen:
+            if question.id in ids:
                 raise MinipovidError(f"{file}: row {number} is {question.id}, as an earlier row is; keep one of them.")
-            seen.add(question.id)
+            ids.add(question.id)
             yield question
 
     @property
@@ -164,7 +165,7 @@ class Benchmark:
 
     # --- the scores ---
 
-    def grade(self, answers: Sequence[Answer]) -> Sheet:
+    def grade(self, answers: Sequence[Answer]) -> Grades:
         """A unit is a set, whose pictures and questions belong together: no group reaches beyond it."""
         tally, marks = Tally(), [self._mark(answer) for answer in answers]
         groups: dict[tuple[str, ...], list[bool | None]] = {}
@@ -178,17 +179,17 @@ class Benchmark:
             if None not in rights:  # else nobody knows
                 state = "right" if all(rights) else "mixed" if any(rights) else "wrong"
                 tally.add(unit, **{f"{part}/{kind}": 1, f"{part}/{kind} {state}": 1})
-        return Sheet(marks, tally.units)
+        return Grades(marks, tally.units)
 
     def _mark(self, answer: Answer) -> Mark:
         truth = answer.question.truth
         unit = "_".join(truth[key] for key in ("category", "subcategory", "set_id"))
         if self.judge:
             return _judged(unit, self._verdict(answer.judgement), _is_bare(truth))
-        said = rule(answer.text)
-        if said in ("yes", "no"):
-            return Mark(unit, said, (said == "yes") == (truth["answer"] == "1"))
-        return Mark(unit, said, _is_bare(truth) and (said == "unclear" or self.mode == "official"))
+        reading = rule(answer.text)
+        if reading in ("yes", "no"):
+            return Mark(unit, reading, (reading == "yes") == (truth["answer"] == "1"))
+        return Mark(unit, reading, _is_bare(truth) and (reading == "unclear" or self.mode == "official"))
 
     def _verdict(self, reply: str | None) -> str:
         """correct, incorrect, unclear, UNPARSED or FAILED."""
@@ -255,7 +256,7 @@ def _kinds(truth: Mapping[str, str]) -> list[str]:
 
 def _counts(truth: Mapping[str, str], right: bool) -> dict[str, float]:
     is_yes = truth["answer"] == "1"
-    found = {
+    counts = {
         "answers": 1,
         "right": right,
         "truth yes": is_yes,
@@ -263,7 +264,7 @@ def _counts(truth: Mapping[str, str], right: bool) -> dict[str, float]:
         "mistakes": not right,
         "false yes": not right and not is_yes,
     }
-    return {f"{truth['category']}/{name}": float(value) for name, value in found.items()}
+    return {f"{truth['category']}/{name}": float(value) for name, value in counts.items()}
 
 
 def _judged(unit: str, verdict: str, bare: bool) -> Mark:
@@ -273,15 +274,15 @@ def _judged(unit: str, verdict: str, bare: bool) -> Mark:
 
 def official_verdict(reply: str) -> str:
     """incorrect, else correct, if the reply holds that word ("not correct" is correct), else unclear."""
-    said = reply.lower()
-    return next((word for word in ("incorrect", "correct") if word in said), "unclear")
+    words = reply.lower()
+    return next((word for word in ("incorrect", "correct") if word in words), "unclear")
 
 
 def robust_verdict(reply: str) -> str | None:
     """The one verdict that the reply names."""
     words = _REPLY.findall(plain(reply).lower().replace("’", "'"))
-    found = {"incorrect" if word.endswith(" correct") else word for word in words}
-    return found.pop() if len(found) == 1 else None
+    verdicts = {"incorrect" if word.endswith(" correct") else word for word in words}
+    return verdicts.pop() if len(verdicts) == 1 else None
 
 
 def rule(answer: str) -> str:
@@ -289,12 +290,12 @@ def rule(answer: str) -> str:
     words = answer.casefold().replace("’", "'")
     if not re.match(r"\W*(?:yes|no)\b", words) and _UNSURE.search(words):
         return "unclear"
-    said = says_yes(answer)
-    return UNPARSED if said is None else "yes" if said else "no"
+    reading = says_yes(answer)
+    return UNPARSED if reading is None else "yes" if reading else "no"
 
 
-def _told(file: Path, asked: Sequence[Question]) -> list[str]:
-    bare = sum(not question.image for question in asked)
+def _notes(file: Path, questions: Sequence[Question]) -> list[str]:
+    bare = sum(not question.image for question in questions)
     known = digest(file).hex().startswith(PUBLISHED)
     first = "HallusionBench as published in November 2023" if known else f"{file.name} is not the published file"
-    return [f"{first}: {len(asked):,} questions, {bare:,} of them about no picture."]
+    return [f"{first}: {len(questions):,} questions, {bare:,} of them about no picture."]

@@ -28,11 +28,11 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Grades,
     Label,
     Mark,
     Mode,
     Request,
-    Sheet,
     Tally,
     file_in,
     in_images,
@@ -95,17 +95,17 @@ class Benchmark:
 
     def read(self, path: Path) -> Exam:
         file = file_in(path, self.source, "questions.jsonl")
-        seen, said = self._beside(file, "context.jsonl"), self._beside(file, self.reference)
-        captions = {row["image"]: row["caption"] for row in _rows(seen, _SEEN, "image", "caption")}
-        questions = _rows(file, _ASKED, "question_id", "image", "text", "category")
-        references = self._references(said, questions)
-        asked = [
-            self._asked(file, row, captions, reference) for row, reference in zip(questions, references, strict=True)
+        context, answers = self._beside(file, "context.jsonl"), self._beside(file, self.reference)
+        captions = {row["image"]: row["caption"] for row in _rows(context, _SEEN, "image", "caption")}
+        rows = _rows(file, _ASKED, "question_id", "image", "text", "category")
+        references = self._references(answers, rows)
+        questions = [
+            self._question(file, row, captions, reference) for row, reference in zip(rows, references, strict=True)
         ]
-        _check(file, asked)
+        _check(file, questions)
         _ = self._rules
-        files = [file, seen, said, *named(self.rule)]
-        return Exam(asked, files, self._notes(file, len(asked)))
+        files = [file, context, answers, *named(self.rule)]
+        return Exam(questions, files, self._notes(file, len(questions)))
 
     def _notes(self, file: Path, count: int) -> list[str]:
         notes = ["LLaVA-Bench (in the wild), 60 questions."]
@@ -119,22 +119,22 @@ class Benchmark:
         return notes
 
     def _beside(self, file: Path, name: str) -> Path:
-        found = file.parent / Path(name).expanduser()
-        if not found.is_file():
-            raise MinipovidError(f"There is no {found}; LLaVA-Bench needs it beside {file.name}: take {self.source}.")
-        return found
+        path = file.parent / Path(name).expanduser()
+        if not path.is_file():
+            raise MinipovidError(f"There is no {path}; LLaVA-Bench needs it beside {file.name}: take {self.source}.")
+        return path
 
     def _references(self, file: Path, questions: Sequence[Mapping[str, Any]]) -> list[str]:
         """Officially by line, robustly by id."""
-        found = _rows(file, _SAID, "question_id", "text")
+        rows = _rows(file, _SAID, "question_id", "text")
         if self.mode == "official":
-            if len(found) != len(questions):
+            if len(rows) != len(questions):
                 raise MinipovidError(
-                    f"{file} has {len(found):,} answers to {len(questions):,} questions, and they belong together line "
+                    f"{file} has {len(rows):,} answers to {len(questions):,} questions, and they belong together line "
                     "by line; take the file that belongs to the questions."
                 )
-            return [row["text"] for row in found]
-        by_id = {row["question_id"]: row["text"] for row in found}
+            return [row["text"] for row in rows]
+        by_id = {row["question_id"]: row["text"] for row in rows}
         missing = next((row["question_id"] for row in questions if row["question_id"] not in by_id), None)
         if missing is not None:
             raise MinipovidError(
@@ -142,7 +142,7 @@ class Benchmark:
             )
         return [by_id[row["question_id"]] for row in questions]
 
-    def _asked(self, file: Path, row: Mapping[str, Any], captions: Mapping[str, Any], reference: str) -> Question:
+    def _question(self, file: Path, row: Mapping[str, Any], captions: Mapping[str, Any], reference: str) -> Question:
         name, image = str(row["question_id"]), row["image"]
         if row["category"] not in CATEGORIES:
             raise MinipovidError(f"{file}: question {name} is not {_ASKED}.")
@@ -172,8 +172,8 @@ class Benchmark:
         if not self.rule:
             return dict.fromkeys(CATEGORIES, Rule("Assistant", RULE))
         try:
-            told = json.loads(wording(self.rule, ""))
-            rules = {each: told[f"llava_bench_{each}"] for each in CATEGORIES}
+            tree = json.loads(wording(self.rule, ""))
+            rules = {each: tree[f"llava_bench_{each}"] for each in CATEGORIES}
             return {each: Rule(rule["role"] + "", rule["prompt"] + "") for each, rule in rules.items()}
         except (ValueError, LookupError, TypeError):
             raise MinipovidError(
@@ -205,7 +205,7 @@ class Benchmark:
 
     # --- the scores ---
 
-    def grade(self, answers: Sequence[Answer]) -> Sheet:
+    def grade(self, answers: Sequence[Answer]) -> Grades:
         """What could not be read is -1 and -1 officially, and averaged in; robustly it is left out."""
         tally, marks = Tally(), []
         for answer in answers:
@@ -216,7 +216,7 @@ class Benchmark:
                 both = (-1.0, -1.0)
             tally.add(image, **({} if both is None else _counts(answer.question.truth["category"], *both)))
             marks.append(Mark(image, verdict))
-        return Sheet(marks, tally.units)
+        return Grades(marks, tally.units)
 
     def figures(self, totals: Counts) -> dict[str, float]:
         """In the script's units, 100 for an answer as good as the reference: `score`, and one for each category.
@@ -224,17 +224,17 @@ class Benchmark:
         `reference` and `model` are ten times the mean marks. Officially means are rounded to three decimals before
         they are divided, and all to one in the end.
         """
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for name in ("", *sorted({key.partition("/")[0] for key in totals})):
             keys = [key for key in totals if key.startswith(f"{name}/")] if name else list(totals)
             sums = {kind: sum(totals[key] for key in keys if key.endswith(f"/{kind}")) for kind in _KINDS}
             means = [self._rounded(share(sums[kind], sums["answers"]), 3) for kind in ("reference", "model")]
-            found[name or "score"] = self._rounded(share(means[1], means[0]) * 100, 1)
+            figures[name or "score"] = self._rounded(share(means[1], means[0]) * 100, 1)
             if not name:
-                found |= {
+                figures |= {
                     kind: self._rounded(mean * 10, 1) for kind, mean in zip(("reference", "model"), means, strict=True)
                 }
-        return found
+        return figures
 
     def _rounded(self, value: float, digits: int) -> float:
         return round(value, digits) if self.mode == "official" else value
@@ -250,20 +250,20 @@ def _counts(category: str, reference: float, model: float) -> dict[str, float]:
 
 def _rows(file: Path, what: str, *columns: str) -> list[dict[str, Any]]:
     """Raises MinipovidError for a row that lacks a column."""
-    found = []
+    rows = []
     for number, row in objects(file, what):
         if not all(isinstance(row.get(column), _TYPES.get(column, str)) for column in columns):
             raise MinipovidError(f"{file}: row {number} is not {what}.")
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
-def _check(file: Path, asked: Sequence[Question]) -> None:
-    seen: set[str] = set()
-    for question in asked:
-        if question.id in seen:
+def _check(file: Path, questions: Sequence[Question]) -> None:
+    ids: set[str] = set()
+    for question in questions:
+        if question.id in ids:
             raise MinipovidError(f"{file} has the question_id {question.id} twice; remove one.")
-        seen.add(question.id)
+        ids.add(question.id)
 
 
 def official_marks(reply: str) -> tuple[float, float] | None:
@@ -278,7 +278,7 @@ def official_marks(reply: str) -> tuple[float, float] | None:
 def robust_marks(reply: str) -> tuple[float, float] | None:
     """The two numbers of the first line that has any, or of the first two lines that have one each; 0 to 10 both."""
     text = _OUT_OF_TEN.sub("", _LABEL.sub("", plain(reply)))
-    lines = [found for line in text.splitlines() if (found := [float(each) for each in _NUMBER.findall(line)])]
+    lines = [numbers for line in text.splitlines() if (numbers := [float(each) for each in _NUMBER.findall(line)])]
     if len(lines) > 1 and len(lines[0]) == len(lines[1]) == 1:
         lines = [lines[0] + lines[1]]
     first, second = lines[0] if lines and len(lines[0]) == 2 else (NAN, NAN)

@@ -29,10 +29,10 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Grades,
     Label,
     Mark,
     Mode,
-    Sheet,
     Tally,
     objects,
     share,
@@ -79,18 +79,19 @@ class Benchmark:
 
     def read(self, path: Path) -> Exam:
         file = _table(path, self.source)
-        asked = _illustrated(file, list(self._asked(file)))
-        groups = {question.truth["group"] for question in asked}
-        if lost := groups - {question.id for question in asked}:
+        questions = _illustrated(file, list(self._questions(file)))
+        groups = {question.truth["group"] for question in questions}
+        if lost := groups - {question.id for question in questions}:
             raise MinipovidError(f"{file} has rotations of question {min(lost)}, but not itself; take the whole file.")
         known = PUBLISHED.get(_md5(file), f"{file.name}, which is not one of VLMEvalKit's files")
-        counted = f"{known}: {len(groups):,} questions, in all orders of their options {len(asked):,}."
-        return Exam(asked, [file], [counted, "An answer that is no option is wrong: no judge is asked what it means."])
+        counted = f"{known}: {len(groups):,} questions, in all orders of their options {len(questions):,}."
+        notes = [counted, "An answer that is no option is wrong: no judge is asked what it means."]
+        return Exam(questions, [file], notes)
 
-    def _asked(self, file: Path) -> Iterator[Question]:
+    def _questions(self, file: Path) -> Iterator[Question]:
         """The image is an Embedded, each picture but once, or the index of another row."""
-        seen: set[str] = set()
-        held: dict[str, str] = {}
+        ids: set[str] = set()
+        pictures: dict[str, str] = {}
         for number, row in objects(file, _ASKED):
             try:
                 question = self._question(row)
@@ -101,10 +102,10 @@ class Benchmark:
                 raise MinipovidError(
                     f"{file}: row {number} has no answer, as in MMBench's test files; take a dev file."
                 )
-            if question.id in seen:
+            if question.id in ids:
                 raise MinipovidError(f"{file}: row {number} has the index {question.id} of an earlier row; keep one.")
-            seen.add(question.id)
-            yield replace(question, image=held.setdefault(question.image, question.image))
+            ids.add(question.id)
+            yield replace(question, image=pictures.setdefault(question.image, question.image))
 
     def _question(self, row: Mapping[str, Any]) -> Question:
         """Raises KeyError, TypeError, ValueError or Bad where it is none."""
@@ -123,21 +124,21 @@ class Benchmark:
 
     # --- the scores ---
 
-    def grade(self, answers: Sequence[Answer]) -> Sheet:
+    def grade(self, answers: Sequence[Answer]) -> Grades:
         """A unit is a question in all its orders."""
         tally, marks = Tally(), []
         kinds: dict[str, list[str]] = {}
         for answer in answers:
             truth = answer.question.truth
-            said = self._reads(answer.text, truth["options"])
-            marks.append(Mark(truth["group"], said or UNPARSED, said == truth["answer"]))
+            letter = self._reads(answer.text, truth["options"])
+            marks.append(Mark(truth["group"], letter or UNPARSED, letter == truth["answer"]))
             kinds.setdefault(truth["group"], truth["kinds"])
-            tally.add(truth["group"], **_counts("vanilla_accuracy", said == truth["answer"]))
+            tally.add(truth["group"], **_counts("vanilla_accuracy", letter == truth["answer"]))
         wrong = {mark.unit for mark in marks if not mark.right}
         for unit, names in kinds.items():
             for name in ("accuracy", *names):
                 tally.add(unit, **_counts(name, unit not in wrong))
-        return Sheet(marks, tally.units)
+        return Grades(marks, tally.units)
 
     def _reads(self, answer: str, options: Mapping[str, str]) -> str | None:
         return official_choice(answer, options) if self.mode == "official" else chosen(answer, options)
@@ -167,32 +168,32 @@ def official_choice(answer: str, options: Mapping[str, str]) -> str | None:
     named = _NAMED.search(answer)
     if named and named[1].upper() in options:
         return named[1].upper()
-    said = answer.lower()
-    held = [letter for letter, text in options.items() if text.lower() in said]
-    is_short = len(said) <= 2 * sum(map(len, options.values()))
-    return held[0] if is_short and len(held) == 1 else None
+    text = answer.lower()
+    those = [letter for letter, option in options.items() if option.lower() in text]
+    is_short = len(text) <= 2 * sum(map(len, options.values()))
+    return those[0] if is_short and len(those) == 1 else None
 
 
-def _illustrated(file: Path, asked: Sequence[Question]) -> list[Question]:
+def _illustrated(file: Path, questions: Sequence[Question]) -> list[Question]:
     """Every question with its picture."""
-    images = {question.id: question.image for question in asked}
-    found = []
-    for question in asked:
+    images = {question.id: question.image for question in questions}
+    illustrated = []
+    for question in questions:
         image = question.image if isinstance(question.image, Embedded) else images.get(question.image)
         if not isinstance(image, Embedded):
             raise MinipovidError(
                 f"{file}: the image of {question.id} is {short(question.image)}, which is neither base64 nor the index "
                 "of a row that has a picture."
             )
-        found.append(replace(question, image=image))
-    return found
+        illustrated.append(replace(question, image=image))
+    return illustrated
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
     """A cell's text; empty where a table has nothing to say."""
     cell = row.get(key)
-    told = "" if cell is None else str(cell)
-    return "" if told.strip().casefold() in _MISSING else told
+    text = "" if cell is None else str(cell)
+    return "" if text.strip().casefold() in _MISSING else text
 
 
 def _table(path: Path, source: str) -> Path:

@@ -29,11 +29,11 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Grades,
     Label,
     Mark,
     Mode,
     Request,
-    Sheet,
     Tally,
     file_in,
     filled,
@@ -155,19 +155,19 @@ class Benchmark:
 
     def read(self, path: Path) -> Exam:
         file = file_in(path, self.source, *NAMES)
-        asked = [self._asked(file, at, number, row) for at, (number, row) in enumerate(objects(file, _ASKED))]
+        questions = [self._question(file, at, number, row) for at, (number, row) in enumerate(objects(file, _ASKED))]
         _ = self._wording
         notes = ["MMHal-Bench, 96 questions."]
-        if len(asked) != ITEMS:
-            notes = [f"{file.name} has {len(asked):,} questions, and MMHal-Bench {ITEMS}."]
+        if len(questions) != ITEMS:
+            notes = [f"{file.name} has {len(questions):,} questions, and MMHal-Bench {ITEMS}."]
         if not self.prompt:
             notes.append(
                 "The judge's prompt is minipovid's own wording of the published one, so the score is not official; "
                 "mmhal.prompt=FILE takes the official template."
             )
-        return Exam(asked, [file, *named(self.prompt)], notes)
+        return Exam(questions, [file, *named(self.prompt)], notes)
 
-    def _asked(self, file: Path, at: int, number: str, row: Mapping[str, Any]) -> Question:
+    def _question(self, file: Path, at: int, number: str, row: Mapping[str, Any]) -> Question:
         try:
             image = embedded.of(row, "image") if row.get("image") else in_images(file, _name(row["image_src"]))
             truth = {
@@ -208,7 +208,7 @@ class Benchmark:
 
     # --- the scores ---
 
-    def grade(self, answers: Sequence[Answer]) -> Sheet:
+    def grade(self, answers: Sequence[Answer]) -> Grades:
         """What could not be read is rated 0 officially, and left out robustly."""
         tally, marks = Tally(), []
         for answer in answers:
@@ -219,7 +219,7 @@ class Benchmark:
                 rating = 0
             tally.add(image, **({} if rating is None else _counts(answer.question.truth["type"], rating)))
             marks.append(Mark(image, verdict, None if rating is None else rating >= HONEST))
-        return Sheet(marks, tally.units)
+        return Grades(marks, tally.units)
 
     def figures(self, totals: Counts) -> dict[str, float]:
         """The mean rating, 0 to 6, also by type of question; shares of answers that invent; informativeness, 0 to 1."""
@@ -242,8 +242,8 @@ class Benchmark:
 def _counts(kind: str, rating: int) -> dict[str, float]:
     honest = rating >= HONEST
     tells = rating - HONEST if honest else rating
-    found = {"answers": 1, "rating": rating, "invents": 0 if honest else 1, "tells": tells}
-    return {f"{kind}/{name}": value for name, value in found.items()}
+    counts = {"answers": 1, "rating": rating, "invents": 0 if honest else 1, "tells": tells}
+    return {f"{kind}/{name}": value for name, value in counts.items()}
 
 
 def _name(address: str) -> str:
@@ -252,13 +252,13 @@ def _name(address: str) -> str:
 
 def official_rating(reply: str) -> int | None:
     """The one number s for which the reply holds "rating: s", whatever stands behind it: "Rating: 10" is a 1."""
-    said = reply.lower()
-    found = [number for number in range(HIGHEST + 1) if f"rating: {number}" in said]
-    return found[0] if len(found) == 1 else None
+    words = reply.lower()
+    numbers = [number for number in range(HIGHEST + 1) if f"rating: {number}" in words]
+    return numbers[0] if len(numbers) == 1 else None
 
 
 def robust_rating(reply: str) -> int | None:
     """The number that follows the word, if all that do are one whole number on the scale."""
-    found = {float(number) for number in _RATING.findall(plain(reply))}
-    rating = found.pop() if len(found) == 1 else -1.0
+    numbers = {float(number) for number in _RATING.findall(plain(reply))}
+    rating = numbers.pop() if len(numbers) == 1 else -1.0
     return int(rating) if rating.is_integer() and 0 <= rating <= HIGHEST else None

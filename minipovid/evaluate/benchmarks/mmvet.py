@@ -25,11 +25,11 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Grades,
     Label,
     Mark,
     Mode,
     Request,
-    Sheet,
     Tally,
     file_in,
     in_images,
@@ -94,19 +94,19 @@ class Benchmark:
 
     def read(self, path: Path) -> Exam:
         file = file_in(path, self.source, "mm-vet.json")
-        asked = [self._asked(file, name, row) for name, row in _items(file)]
+        questions = [self._question(file, name, row) for name, row in _items(file)]
         _ = self._wording
         notes = ["MM-Vet, 218 questions, one run of the judge (the paper has the mean of five)."]
-        if len(asked) != ITEMS:
-            notes = [f"{file.name} has {len(asked):,} questions, and MM-Vet {ITEMS}."]
+        if len(questions) != ITEMS:
+            notes = [f"{file.name} has {len(questions):,} questions, and MM-Vet {ITEMS}."]
         if not self.prompt or self.again == AGAIN:
             notes.append(
                 "The judge's prompt is minipovid's own wording of the published one, so the score is not official; "
                 "mmvet.prompt=FILE and mmvet.again=TEXT take the official ones."
             )
-        return Exam(asked, [file, *named(self.prompt)], notes)
+        return Exam(questions, [file, *named(self.prompt)], notes)
 
-    def _asked(self, file: Path, name: str, row: Any) -> Question:
+    def _question(self, file: Path, name: str, row: Any) -> Question:
         try:
             truth = {
                 "question": row["question"] + "",
@@ -141,7 +141,7 @@ class Benchmark:
 
     # --- the scores ---
 
-    def grade(self, answers: Sequence[Answer]) -> Sheet:
+    def grade(self, answers: Sequence[Answer]) -> Grades:
         """What could not be read is 0 officially, and left out robustly."""
         tally, marks = Tally(), []
         for answer in answers:
@@ -152,7 +152,7 @@ class Benchmark:
                 mark = 0.0
             tally.add(image, **({} if mark is None else _counts(answer.question.truth["capabilities"], mark)))
             marks.append(Mark(image, verdict))
-        return Sheet(marks, tally.units)
+        return Grades(marks, tally.units)
 
     def figures(self, totals: Counts) -> dict[str, float]:
         """Mean marks, 0 to 1, of all questions and of those that need a capability; the paper has them times 100."""
@@ -195,6 +195,6 @@ def official_mark(reply: str) -> float | None:
 
 def robust_mark(reply: str) -> float | None:
     """The one number of the reply, if it is from 0 to 1; "0.5/1" is 0.5."""
-    found = {float(number) for number in _NUMBER.findall(_OUT_OF_ONE.sub("", plain(reply)))}
-    mark = found.pop() if len(found) == 1 else -1.0
+    numbers = {float(number) for number in _NUMBER.findall(_OUT_OF_ONE.sub("", plain(reply)))}
+    mark = numbers.pop() if len(numbers) == 1 else -1.0
     return mark if 0.0 <= mark <= 1.0 else None

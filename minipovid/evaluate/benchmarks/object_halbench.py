@@ -32,11 +32,11 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Grades,
     Label,
     Mark,
     Mode,
     Request,
-    Sheet,
     Tally,
     file_in,
     named,
@@ -110,12 +110,12 @@ class Benchmark:
     def read(self, path: Path) -> Exam:
         file = file_in(path, self.source, *NAMES)
         listed = Path(self.synonyms).expanduser() if self.synonyms else file.with_name("synonyms_refine.txt")
-        names = Names.read(listed)
-        asked = list(objects(file, _ASKED))
-        truths, files = self._truths(file, asked, names)
+        names = CocoNames.read(listed)
+        rows = list(objects(file, _ASKED))
+        truths, files = self._truths(file, rows, names)
         questions = [
-            self._asked(file, number, row, {"there": sorted(there), "names": names})
-            for (number, row), there in zip(asked, truths, strict=True)
+            self._question(file, number, row, {"there": sorted(there), "names": names})
+            for (number, row), there in zip(rows, truths, strict=True)
         ]
         _ = self._wording
         files = [file, listed, *files, *named(self.prompt)]
@@ -137,32 +137,32 @@ class Benchmark:
         return notes
 
     def _truths(
-        self, file: Path, asked: Sequence[tuple[str, Mapping[str, Any]]], names: Names
+        self, file: Path, rows: Sequence[tuple[str, Mapping[str, Any]]], names: CocoNames
     ) -> tuple[list[set[str]], list[Path]]:
         """The objects in each row's picture, and the files that say so beside this one."""
-        if all("objects" in row for _, row in asked):
-            return [self._own(file, number, row, names) for number, row in asked], []
+        if all("objects" in row for _, row in rows):
+            return [self._own(file, number, row, names) for number, row in rows], []
         if not self.coco:
             raise MinipovidError(
                 "Object HalBench needs COCO's annotations of 2014: object_halbench.coco=FOLDER, the folder annotations "
                 "of annotations_trainval2014.zip from cocodataset.org."
             )
-        numbers = [_number(file, number, row) for number, row in asked]
-        found, files = coco(Path(self.coco).expanduser(), set(numbers))
+        numbers = [_number(file, number, row) for number, row in rows]
+        by_image, files = coco(Path(self.coco).expanduser(), set(numbers))
         truths = {
-            image: {names.of[each] for each in seen.categories if each in names.of}
-            | {names.of[word] for caption in seen.captions for word in names.in_text(caption)}
-            for image, seen in found.items()
+            image: {names.of[each] for each in annotation.categories if each in names.of}
+            | {names.of[word] for caption in annotation.captions for word in names.in_text(caption)}
+            for image, annotation in by_image.items()
         }
         return [truths[number] for number in numbers], files
 
-    def _own(self, file: Path, number: str, row: Mapping[str, Any], names: Names) -> set[str]:
+    def _own(self, file: Path, number: str, row: Mapping[str, Any], names: CocoNames) -> set[str]:
         there = row["objects"]
         if not isinstance(there, list) or not all(isinstance(each, str) for each in there):
             raise MinipovidError(f"{file}: row {number} has objects that are no list of names.")
         return {names.of.get(each, each) for each in there}
 
-    def _asked(self, file: Path, number: str, row: Mapping[str, Any], truth: Mapping[str, Any]) -> Question:
+    def _question(self, file: Path, number: str, row: Mapping[str, Any], truth: Mapping[str, Any]) -> Question:
         try:
             image, question = embedded.of(row, "image"), row["question"] + ""
         except (KeyError, TypeError, Bad) as error:
@@ -181,11 +181,11 @@ class Benchmark:
         return text
 
     def ask(self, answer: Answer, attempt: int) -> Request | None:
-        said = _said(answer)
-        if attempt >= self.attempts or _is_short(said):
+        text = _description(answer)
+        if attempt >= self.attempts or _is_short(text):
             return None
-        text = self._wording.replace("{question}", answer.question.truth["question"]).replace("{answer}", said)
-        return Request([("system", text)], TEMPERATURE, TOKENS)
+        prompt = self._wording.replace("{question}", answer.question.truth["question"]).replace("{answer}", text)
+        return Request([("system", prompt)], TEMPERATURE, TOKENS)
 
     def understands(self, answer: Answer, reply: str) -> bool:
         return self._reads(reply) is not None
@@ -195,17 +195,17 @@ class Benchmark:
 
     # --- the scores ---
 
-    def grade(self, answers: Sequence[Answer]) -> Sheet:
+    def grade(self, answers: Sequence[Answer]) -> Grades:
         """What could not be read in all attempts ends the official script in an error; robustly it is left out."""
         tally, marks = Tally(), []
         for answer in answers:
             image = answer.question.image
-            said = _said(answer)
-            if answer.judgement is None and not _is_short(said):
+            text = _description(answer)
+            if answer.judgement is None and not _is_short(text):
                 tally.add(image)
                 marks.append(Mark(image, FAILED))
                 continue
-            listed = [] if _is_short(said) else self._reads(answer.judgement or "")
+            listed = [] if _is_short(text) else self._reads(answer.judgement or "")
             if listed is None:
                 tally.add(image, **({"unread": 1} if self.mode == "official" else {}))
                 marks.append(Mark(image, UNPARSED))
@@ -213,51 +213,51 @@ class Benchmark:
             mark, counts = _graded(answer, listed)
             tally.add(image, **counts)
             marks.append(mark)
-        return Sheet(marks, tally.units)
+        return Grades(marks, tally.units)
 
     def figures(self, totals: Counts) -> dict[str, float]:
         """Shares in [0, 1]. RLHF-V and RLAIF-V print chair_s_refine as Resp. and chair_i as Mention, times 100."""
-        found = {name: NAN if totals.get("unread") else totals.get(name, 0.0) for name in _COUNTED}
+        sums = {name: NAN if totals.get("unread") else totals.get(name, 0.0) for name in _COUNTED}
         return {
-            "chair_s": share(found["with_absent"], found["answers"]),
-            "chair_s_refine": share(found["with_absent"], found["with_any"]),
-            "chair_i": share(found["absent"], found["mentions"]),
-            "obj_rec": share(found["named"], found["there"]),
+            "chair_s": share(sums["with_absent"], sums["answers"]),
+            "chair_s_refine": share(sums["with_absent"], sums["with_any"]),
+            "chair_i": share(sums["absent"], sums["mentions"]),
+            "obj_rec": share(sums["named"], sums["there"]),
         }
 
 
 _COUNTED = ("answers", "with_any", "with_absent", "mentions", "absent", "named", "there")
 
 
-def _said(answer: Answer) -> str:
+def _description(answer: Answer) -> str:
     """As the official script takes it from the file of answers."""
     return answer.text.replace("Assistant:", "").strip()
 
 
-def _is_short(said: str) -> bool:
-    return len(said.split()) <= SHORT
+def _is_short(text: str) -> bool:
+    return len(text.split()) <= SHORT
 
 
 def _graded(answer: Answer, listed: Sequence[str]) -> tuple[Mark, dict[str, float]]:
     """A word counts once for a description, two words for one object twice: "dog" and "puppy"."""
-    names: Names = answer.question.truth["names"]
+    names: CocoNames = answer.question.truth["names"]
     there = set(answer.question.truth["there"])
-    told = names.told(listed)
-    absent = [word for word in told if names.of[word] not in there]
-    named = {names.of[word] for word in told} & there
+    words = names.listed_names(listed)
+    absent = [word for word in words if names.of[word] not in there]
+    named = {names.of[word] for word in words} & there
     counts: dict[str, float] = {
         "answers": 1,
-        "with_any": 1 if told else 0,
+        "with_any": 1 if words else 0,
         "with_absent": 1 if absent else 0,
-        "mentions": len(told),
+        "mentions": len(words),
         "absent": len(absent),
         "named": len(named),
         "there": len(there),
     }
     spans = tuple(
-        span for text in listed if set(names.told([text])) & set(absent) for span in _spans(text, answer.text)
+        span for text in listed if set(names.listed_names([text])) & set(absent) for span in _spans(text, answer.text)
     )
-    return Mark(answer.question.image, f"{len(absent)} of {len(told)} absent", None, spans), counts
+    return Mark(answer.question.image, f"{len(absent)} of {len(words)} absent", None, spans), counts
 
 
 def _spans(listed: str, answer: str) -> Iterator[tuple[int, int]]:
@@ -265,8 +265,8 @@ def _spans(listed: str, answer: str) -> Iterator[tuple[int, int]]:
     words = [re.escape(word) for word in listed.split()]
     if words:
         pattern = r"\b" + r"[\s-]+".join(words) + r"(?:e?s)?\b"
-        for found in re.finditer(pattern, answer, re.IGNORECASE):
-            yield found.span()
+        for match in re.finditer(pattern, answer, re.IGNORECASE):
+            yield match.span()
 
 
 def _number(file: Path, number: str, row: Mapping[str, Any]) -> int:
@@ -278,19 +278,19 @@ def _number(file: Path, number: str, row: Mapping[str, Any]) -> int:
 
 def _distinct(questions: Sequence[Question]) -> list[Question]:
     """A second question about a picture gets a number behind its id. Raises MinipovidError for the same one again."""
-    seen: dict[str, list[str]] = {}
-    found = []
+    prompts: dict[str, list[str]] = {}
+    distinct = []
     for question in questions:
-        before = seen.setdefault(question.id, [])
+        before = prompts.setdefault(question.id, [])
         if question.prompt in before:
             raise MinipovidError(f"The picture {question.id} is asked about twice in the same words; remove one row.")
         before.append(question.prompt)
         name = question.id if len(before) == 1 else f"{question.id}/{len(before)}"
-        found.append(Question(name, question.image, question.prompt, question.truth, question.max_tokens))
-    return found
+        distinct.append(Question(name, question.image, question.prompt, question.truth, question.max_tokens))
+    return distinct
 
 
-class Names(NamedTuple):
+class CocoNames(NamedTuple):
     """What COCO's objects are called: every synonym -> the first of its line, and what a pair of words is read as."""
 
     of: Mapping[str, str]
@@ -298,7 +298,7 @@ class Names(NamedTuple):
     singulars: Mapping[str, str]
 
     @classmethod
-    def read(cls, file: Path) -> Names:
+    def read(cls, file: Path) -> CocoNames:
         """Raises MinipovidError where there is no such list."""
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
@@ -332,7 +332,7 @@ class Names(NamedTuple):
             at += 2 if pair else 1
         return self._known(read)
 
-    def told(self, listed: Sequence[str]) -> list[str]:
+    def listed_names(self, listed: Sequence[str]) -> list[str]:
         """The objects' names among what the judge listed, each once.
 
         Of a text with known pairs of words only those are taken, else each run of nouns as a whole: "dog house" is no
@@ -345,12 +345,12 @@ class Names(NamedTuple):
         return self._known(list(read))
 
     def _pairs_in(self, words: Sequence[str]) -> list[str]:
-        found, at = [], 0
+        pairs, at = [], 0
         while at < len(words):
             pair = self.pairs.get(" ".join(words[at : at + 2]))
-            found += [pair] if pair else []
+            pairs += [pair] if pair else []
             at += 2 if pair else 1
-        return found
+        return pairs
 
     def _known(self, words: Sequence[str]) -> list[str]:
         """The seat of a toilet is no chair."""
@@ -361,9 +361,9 @@ class Names(NamedTuple):
 def _singulars(known: set[str]) -> dict[str, str]:
     """Plural -> singular, of the list's own words and of the lexicon's things; a listed word is its own singular."""
     things = {form: name for form, (name, plural) in lexicon.things().names.items() if plural}
-    made = {lexicon.plural_of(word): word for word in sorted(known)}
+    plurals = {lexicon.plural_of(word): word for word in sorted(known)}
     halves = {f"{word.removesuffix('f').removesuffix('fe')}ves": word for word in known if re.search("fe?$", word)}
-    return {plural: word for plural, word in (things | made | halves).items() if plural not in known}
+    return {plural: word for plural, word in (things | plurals | halves).items() if plural not in known}
 
 
 def _runs(words: Sequence[str]) -> list[str]:
@@ -383,16 +383,16 @@ def _is_noun(word: str, behind: str) -> bool:
 
 def official_list(reply: str) -> list[str] | None:
     """The reply as JSON, or its last line where it holds [" somewhere. An object is a list of its keys."""
-    found = _json(reply)
-    if found is None and '["' in reply:
-        found = _json(reply.strip().split("\n")[-1])
-    return [str(each) for each in found] if isinstance(found, (list, dict, str)) else None
+    tree = _json(reply)
+    if tree is None and '["' in reply:
+        tree = _json(reply.strip().split("\n")[-1])
+    return [str(each) for each in tree] if isinstance(tree, (list, dict, str)) else None
 
 
 def robust_list(reply: str) -> list[str] | None:
     """The last list of texts that the reply holds, whatever stands round it."""
     lists = (_json(part) or _literal(part) for part in _LIST.findall(plain(reply)))
-    good = [found for found in lists if isinstance(found, list) and all(isinstance(each, str) for each in found)]
+    good = [part for part in lists if isinstance(part, list) and all(isinstance(each, str) for each in part)]
     return good[-1] if good else None
 
 

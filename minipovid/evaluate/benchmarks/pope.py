@@ -36,10 +36,10 @@ from minipovid.evaluate.benchmarks import (
     Count,
     Counts,
     Exam,
+    Grades,
     Label,
     Mark,
     Mode,
-    Sheet,
     Tally,
     objects,
     share,
@@ -100,19 +100,19 @@ class Benchmark:
             raise MinipovidError(f"{path} holds no POPE file (*pope*.json); take {self.source}.")
         if len(files) == 1 and "objects" in next(objects(files[0], _ASKED), ("", {}))[1]:
             return self._own(files[0])
-        found = [_published(file) for file in files]
-        versions = {version for version, _ in found}
+        published = [_published(file) for file in files]
+        versions = {version for version, _ in published}
         if len(versions) > 1:
-            both = zip(files, found, strict=True)
+            both = zip(files, published, strict=True)
             named = ", ".join(f"{file.name} is {version or 'unknown'}" for file, (version, _) in both)
             raise MinipovidError(f"{path} mixes versions of POPE ({named}); keep the files of one.")
-        asked: list[Question] = []
-        for file, (_, rule) in zip(files, found, strict=True):
-            asked += self._asked(file, rule, f"{rule or file.stem}/" if len(files) > 1 else "")
-        return Exam(asked, files, [_told(path, versions.pop(), len(asked))])
+        questions: list[Question] = []
+        for file, (_, rule) in zip(files, published, strict=True):
+            questions += self._questions(file, rule, f"{rule or file.stem}/" if len(files) > 1 else "")
+        return Exam(questions, files, [_note(path, versions.pop(), len(questions))])
 
-    def _asked(self, file: Path, rule: str, prefix: str) -> Iterator[Question]:
-        seen: set[str] = set()
+    def _questions(self, file: Path, rule: str, prefix: str) -> Iterator[Question]:
+        ids: set[str] = set()
         for number, row in objects(file, _ASKED):
             try:
                 label = {"yes": "yes", "no": "no"}[row["label"].lower()]
@@ -121,21 +121,21 @@ class Benchmark:
                 question = Question(f"{prefix}{row['question_id']}", image, text, truth, self.max_tokens)
             except (KeyError, AttributeError, TypeError, data_files.Bad):
                 raise MinipovidError(f"{file}: row {number} is not {_ASKED}.") from None
-            if question.id in seen:
+            if question.id in ids:
                 raise MinipovidError(f"{file}: row {number} has the question_id {question.id} of an earlier row.")
-            seen.add(question.id)
+            ids.add(question.id)
             yield question
 
     def _own(self, file: Path) -> Exam:
-        seen = list(_annotated(file))
-        if nameless := [number for number, (image, _) in enumerate(seen, 1) if not image]:
+        pictures = list(_annotated(file))
+        if nameless := [number for number, (image, _) in enumerate(pictures, 1) if not image]:
             raise MinipovidError(f"{file}: picture {nameless[0]} has no image; name its file.")
         corpus = file.with_name("corpus.jsonl")
-        counted = [names for _, names in _annotated(corpus)] if corpus.is_file() else [names for _, names in seen]
+        counted = [names for _, names in _annotated(corpus)] if corpus.is_file() else [names for _, names in pictures]
         listed = file.with_name("objects.txt")
         names = _listed(listed) if listed.is_file() else sorted({name for names in counted for name in names})
         census = Census(counted)
-        rich = [row for row in seen[: self.pictures] if self._is_rich(row[1], names)]
+        rich = [row for row in pictures[: self.pictures] if self._is_rich(row[1], names)]
         if not rich:
             raise MinipovidError(
                 f"{file}: no picture has {self.each} objects, and as many absent; ask fewer: pope.each=1."
@@ -146,7 +146,7 @@ class Benchmark:
             for number, row in enumerate(rich)
             for question in self._about(*row, rule, names, census, number)
         ]
-        left = len(seen[: self.pictures]) - len(rich)
+        left = len(pictures[: self.pictures]) - len(rich)
         notes = [f"POPE's questions over {len(rich)} pictures of your own, by the paper's three rules."]
         notes += [f"{left} pictures with too few objects were left out."] if left else []
         return Exam(questions, [each for each in (file, corpus, listed) if each.is_file()], notes)
@@ -164,20 +164,20 @@ class Benchmark:
         for pair in zip(present, absent, strict=True):
             for name, label in zip(pair, ("yes", "no"), strict=True):
                 at += 1
-                asked = self.question.replace("{a}", article(name)).replace("{object}", name) + self.suffix
-                yield Question(f"{rule}/{at}", image, asked, {"label": label, "category": rule}, self.max_tokens)
+                prompt = self.question.replace("{a}", article(name)).replace("{object}", name) + self.suffix
+                yield Question(f"{rule}/{at}", image, prompt, {"label": label, "category": rule}, self.max_tokens)
 
     # --- the scores ---
 
-    def grade(self, answers: Sequence[Answer]) -> Sheet:
+    def grade(self, answers: Sequence[Answer]) -> Grades:
         tally, marks = Tally(), []
         for answer in answers:
-            truth, said = answer.question.truth["label"] == "yes", self._reads(answer.text)
-            cell = f"{'unread' if said is None else 'yes' if said else 'no'} of {'yes' if truth else 'no'}"
+            truth, reading = answer.question.truth["label"] == "yes", self._reads(answer.text)
+            cell = f"{'unread' if reading is None else 'yes' if reading else 'no'} of {'yes' if truth else 'no'}"
             tally.add(answer.question.image, **{f"{answer.question.truth['category']}/{cell}": 1})
-            verdict = UNPARSED if said is None else "yes" if said else "no"
-            marks.append(Mark(answer.question.image, verdict, said is truth))
-        return Sheet(marks, tally.units)
+            verdict = UNPARSED if reading is None else "yes" if reading else "no"
+            marks.append(Mark(answer.question.image, verdict, reading is truth))
+        return Grades(marks, tally.units)
 
     def _reads(self, answer: str) -> bool | None:
         return official_yes(answer) if self.mode == "official" else says_yes(answer)
@@ -190,9 +190,9 @@ class Benchmark:
             by_rule.setdefault(rule, {})[cell] = count
         if len(by_rule) == 1:
             return _metrics(*by_rule.values())
-        found = {rule: _metrics(counts) for rule, counts in by_rule.items()}
-        mean = {"mean_f1": sum(each["f1"] for each in found.values()) / len(found)} if found else {}
-        return mean | {f"{rule}/{name}": value for rule, each in found.items() for name, value in each.items()}
+        metrics = {rule: _metrics(counts) for rule, counts in by_rule.items()}
+        mean = {"mean_f1": sum(each["f1"] for each in metrics.values()) / len(metrics)} if metrics else {}
+        return mean | {f"{rule}/{name}": value for rule, each in metrics.items() for name, value in each.items()}
 
 
 def official_yes(answer: str) -> bool:
@@ -258,7 +258,7 @@ def _published(file: Path) -> tuple[str, str]:
     return known or ("", next((rule for rule in RULES if rule in file.stem), ""))
 
 
-def _told(path: Path, version: str, count: int) -> str:
+def _note(path: Path, version: str, count: int) -> str:
     if version:
         return f"POPE on COCO as published in {version}, {count:,} questions."
     return f"{path.name} is none of the published COCO files of POPE ({count:,} questions)."

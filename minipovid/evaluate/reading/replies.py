@@ -54,28 +54,28 @@ def chosen(answer: str, options: Mapping[str, str]) -> str | None:
     answer; else the only capital that stands alone; else, where no letter does, the only option whose text it holds.
     """
     text = plain(answer).strip()
-    for found in (_ALONE.fullmatch(text), _LEADING.match(text)):
-        letter = str(found[found.lastindex or 1]).upper() if found else ""
+    for match in (_ALONE.fullmatch(text), _LEADING.match(text)):
+        letter = str(match[match.lastindex or 1]).upper() if match else ""
         if letter in options:
             return letter
     capitals = _capitals(text, options)
     for letters in ({str(each).upper() for each in _NAMED.findall(text)} & options.keys(), capitals & options.keys()):
         if len(letters) == 1:
             return letters.pop()
-    return None if capitals else _held(text, options)
+    return None if capitals else _by_text(text, options)
 
 
 def _capitals(text: str, options: Mapping[str, str]) -> set[str]:
     """Capitals that stand alone, and are neither the article A nor the pronoun I."""
     words = {"I"} - options.keys()
-    found = (each for each in _LETTER.finditer(text) if each[1] != "A" or not _ARTICLE.match(text, each.end()))
-    return {str(each[1]) for each in found} - words
+    capitals = (each for each in _LETTER.finditer(text) if each[1] != "A" or not _ARTICLE.match(text, each.end()))
+    return {str(each[1]) for each in capitals} - words
 
 
-def _held(text: str, options: Mapping[str, str]) -> str | None:
+def _by_text(text: str, options: Mapping[str, str]) -> str | None:
     """The one option that the text holds as whole words; one within another counts only by itself: red, red car."""
     whole = {letter: " ".join(_WORD.findall(each.casefold())) for letter, each in options.items()}
-    said = f" {' '.join(_WORD.findall(text.casefold()))} "
-    held = [letter for letter, each in whole.items() if each and f" {each} " in said]
-    longest = [one for one in held if not any(one != two and f" {whole[one]} " in f" {whole[two]} " for two in held)]
+    words = f" {' '.join(_WORD.findall(text.casefold()))} "
+    those = [letter for letter, each in whole.items() if each and f" {each} " in words]
+    longest = [one for one in those if not any(one != two and f" {whole[one]} " in f" {whole[two]} " for two in those)]
     return longest[0] if len(longest) == 1 else None
