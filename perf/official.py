@@ -1,5 +1,5 @@
-"""POVID's step as the official code is built (commit 92c7c67, the variant `code` of minipovid/losses/povid.py), over
-transformers and peft: what our step is measured against where TRL has no such method.
+"""POVID's step as the official code is built (commit 92c7c67, the variant `code` of minipovid/train/losses/povid.py),
+over transformers and peft: what our step is measured against where TRL has no such method.
 
 Three policy and three reference passes per pair: [chosen; rejected] under the clean picture, then chosen under the
 noised one, whole sequences each, float32 logits of every position, log-softmax over all of them. The noisy pass runs

@@ -266,5 +266,5 @@ def _is_whole(path: Path) -> bool:
 
 
 def _final(path: Path) -> str:
-    """The name that a draft will take (files.py)."""
+    """The name that a draft will take (common/files.py)."""
     return path.name.removeprefix(".").removesuffix(".draft")

@@ -260,7 +260,7 @@ def test_checkpoint_is_small_and_safe() -> None:
 def test_checkpoint_loads_as_llava_and_sees() -> None:
     """The placeholder's id, the token count and the world's own words; and the base tells three true shapes in four."""
     transformers = pytest.importorskip("transformers")
-    pretrain = pytest.importorskip("minipovid.pretrain")
+    pretrain = pytest.importorskip("minipovid.tinyworld.pretrain")
     model = transformers.LlavaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype="float32").eval()
     words = pretrain.Words((CHECKPOINT / "tokenizer.model").read_bytes())
     assert model.config.image_token_id == words.image
@@ -298,7 +298,7 @@ def test_tokenizer_json_says_what_sentencepiece_says(probe: str) -> None:
 def test_training_rows_are_the_template_tokenised_whole() -> None:
     """Words.row builds rows in pieces; the family's template as one text must give the same ids."""
     transformers = pytest.importorskip("transformers")
-    pretrain = pytest.importorskip("minipovid.pretrain")
+    pretrain = pytest.importorskip("minipovid.tinyworld.pretrain")
     from minipovid.models.chat_template import VICUNA
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(CHECKPOINT)
@@ -316,7 +316,7 @@ def test_a_step_learns_and_the_saved_folder_is_the_model(tmp_path: Path) -> None
     """One step moves tower, projector and language model; what is saved is that model, rounded to float16."""
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    pretrain = pytest.importorskip("minipovid.pretrain")
+    pretrain = pytest.importorskip("minipovid.tinyworld.pretrain")
     words = pretrain.Words((CHECKPOINT / "tokenizer.model").read_bytes())
     model = pretrain.new_model(words)
     pretrain.batch_loss(model, words, "test").backward()
@@ -332,7 +332,7 @@ def test_a_step_learns_and_the_saved_folder_is_the_model(tmp_path: Path) -> None
 
 def test_patch_share_averages_each_place() -> None:
     """8 patches across 3 places: 3, 2 and 3 (middles at 4, 12, 20 | 28, 36 | 44, 52, 60 pixels; borders 21.3, 42.7)."""
-    pretrain = pytest.importorskip("minipovid.pretrain")
+    pretrain = pytest.importorskip("minipovid.tinyworld.pretrain")
     counts = (pretrain.PATCH_SHARE > 0).sum(0).tolist()
     assert counts == [9, 6, 9, 6, 4, 6, 9, 6, 9]
     assert pretrain.PATCH_SHARE.sum(0).tolist() == pytest.approx([1.0] * 9)

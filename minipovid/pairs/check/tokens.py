@@ -69,7 +69,7 @@ class TokenLengths:
 def _encoder(section: ModelSection) -> Encoder:
     """Of the configuration and the tokenizer alone: no weight is read. It refuses nothing for its length.
 
-    model.py, which reads configurations too, is left alone: what it imports takes 200 MiB.
+    models/load.py, which reads configurations too, is left alone: what it imports takes 200 MiB.
     """
     from transformers import AutoConfig, AutoTokenizer
 
