@@ -53,12 +53,11 @@ from minipovid.evaluate.ask import ask
 from minipovid.evaluate.benchmarks import Answer
 from minipovid.export import export_base
 from minipovid.inference import backends
-from minipovid.inference.backends import BackendOptions
 from minipovid.inference.llama_cpp import PICTURE, Runtime, find_pair
 from minipovid.inference.llama_cpp.kv_cache import KvCache
 from minipovid.inference.llama_cpp.libraries import cores, version
 from minipovid.inference.llama_cpp.tower import Tower
-from minipovid.inference.llama_cpp.vision import Picture
+from minipovid.inference.llama_cpp.vision import PreparedPicture
 
 ASKED = 6  # questions a picture, as POPE has them
 SUFFIX = " Yes or no."  # with it a question has LLaVA 1.5's 28 tokens behind the picture, in tiny_llava's pieces
@@ -132,7 +131,7 @@ def look(path: Path, heads: int) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def speak(pair: Path, seat: Selected, ends: bool) -> None:
+def speak(pair: Path, selected: Selected, ends: bool) -> None:
     """Leave the head whole words, blind to what all prompts have in common: else it says the same word to all.
 
     Where an answer `ends`, </s> looks for the direction of a word that has been said.
@@ -144,8 +143,8 @@ def speak(pair: Path, seat: Selected, ends: bool) -> None:
             hidden.append(inputs[-1])
 
     with Runtime(*find_pair(pair), observe=observe) as runtime:
-        for question in seat.exam.questions[::2]:
-            runtime.answer_ids(seat.root / question.image, question.prompt, max_tokens=1)
+        for question in selected.exam.questions[::2]:
+            runtime.answer_ids(selected.root / question.image, question.prompt, max_tokens=1)
     head = next(t for t in GGUFReader(find_pair(pair)[0], "r+").tensors if t.name == "output.weight").data
     head[:WORDS], head[tiny_llava.PIECES :], head[tiny_llava.piece(":")] = 0, 0, 0
     if ends:
@@ -228,14 +227,14 @@ class Ours:
     def __init__(self, pair: Path, threads: int) -> None:
         runtime = {"n_ctx": CONTEXT, "n_threads": threads}
         self._pair, self._stack = find_pair(pair), ExitStack()
-        self.backend = self._stack.enter_context(backends.opened("gguf", BackendOptions(pair, runtime=runtime)))
+        self.backend = self._stack.enter_context(backends.opened("gguf", pair, runtime))
 
-    def answer(self, seat: Selected, folder: Path) -> Round:
-        clock, questions = Clock(), seat.exam.questions
-        pictures = {question.image: seat.root / question.image for question in questions}
+    def answer(self, selected: Selected, folder: Path) -> Round:
+        clock, questions = Clock(), selected.exam.questions
+        pictures = {question.image: selected.root / question.image for question in questions}
 
         def kind(_: KvCache, part: Any, *__: Any) -> str | None:
-            return "picture" if isinstance(part, Picture) else None
+            return "picture" if isinstance(part, PreparedPicture) else None
 
         with clock.watching(Tower, "encode", lambda *_: "tower"), clock.watching(KvCache, "_read_step", kind):
             begun, cpu = time.perf_counter(), time.process_time()
@@ -270,13 +269,13 @@ class Peer:
             verbose=False,
         )
 
-    def answer(self, seat: Selected, folder: Path) -> Round:
+    def answer(self, selected: Selected, folder: Path) -> Round:
         from llama_cpp import mtmd_cpp
 
         clock = Clock()
         with clock.watching(mtmd_cpp, "mtmd_helper_eval_chunk_single", lambda *_: "picture"):
             begun, cpu = time.perf_counter(), time.process_time()
-            texts = [self._asked(seat.root / q.image, q.prompt, q.max_tokens) for q in seat.exam.questions]
+            texts = [self._asked(selected.root / q.image, q.prompt, q.max_tokens) for q in selected.exam.questions]
             seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
         picture = clock.seconds["picture"]
         return Round(texts, seconds, cpu, {"picture": picture, "questions": seconds - picture})
@@ -321,17 +320,17 @@ def measured(folder: Path, case: Case, options: argparse.Namespace) -> dict[str,
         same_tokens(sides, write(folder / "first", case, pictures=1, seed=1))  # and all of it is warm
         rounds = []
         for number in range(options.rounds):
-            seat = write(folder / f"round{number}", case, options.pictures, seed=2 + number)
+            selected = write(folder / f"round{number}", case, options.pictures, seed=2 + number)
             order = sorted(sides, reverse=bool(number % 2))
-            rounds.append({name: sides[name].answer(seat, folder / f"round{number}" / name) for name in order})
+            rounds.append({name: sides[name].answer(selected, folder / f"round{number}" / name) for name in order})
     return compared(rounds, options.pictures, case)
 
 
-def same_tokens(sides: Mapping[str, Any], seat: Selected) -> None:
+def same_tokens(sides: Mapping[str, Any], selected: Selected) -> None:
     """Ask once, and see that both sides make the same of a prompt."""
-    sides["ours"].answer(seat, seat.root / "ours")
-    question = seat.exam.questions[0]
-    theirs = sides["peer"].tokens(seat.root / question.image, question.prompt)
+    sides["ours"].answer(selected, selected.root / "ours")
+    question = selected.exam.questions[0]
+    theirs = sides["peer"].tokens(selected.root / question.image, question.prompt)
     ours = sides["ours"].tokens(question.prompt)
     assert [*theirs[0], PICTURE, *theirs[1]] == ours, f"the peer reads {theirs}, ours {ours}"
 

@@ -50,11 +50,11 @@ class Conversation:
     """
 
     system: str = ""
-    said: list[Turn] = field(default_factory=list)
+    past: list[Turn] = field(default_factory=list)
     waiting: list[Image.Image] = field(default_factory=list)
 
     def turns(self) -> list[Turn]:
-        return ([Turn("system", self.system)] if self.system else []) + self.said
+        return ([Turn("system", self.system)] if self.system else []) + self.past
 
     def question(self, line: str) -> bool:
         """Take a line of the user's. False where it only named pictures, which now wait for a message.
@@ -64,7 +64,7 @@ class Conversation:
         text, paths = pictures_in(line)
         self.waiting += [_look(path) for path in paths]
         if text:
-            self.said.append(Turn("user", text, tuple(self.waiting)))
+            self.past.append(Turn("user", text, tuple(self.waiting)))
             self.waiting = []
         return bool(text)
 
@@ -76,7 +76,7 @@ class Conversation:
             raise MinipovidError(f"There is no command {name}; /help lists them.")
         return commands[name](rest)
 
-    def told(self) -> str:
+    def announcement(self) -> str:
         """What waits to be shown, sizes as the viewer sees them."""
         each = (f"{Path(picture.info['path']).name} ({picture.width} x {picture.height})" for picture in self.waiting)
         return f"Your next message shows {', '.join(each)}."
@@ -86,7 +86,7 @@ class Conversation:
         if path is None:
             raise MinipovidError(f"There is no file {rest!r}; write /image PATH.")
         self.waiting.append(_look(path))
-        return self.told()
+        return self.announcement()
 
     def _system(self, rest: str) -> str:
         self.system = rest
@@ -96,13 +96,13 @@ class Conversation:
         """What waits to be shown is taken back first."""
         if self.waiting:
             return f"{Path(self.waiting.pop().info['path']).name} is not shown."
-        while self.said:
-            if self.said.pop().role == "user":
+        while self.past:
+            if self.past.pop().role == "user":
                 return "Taken back."
         return "There is nothing to take back."
 
     def _new(self, _: str) -> str:
-        self.said, self.waiting = [], []
+        self.past, self.waiting = [], []
         return "Forgotten."
 
     def _save(self, rest: str) -> str:
@@ -150,10 +150,10 @@ def _endings() -> re.Pattern[str]:
     return re.compile(rf"\.(?:{'|'.join(endings)})(?!\w|\.\w)", re.IGNORECASE)
 
 
-def _file(written: str) -> Path | None:
+def _file(spelling: str) -> Path | None:
     """The file that is meant by a spelling, if there is one."""
-    dragged = unquote(written.removeprefix("file://")) if written.startswith("file://") else written
-    for path in map(os.path.expanduser, dict.fromkeys((written, re.sub(r"\\(.)", r"\1", written), dragged))):
+    dragged = unquote(spelling.removeprefix("file://")) if spelling.startswith("file://") else spelling
+    for path in map(os.path.expanduser, dict.fromkeys((spelling, re.sub(r"\\(.)", r"\1", spelling), dragged))):
         if os.path.isfile(path):
             return Path(path)
     return None
@@ -178,22 +178,22 @@ def chat(
     talk = Conversation()
     for line in map(str.strip, lines):
         name, _, rest = line.partition(" ")
-        told = ""
+        note = ""
         try:
             if name == "/quit":
                 break
             if re.fullmatch(r"/\w+", name):
-                told = talk.command(name, rest.strip())
+                note = talk.command(name, rest.strip())
             elif talk.question(line):
-                told = answer(runtime, talk, sampling or Sampling(), out)
+                note = answer(runtime, talk, sampling or Sampling(), out)
             elif talk.waiting:
-                told = talk.told()
+                note = talk.announcement()
         except MinipovidError as error:
             if strict:
                 raise
-            told = str(error)
-        if told:
-            print(told, file=notes, flush=True)
+            note = str(error)
+        if note:
+            print(note, file=notes, flush=True)
     return talk
 
 
@@ -202,21 +202,21 @@ def answer(runtime: Runtime, talk: Conversation, sampling: Sampling, out: TextIO
 
     Raises MinipovidError, and takes the question back, where it cannot be answered.
     """
-    said = ""
+    text = ""
     pressed: list[bool] = []  # Ctrl-C: the model is not torn out of a computation
     try:
         with runtime.say(talk.turns(), sampling) as reply, interrupts.deferred(lambda: pressed.append(True)):
             for piece in reply:
-                said += piece
+                text += piece
                 print(plain(piece), end="", file=out, flush=True)
                 if pressed:
                     break
     except MinipovidError as error:
-        talk.said.pop()
-        raise MinipovidError(f"{error} {ADVICE}" if talk.said else str(error)) from None
-    if said:
+        talk.past.pop()
+        raise MinipovidError(f"{error} {ADVICE}" if talk.past else str(error)) from None
+    if text:
         print(file=out, flush=True)
-    talk.said.append(Turn("assistant", said))
+    talk.past.append(Turn("assistant", text))
     if reply.prompt_tokens + reply.answer_tokens >= runtime.n_ctx:
         return f"The context of {runtime.n_ctx} tokens is full; {ADVICE}"
     return f"(cut after {reply.answer_tokens} tokens)" if reply.finish_reason == "length" else ""

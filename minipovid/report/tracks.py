@@ -14,7 +14,7 @@ from minipovid.report.numbers import PERCENT, Unit
 from minipovid.report.runs import ExamScores, Results, Scored
 from minipovid.report.svg import Scale, label
 
-_Figure = tuple[ExamScores, str]  # and its name
+_Figure = tuple[ExamScores, str]  # a benchmark, and what it calls one of its figures
 
 
 @dataclass(frozen=True)

@@ -384,7 +384,7 @@ def test_llama_cpp_prepares_pictures_as_training_does(made: Made, name: str) -> 
     files, seen = made(name, "tiny"), 0
     with files.open("f32", "f32") as runtime:
         for image in pictures(28, 18, seed=1):
-            own = runtime._sight().encode(np.array(image))  # type: ignore[arg-type]
+            own = runtime._vision_model().encode(np.array(image))  # type: ignore[arg-type]
             np.testing.assert_array_equal(runtime.embed(image), own, err_msg=str(image.size))
             seen += image.size != (28, 28)
     assert seen == 16

@@ -218,7 +218,7 @@ def test_commands(album: Path) -> None:
         [system, Turn("user", "three")],
         [Turn("user", "three"), answer, Turn("user", "four")],
     ]
-    assert len(after.said) == 4
+    assert len(after.past) == 4
 
 
 def test_a_path_is_no_command(album: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_full_context_is_told_and_the_conversation_goes_on() -> None:
     advice = "/undo takes a question back, /new begins afresh."
     assert first == f"The context of 50 tokens is full; {advice}"
     assert second == f"The prompt takes 55 tokens, more than the context of 50; shorten it. {advice}"
-    assert third == "Taken back." and [turn.text for turn in after.said if turn.role == "user"] == ["one", "three"]
+    assert third == "Taken back." and [turn.text for turn in after.past if turn.role == "user"] == ["one", "three"]
     assert "begins afresh" not in talk(FakeRuntime(), "word " * 51)[1], "there is nothing to forget yet"
 
 

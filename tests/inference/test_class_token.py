@@ -130,7 +130,7 @@ def test_a_mended_build_needs_no_remedy(
     assert judged(model) == "not needed"
     with Runtime(files[0], files[-1], n_ctx=256) as runtime:
         assert runtime.class_token == "not needed"
-        assert runtime._eyes._remedy is None
+        assert runtime._vision._remedy is None
 
 
 def test_a_build_that_the_remedy_does_not_help_is_refused(

@@ -23,7 +23,7 @@ from minipovid.inference.llama_cpp.language import Language
 from minipovid.inference.llama_cpp.sampling import Sampler
 from minipovid.inference.llama_cpp.stream import Stream, whole
 from minipovid.inference.llama_cpp.tower import Tower
-from minipovid.inference.llama_cpp.vision import Picture
+from minipovid.inference.llama_cpp.vision import PreparedPicture
 from minipovid.models.chat_template import Turn
 
 
@@ -50,7 +50,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     read = KvCache._read_step
 
     def spy(self: KvCache, part: Any, first_output: int) -> Any:
-        found.append(-1 if isinstance(part, Picture) else len(part))
+        found.append(-1 if isinstance(part, PreparedPicture) else len(part))
         return read(self, part, first_output)
 
     monkeypatch.setattr(KvCache, "_read_step", spy)
@@ -84,7 +84,7 @@ def test_conversations_equal_those_of_transformers(runtime: Runtime, folder: Pat
         for number in order:
             reply = runtime.say(CONVERSATIONS[number], Sampling(max_tokens=8))
             "".join(reply)
-            agreed += reply._state.said == expected[number]
+            agreed += reply._state.ids == expected[number]
         assert agreed >= 5
 
 
@@ -224,12 +224,12 @@ def test_memory_equals_reading_all_anew(runtime: Runtime) -> None:
         prompt = runtime._prompt(runtime.chat.render(turns), [image for turn in turns for image in turn.pictures])
         said = [int(token) for token in rng.integers(10, 400, rng.integers(4))]
         for token in range(len(said)):
-            runtime._memory.read([*prompt, said[: token + 1]])
+            runtime._cache.read([*prompt, said[: token + 1]])
         outputs = int(rng.integers(1, 4))
-        kept = runtime._memory.read([*prompt, said], outputs).copy()
-        assert runtime._memory._held[: len(prompt[0])] == prompt[0]
-        runtime._memory._forget(0)
-        anew = runtime._memory.read([*prompt, said], outputs)
+        kept = runtime._cache.read([*prompt, said], outputs).copy()
+        assert runtime._cache._positions[: len(prompt[0])] == prompt[0]
+        runtime._cache._forget(0)
+        anew = runtime._cache.read([*prompt, said], outputs)
         assert kept.shape == anew.shape == (outputs, 416)
         np.testing.assert_allclose(kept, anew, rtol=0, atol=0.01)
 
@@ -242,14 +242,14 @@ def test_long_texts_are_read_in_steps(tmp_path: Path, steps: list[int], monkeypa
     rng = np.random.default_rng(1)
     ids = [int(token) for token in rng.integers(10, 400, 700)]
     with Runtime(files[0], None, n_ctx=1024) as runtime:
-        logits = runtime._memory.read([ids], 300)
+        logits = runtime._cache.read([ids], 300)
         assert steps == [256, 256, 188]
-        other = runtime._memory.read([[*ids[:600], *ids[500:600]]])
+        other = runtime._cache.read([[*ids[:600], *ids[500:600]]])
         assert steps == [256, 256, 188, 188]
     monkeypatch.setattr(kv_cache, "STEP", 1024)
     with Runtime(files[0], None, n_ctx=1024) as runtime:
-        np.testing.assert_allclose(logits, runtime._memory.read([ids], 300), rtol=0, atol=0.01)
-        np.testing.assert_allclose(other, runtime._memory.read([[*ids[:600], *ids[500:600]]]), rtol=0, atol=0.01)
+        np.testing.assert_allclose(logits, runtime._cache.read([ids], 300), rtol=0, atol=0.01)
+        np.testing.assert_allclose(other, runtime._cache.read([[*ids[:600], *ids[500:600]]]), rtol=0, atol=0.01)
 
 
 # --- what is drawn ---
@@ -386,7 +386,7 @@ def test_a_reply_that_ends_early_lets_others_in(runtime: Runtime, how: str, monk
     try:
         reply: Any = runtime.say([ONE], Sampling(max_tokens=50))
         next(reply)
-        assert runtime._turns._lock.locked()
+        assert runtime._locks._lock.locked()
         if how == "close":
             reply.close()
             assert list(reply) == [] and reply.finish_reason is None
@@ -396,7 +396,7 @@ def test_a_reply_that_ends_early_lets_others_in(runtime: Runtime, how: str, monk
             with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
                 patch.setattr(KvCache, "read", lambda *_: 1 / 0)
                 next(reply)
-        assert not runtime._turns._lock.locked()
+        assert not runtime._locks._lock.locked()
     finally:
         gc.enable()
     answers: list[str] = []
@@ -458,12 +458,12 @@ def test_a_reply_is_closed_while_it_is_read(runtime: Runtime, monkeypatch: pytes
         assert slow.begun.wait(30)
         reply.close()  # would wait for ever, were it to wait
         reply.close()
-        assert reader.is_alive() and runtime._turns._lock.locked()
+        assert reader.is_alive() and runtime._locks._lock.locked()
         slow.go.set()
         reader.join(30)
     assert ends == [[]] and first
     assert reply.answer_tokens == 2 and reply.finish_reason is None
-    assert not runtime._turns._lock.locked()
+    assert not runtime._locks._lock.locked()
     other = in_thread(lambda: runtime.answer(picture(2), "And this?", 3), ends)
     other.join(30)
     assert ends == [[], alone]
@@ -481,7 +481,7 @@ def test_a_reply_is_closed_before_its_turn(runtime: Runtime, steps: list[int]) -
     before = len(steps)
     holder.close()
     reader.join(30)
-    assert ends == [[]] and len(steps) == before and not runtime._turns._lock.locked()
+    assert ends == [[]] and len(steps) == before and not runtime._locks._lock.locked()
 
 
 def test_a_reply_that_holds_no_text_yet_is_closed(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,7 +502,7 @@ def test_a_reply_is_closed_as_its_step_ends(runtime: Runtime, monkeypatch: pytes
     reply = runtime.say([ONE])
     monkeypatch.setattr(Stream, "add", lambda self, raw: reply.close() or "piece")
     assert list(reply) == [] and reply.answer_tokens == 1
-    assert not runtime._turns._lock.locked()
+    assert not runtime._locks._lock.locked()
 
 
 # --- closing while others call ---

@@ -237,7 +237,7 @@ def test_a_picture_is_seen_the_same_from_a_file_and_opened(runtime: Runtime, tmp
     for name, image in made.items():
         path = tmp_path / name
         image.save(path, **({"exif": exif} if name == "lying.jpg" else {}))
-        seen = [runtime._sight().look(image) for image in (path, Image.open(path), images.load(path))]
+        seen = [runtime._vision_model().look(image) for image in (path, Image.open(path), images.load(path))]
         assert seen[0].digest == seen[1].digest == seen[2].digest
         with Image.open(path) as plain:
             other = runtime.transform.canvas(plain.convert("RGB"))

@@ -301,7 +301,7 @@ def test_the_same_question_at_the_same_time_is_asked_once() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(server.seen) == 1 and not asked._cache._held
+        assert len(server.seen) == 1 and not asked._cache._locks
 
 
 def test_an_answer_with_half_a_character_can_be_kept(tmp_path: Path) -> None:

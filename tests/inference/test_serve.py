@@ -31,7 +31,7 @@ from minipovid.common import local_http
 from minipovid.common.errors import MinipovidError
 from minipovid.common.local_http import bound, server
 from minipovid.export import export_base
-from minipovid.inference.llama_cpp import Reply, Runtime, Sampling
+from minipovid.inference.llama_cpp import Runtime, Sampling, StreamedReply
 from minipovid.inference.llama_cpp.locks import Locks
 from minipovid.inference.llama_cpp.stream import Stream
 from minipovid.inference.serve import app as apps
@@ -600,8 +600,8 @@ class SlowRuntime:
 
     n_ctx, at_work = 99, False
 
-    def say(self, turns: Sequence[Turn], sampling: Sampling) -> Reply:
-        return Reply(self.step, 7, 99, Stream(), Locks())
+    def say(self, turns: Sequence[Turn], sampling: Sampling) -> StreamedReply:
+        return StreamedReply(self.step, 7, 99, Stream(), Locks())
 
     def step(self, said: list[int]) -> tuple[int, bytes]:
         self.at_work = True

@@ -115,11 +115,11 @@ class HfBackend:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _prompt(self, question: Question, seen: bool) -> list[int]:
+    def _prompt(self, question: Question, has_picture: bool) -> list[int]:
         """The prompt's tokens as training has them, the placeholder once for each image token."""
-        turn = Turn("user", question.prompt, (Path(),) if seen else ())  # pictures are only counted here
+        turn = Turn("user", question.prompt, (Path(),) if has_picture else ())  # pictures are only counted here
         ids: list[int] = self._model.tokenizer(self._chat.render([turn])).input_ids
-        if seen:
+        if has_picture:
             image = self._model.image_token_id
             at = ids.index(image)
             ids[at : at + 1] = [image] * self._model.image_tokens
@@ -251,12 +251,12 @@ def _embedded(model: Model, ids: Tensor) -> Tensor:
 
 def _parts(widths: Sequence[int]) -> Iterator[slice]:
     """Questions that are answered together: as many in order as COLUMNS holds, one at least."""
-    start = taken = 0
+    start = columns = 0
     for number, width in enumerate(widths):
-        if number > start and taken + width > COLUMNS:
+        if number > start and columns + width > COLUMNS:
             yield slice(start, number)
-            start, taken = number, 0
-        taken += width
+            start, columns = number, 0
+        columns += width
     yield slice(start, len(widths))
 
 
@@ -312,8 +312,8 @@ def _ends(model: Model, end: str) -> set[int]:
     """Tokens that end an answer: the format's own sign, and those that the checkpoint names."""
     named = model.base.generation_config.eos_token_id  # type: ignore[union-attr]
     sign = model.tokenizer(end, add_special_tokens=False).input_ids[-1:]
-    found = [*sign, model.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
-    return {token for token in found if token is not None}
+    tokens = [*sign, model.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return {token for token in tokens if token is not None}
 
 
 def _identity(run: Path, weights: str, model: Model, chat: chat_template.Chat) -> dict[str, Any]:

@@ -57,19 +57,19 @@ class PredictionsBackend:
         return {"backend": self.name, "file": self._path.name, "sha256": digest(self._path).hex(), "order": order}
 
     def check(self, questions: Sequence[Question]) -> None:
-        asked = [question.id for question in questions]
+        ids = [question.id for question in questions]
         if self._in_order:
-            if len(self._in_order) != len(asked):
+            if len(self._in_order) != len(ids):
                 raise MinipovidError(
-                    f"{self._path} has {len(self._in_order):,} answers without ids, and there are {len(asked):,} "
+                    f"{self._path} has {len(self._in_order):,} answers without ids, and there are {len(ids):,} "
                     "questions; give each its id."
                 )
-            self._by_id = dict(zip(asked, self._in_order, strict=True))
-        missing = [each for each in asked if each not in self._by_id]
-        unknown = sorted(self._by_id.keys() - set(asked))
+            self._by_id = dict(zip(ids, self._in_order, strict=True))
+        missing = [each for each in ids if each not in self._by_id]
+        unknown = sorted(self._by_id.keys() - set(ids))
         if missing:
             raise MinipovidError(
-                f"{self._path} has no answer to {len(missing):,} of {len(asked):,} questions, {missing[0]} among them; "
+                f"{self._path} has no answer to {len(missing):,} of {len(ids):,} questions, {missing[0]} among them; "
                 "every question needs one."
             )
         if unknown:

@@ -21,21 +21,22 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
+from minipovid.common.arrays import Floats
 from minipovid.common.errors import MinipovidError
 from minipovid.images.transform import ImageTransform
 from minipovid.inference.llama_cpp.activations import watch_products
 from minipovid.inference.llama_cpp.gguf_files import find_pair
-from minipovid.inference.llama_cpp.kv_cache import KvCache, Prompt
+from minipovid.inference.llama_cpp.kv_cache import KvCache, PromptParts
 from minipovid.inference.llama_cpp.language import Language
-from minipovid.inference.llama_cpp.libraries import Floats, cores
+from minipovid.inference.llama_cpp.libraries import cores
 from minipovid.inference.llama_cpp.locks import Locks
-from minipovid.inference.llama_cpp.reply import Reply
+from minipovid.inference.llama_cpp.reply import StreamedReply
 from minipovid.inference.llama_cpp.sampling import Sampler, Sampling
 from minipovid.inference.llama_cpp.stream import Stream, whole
-from minipovid.inference.llama_cpp.vision import Picture, VisionModel
+from minipovid.inference.llama_cpp.vision import PreparedPicture, VisionModel
 from minipovid.models.chat_template import IMAGE, Chat, Turn
 
-__all__ = ["Reply", "Runtime", "Sampling", "find_pair"]
+__all__ = ["StreamedReply", "Runtime", "Sampling", "find_pair"]
 SMALL = 64 * 2**20  # bytes of a model that one thread computes faster than several can agree on
 PICTURE = -1  # stands for a picture among token ids
 
@@ -65,22 +66,22 @@ class Runtime:
         Raises MinipovidError where a file is missing, is not minipovid's, or cannot be loaded, where the model already
         holds the adapter, and for an `n_ctx` that it was not trained for.
         """
-        self.path, self._turns = model_gguf, Locks()
+        self.path, self._locks = model_gguf, Locks()
         on_gpu, watch = n_gpu_layers != 0, watch_products(observe) if observe else None
         with ExitStack() as loaded:
             self._language = language = Language(model_gguf, n_gpu_layers, lora)
             loaded.callback(language.close)
             self.n_ctx = language.context(n_ctx)
             threads = n_threads or (1 if language.n_bytes < SMALL else cores())
-            self._eyes: VisionModel | None = None
+            self._vision: VisionModel | None = None
             if mmproj_gguf is not None:
-                self._eyes = VisionModel(mmproj_gguf, language.model, use_gpu=on_gpu, n_threads=threads)
-                loaded.callback(self._eyes.close)
-            self._memory = KvCache(
-                language, self._eyes, n_ctx=self.n_ctx, n_threads=threads, on_gpu=on_gpu, kv_f32=kv_f32, watch=watch
+                self._vision = VisionModel(mmproj_gguf, language.model, use_gpu=on_gpu, n_threads=threads)
+                loaded.callback(self._vision.close)
+            self._cache = KvCache(
+                language, self._vision, n_ctx=self.n_ctx, n_threads=threads, on_gpu=on_gpu, kv_f32=kv_f32, watch=watch
             )
-            loaded.callback(self._memory.close)
-            self._memory.adapt(language.adapter, lora_scale)
+            loaded.callback(self._cache.close)
+            self._cache.adapt(language.adapter, lora_scale)
             self._loaded = loaded.pop_all()
 
     @classmethod
@@ -93,7 +94,7 @@ class Runtime:
 
     # --- asking ---
 
-    def say(self, turns: Sequence[Turn], sampling: Sampling | None = None) -> Reply:
+    def say(self, turns: Sequence[Turn], sampling: Sampling | None = None) -> StreamedReply:
         """The answer to a conversation, piece by piece; greedy unless `sampling` says otherwise.
 
         Raises MinipovidError, before anything is computed, for what cannot be asked: a picture that cannot be read,
@@ -102,31 +103,31 @@ class Runtime:
         sampling = sampling or Sampling()
         prompt = self._prompt(self.chat.render(turns), [image for turn in turns for image in turn.pictures])
         length = self._length(prompt)
-        with self._turns.computing:
+        with self._locks.computing:
             sampler = Sampler(sampling, self._language)
-        return Reply(
-            lambda said: self._step([*prompt, said], sampler),
+        return StreamedReply(
+            lambda ids: self._step([*prompt, ids], sampler),
             length,
             self._most(length, sampling.max_tokens),
             Stream(sampling.stop),
-            self._turns,
+            self._locks,
         )
 
     def answer(self, image: Image | Path, prompt: str, max_tokens: int = 256) -> str:
         """The greedy answer, without surrounding spaces; it ends at the end of the turn or after `max_tokens`."""
         ids = self.answer_ids(image, prompt, max_tokens)
-        with self._turns.computing:
+        with self._locks.computing:
             return whole([self._language.piece(token) for token in ids])
 
     def answer_ids(self, image: Image | Path, prompt: str, max_tokens: int = 256) -> list[int]:
         """The tokens of the greedy answer; the one that ends it is left out."""
-        asked = self._prompt(self._written(prompt), [image])
-        most, sampler = self._most(self._length(asked), max_tokens), Sampler(Sampling(), self._language)
-        said: list[int] = []
-        with self._turns.taken():
-            while len(said) < most and (found := self._step([*asked, said], sampler)):
-                said.append(found[0])
-        return said
+        parts = self._prompt(self._rendered(prompt), [image])
+        most, sampler = self._most(self._length(parts), max_tokens), Sampler(Sampling(), self._language)
+        ids: list[int] = []
+        with self._locks.turn():
+            while len(ids) < most and (token_and_bytes := self._step([*parts, ids], sampler)):
+                ids.append(token_and_bytes[0])
+        return ids
 
     def logps(self, image: Image | Path, prompt: str, answer: str) -> list[float]:
         """Log-probability of each of the answer's tokens, the end of the turn included, given picture and prompt.
@@ -141,17 +142,17 @@ class Runtime:
     def logits(self, image: Image | Path, prompt: str, answer: str) -> Floats:
         """What the model says of every token at each of the answer's positions [A, V]; row i is about its token i."""
         ids = self.answer_tokens(prompt, answer)
-        *before, last = self._prompt(self._written(prompt), [image])
-        asked = [*before, [*last, *ids[:-1]]]
-        self._length(asked)
-        with self._turns.taken(), self._turns.computing:
-            return self._memory.read(asked, len(ids))
+        *before, last = self._prompt(self._rendered(prompt), [image])
+        parts = [*before, [*last, *ids[:-1]]]
+        self._length(parts)
+        with self._locks.turn(), self._locks.computing:
+            return self._cache.read(parts, len(ids))
 
     # --- how it is asked ---
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The prompt as llama.cpp gets it: tokens, a -1 for the picture, tokens."""
-        before, after = self._parts(self._written(prompt))
+        before, after = self._parts(self._rendered(prompt))
         return [*before, PICTURE, *after]
 
     def answer_tokens(self, prompt: str, answer: str) -> list[int]:
@@ -159,18 +160,18 @@ class Runtime:
 
         Raises MinipovidError where they change those of the prompt.
         """
-        written = self._written(prompt)
-        asked, ids = (self._parts(text)[-1] for text in (written, written + self.chat.answer(answer)))
-        if ids[: len(asked)] != asked or len(ids) == len(asked):
+        text = self._rendered(prompt)
+        before, ids = (self._parts(each)[-1] for each in (text, text + self.chat.answer(answer)))
+        if ids[: len(before)] != before or len(ids) == len(before):
             raise MinipovidError(f"The answer {answer!r} changes the tokens of the prompt before it; rephrase it.")
-        return ids[len(asked) :]
+        return ids[len(before) :]
 
     def embed(self, image: Image | Path) -> Floats:
         """What the language model gets to see of the picture: projected features [N, H]."""
-        eyes = self._sight()
-        picture = eyes.look(image)
-        with self._turns.taken(), self._turns.computing:
-            return eyes.features(picture).copy()
+        vision = self._vision_model()
+        picture = vision.look(image)
+        with self._locks.turn(), self._locks.computing:
+            return vision.features(picture).copy()
 
     @property
     def chat(self) -> Chat:
@@ -189,52 +190,52 @@ class Runtime:
     @property
     def transform(self) -> ImageTransform:
         """The pictures' way into the tower. Raises MinipovidError where the model reads text alone."""
-        return self._sight().transform
+        return self._vision_model().transform
 
     @property
     def class_token(self) -> str:
         """What this llama.cpp needs for right features: "moved", "not needed" or "no class token"."""
-        return self._eyes.class_token if self._eyes else "no class token"
+        return self._vision.class_token if self._vision else "no class token"
 
     # --- inside ---
 
-    def _step(self, prompt: Prompt, sampler: Sampler) -> tuple[int, bytes] | None:
+    def _step(self, prompt: PromptParts, sampler: Sampler) -> tuple[int, bytes] | None:
         """The next token and its bytes; None where the answer ends."""
-        with self._turns.computing:
-            token = sampler.pick(self._memory.read(prompt)[0])
+        with self._locks.computing:
+            token = sampler.pick(self._cache.read(prompt)[0])
             return None if self._language.ends(token) else (token, self._language.piece(token))
 
-    def _written(self, prompt: str) -> str:
+    def _rendered(self, prompt: str) -> str:
         """One question about one picture. Raises MinipovidError for a question that holds the picture's placeholder."""
         if IMAGE in prompt:
             raise MinipovidError(f"The prompt {prompt[:40]!r} holds the placeholder {IMAGE}; leave it out.")
         return self.chat.prompt(prompt)
 
-    def _prompt(self, written: str, pictures: Sequence[Image | Path]) -> list[list[int] | Picture]:
+    def _prompt(self, text: str, pictures: Sequence[Image | Path]) -> list[list[int] | PreparedPicture]:
         """Tokens and pictures in turn."""
-        parts = self._parts(written)
+        parts = self._parts(text)
         if len(parts) != len(pictures) + 1:
             raise MinipovidError(
                 f"The conversation has {len(pictures)} pictures and {len(parts) - 1} places for them; "
                 "pictures belong to what the user says."
             )
-        seen = [self._sight().look(picture) for picture in pictures]
-        both = [part for pair in zip_longest(parts, seen) for part in pair]
+        prepared = [self._vision_model().look(picture) for picture in pictures]
+        both = [part for pair in zip_longest(parts, prepared) for part in pair]
         return [part for part in both if part is not None]
 
-    def _parts(self, written: str) -> list[list[int]]:
+    def _parts(self, text: str) -> list[list[int]]:
         """The tokens before, between and behind the pictures."""
-        with self._turns.computing:
-            return self._language.parts(written)
+        with self._locks.computing:
+            return self._language.parts(text)
 
-    def _sight(self) -> VisionModel:
-        if self._eyes is None:
+    def _vision_model(self) -> VisionModel:
+        if self._vision is None:
             raise MinipovidError(f"{self.path.name} was opened without its mmproj, so it sees no pictures.")
-        return self._eyes
+        return self._vision
 
-    def _length(self, prompt: Prompt) -> int:
+    def _length(self, prompt: PromptParts) -> int:
         """Positions that the prompt takes. Raises MinipovidError where it does not fit the context."""
-        length = self._memory.length(prompt)
+        length = self._cache.length(prompt)
         if length > self.n_ctx:
             raise MinipovidError(
                 f"The prompt takes {length} tokens with its pictures, more than the context of {self.n_ctx}; "
@@ -251,7 +252,7 @@ class Runtime:
 
         May be called twice.
         """
-        self._turns.computing.close(self._loaded.close)
+        self._locks.computing.close(self._loaded.close)
 
     def __enter__(self) -> Runtime:
         return self

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
+from minipovid.common.arrays import Floats
 from minipovid.inference.llama_cpp.ggml import Tensor, Watch, read
-from minipovid.inference.llama_cpp.libraries import Floats, ggml_base
+from minipovid.inference.llama_cpp.libraries import ggml_base
 
 Observe = Callable[[str, Floats], None]  # (name of the weight, its inputs [rows, columns])
 

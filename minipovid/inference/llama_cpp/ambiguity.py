@@ -16,14 +16,14 @@ WAYS = 256  # readings at once; 1000 take a second a token with 32,000 tokens to
 _REMEDY = "begin with a required property that has a const of its own in each, or leave choices out."
 
 
-class Part(NamedTuple):
+class GrammarRule(NamedTuple):
     """A rule of a grammar: an array or object, or, where `begins` is empty, a choice between other rules."""
 
     begins: str  # what each of its texts begins with
     inside: tuple[str, ...]  # rules, or literals, which hold nothing
 
 
-def check(parts: Mapping[str, Part], root: str) -> None:
+def check(parts: Mapping[str, GrammarRule], root: str) -> None:
     """Raises MinipovidError where what `root` stands for can be read in too many ways."""
     if root in parts:
         _Survey(parts).visit(root)
@@ -32,7 +32,7 @@ def check(parts: Mapping[str, Part], root: str) -> None:
 class _Survey:
     """Tarjan's walk (1972) through the loops of a grammar, each after all that it leads to."""
 
-    def __init__(self, parts: Mapping[str, Part]) -> None:
+    def __init__(self, parts: Mapping[str, GrammarRule]) -> None:
         self._parts = parts
         self._number: dict[str, int] = {}  # in the order of coming
         self._path: list[str] = []  # seen, but not done
@@ -79,12 +79,12 @@ class _Survey:
             most = max(most, sum(self._ways.get(choice, 1) for choice in alike))
         return most
 
-    def _choices(self, name: str, seen: set[str]) -> Iterator[str]:
+    def _choices(self, name: str, visited: set[str]) -> Iterator[str]:
         """The arrays and objects of a choice, and of the choices in it; each once."""
         for other in self._parts[name].inside:
-            if other in self._parts and other not in seen:
-                seen.add(other)
+            if other in self._parts and other not in visited:
+                visited.add(other)
                 if self._parts[other].begins:
                     yield other
                 else:
-                    yield from self._choices(other, seen)
+                    yield from self._choices(other, visited)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minipovid.inference.llama_cpp.libraries import Floats
+from minipovid.common.arrays import Floats
 
 F32 = 0  # of enum ggml_type
 # bool callback(struct ggml_tensor * node, bool ask, void * user_data)

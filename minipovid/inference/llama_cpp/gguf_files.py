@@ -23,8 +23,8 @@ def find_pair(folder: Path, quant: str | None = None) -> tuple[Path, Path]:
     wanted = [path for path in texts if quant is None or _quant(path) == quant.lower()]
     if not wanted:
         there = f"only {', '.join(sorted(map(_quant, texts)))}" if texts else "no GGUF files"
-        asked = f" --quant {quant}" if quant else ""
-        raise MinipovidError(f"{place} holds {there}; write the files with `minipovid export {folder}{asked}`.")
+        flag = f" --quant {quant}" if quant else ""
+        raise MinipovidError(f"{place} holds {there}; write the files with `minipovid export {folder}{flag}`.")
     if len({_stem(path) for path in wanted}) > 1:
         raise MinipovidError(
             f"{place} holds the files of several models: {', '.join(sorted({_stem(p) for p in wanted}))}."

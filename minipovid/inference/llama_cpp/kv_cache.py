@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from minipovid.common.arrays import Floats
 from minipovid.common.errors import MinipovidError
 from minipovid.inference.llama_cpp.ggml import F32, Watch
 from minipovid.inference.llama_cpp.language import Language
-from minipovid.inference.llama_cpp.libraries import NO_FLASH_ATTENTION, Floats, libraries, listen, reason, rows
-from minipovid.inference.llama_cpp.vision import Picture, VisionModel
+from minipovid.inference.llama_cpp.libraries import NO_FLASH_ATTENTION, libraries, listen, reason, rows
+from minipovid.inference.llama_cpp.vision import PreparedPicture, VisionModel
 
-Prompt = Sequence["list[int] | Picture"]  # tokens and pictures, in order
+PromptParts = Sequence["list[int] | PreparedPicture"]  # tokens and pictures, in order
 STEP = 256  # tokens that are read in one go
 
 
@@ -34,7 +35,7 @@ class KvCache:
     def __init__(
         self,
         language: Language,
-        eyes: VisionModel | None,
+        vision: VisionModel | None,
         *,
         n_ctx: int,
         n_threads: int,
@@ -44,9 +45,9 @@ class KvCache:
     ) -> None:
         """Raises MinipovidError where there is no room for so much. `watch` sees every node that is computed."""
         self._llama, _ = libraries()
-        self._eyes, self._watch = eyes, watch
-        self._rows, self.n_ctx, self._n_vocab = eyes.rows if eyes else 0, n_ctx, language.n_vocab
-        self._held: list[int | bytes] = []  # per position: a token, or the digest of the picture whose row it is
+        self._vision, self._watch = vision, watch
+        self._rows, self.n_ctx, self._n_vocab = vision.rows if vision else 0, n_ctx, language.n_vocab
+        self._positions: list[int | bytes] = []  # per position: a token, or the digest of the picture whose row it is
         self._ends = [0]  # positions behind what was read in one go
         parameters = self._llama.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = n_ctx
@@ -73,56 +74,56 @@ class KvCache:
         if self._llama.llama_set_adapters_lora(self._context, adapters, 1, scales):
             raise RuntimeError("llama.cpp could not set the adapter")
 
-    def length(self, prompt: Prompt) -> int:
+    def length(self, prompt: PromptParts) -> int:
         """Positions that a prompt takes."""
-        return sum(self._rows if isinstance(part, Picture) else len(part) for part in prompt)
+        return sum(self._rows if isinstance(part, PreparedPicture) else len(part) for part in prompt)
 
-    def read(self, prompt: Prompt, outputs: int = 1) -> Floats:
+    def read(self, prompt: PromptParts, outputs: int = 1) -> Floats:
         """Have this prompt, and nothing else, in memory; the logits [outputs, V] behind its last positions.
 
         Where it fails, memory holds what was read before the failure.
         """
         keys = list(chain.from_iterable(self._keys(part) for part in prompt))
         first_output = len(keys) - outputs
-        kept = self._kept(keys, first_output)
-        self._forget(kept)
-        logits = [self._read_step(part, first_output - at) for at, part in self._steps(prompt, kept)]
+        common = self._common_length(keys, first_output)
+        self._forget(common)
+        logits = [self._read_step(part, first_output - at) for at, part in self._steps(prompt, common)]
         return np.concatenate(logits)
 
-    def _keys(self, part: list[int] | Picture) -> Sequence[int | bytes]:
-        return [part.digest] * self._rows if isinstance(part, Picture) else part
+    def _keys(self, part: list[int] | PreparedPicture) -> Sequence[int | bytes]:
+        return [part.digest] * self._rows if isinstance(part, PreparedPicture) else part
 
-    def _kept(self, keys: list[int | bytes], limit: int) -> int:
+    def _common_length(self, keys: list[int | bytes], limit: int) -> int:
         """How many positions of memory the new prompt can keep; at most `limit`."""
-        held = self._held
-        common = min(len(held), len(keys))
-        if held[:common] != keys[:common]:
-            common = next(i for i, (old, new) in enumerate(zip(held, keys, strict=False)) if old != new)
+        old_keys = self._positions
+        common = min(len(old_keys), len(keys))
+        if old_keys[:common] != keys[:common]:
+            common = next(i for i, (old, new) in enumerate(zip(old_keys, keys, strict=False)) if old != new)
         return self._ends[bisect_right(self._ends, min(common, limit)) - 1]
 
-    def _forget(self, kept: int) -> None:
-        del self._held[kept:]
-        del self._ends[bisect_right(self._ends, kept) :]
-        self._llama.llama_memory_seq_rm(self._kv, 0, kept, -1)
+    def _forget(self, start: int) -> None:
+        del self._positions[start:]
+        del self._ends[bisect_right(self._ends, start) :]
+        self._llama.llama_memory_seq_rm(self._kv, 0, start, -1)
 
-    def _steps(self, prompt: Prompt, kept: int) -> Iterator[tuple[int, list[int] | Picture]]:
+    def _steps(self, prompt: PromptParts, first: int) -> Iterator[tuple[int, list[int] | PreparedPicture]]:
         """What is to be read in one go, each with its position; a long text in pieces of STEP tokens."""
         start = 0
         for part in prompt:
             stop = start + self.length([part])
-            if not isinstance(part, Picture):
-                for at in range(max(start, kept), stop, STEP):
+            if not isinstance(part, PreparedPicture):
+                for at in range(max(start, first), stop, STEP):
                     yield at, part[at - start : min(at + STEP, stop) - start]
-            elif start >= kept:
+            elif start >= first:
                 yield start, part
             start = stop
 
-    def _read_step(self, part: list[int] | Picture, first_output: int) -> Floats:
+    def _read_step(self, part: list[int] | PreparedPicture, first_output: int) -> Floats:
         """The logits [rows, V] of the part's rows from `first_output` on."""
-        past = len(self._held)
-        if isinstance(part, Picture):
-            assert self._eyes is not None
-            batch = self._picture_batch.filled(self._eyes.features(part), past, first_output)
+        past = len(self._positions)
+        if isinstance(part, PreparedPicture):
+            assert self._vision is not None
+            batch = self._picture_batch.filled(self._vision.features(part), past, first_output)
         else:
             batch = self._token_batch.filled(part, past, first_output)
         code = self._llama.llama_decode(self._context, batch)
@@ -130,8 +131,8 @@ class KvCache:
             self._watch.check()
         if code:
             raise RuntimeError(f"llama_decode failed with code {code}{reason()}")
-        self._held += self._keys(part)
-        self._ends.append(len(self._held))
+        self._positions += self._keys(part)
+        self._ends.append(len(self._positions))
         count = min(batch.n_tokens, batch.n_tokens - first_output)
         if count <= 0:
             return np.empty((0, self._n_vocab), np.float32)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.common.errors import MinipovidError
-from minipovid.inference.llama_cpp.libraries import libraries, listen, reason, written
+from minipovid.inference.llama_cpp.libraries import bytes_of, libraries, listen, reason
 from minipovid.models import chat_template
 from minipovid.models.chat_template import Chat
 
@@ -64,26 +64,26 @@ class Language:
                 f"llama.cpp cannot add {lora} to {self._path.name}{reason()}; "
                 "take the base model that it was trained on."
             )
-        held = self._of_model(_ADAPTER)
-        if held is not None and held == self._of_adapter(_ADAPTER):
+        adapter_of_model = self._of_model(_ADAPTER)
+        if adapter_of_model is not None and adapter_of_model == self._of_adapter(_ADAPTER):
             raise MinipovidError(f"{self._path.name} already holds this adapter; leave --lora out.")
 
     def _chat(self) -> Chat:
         """How prompts are written: as the adapter says, else the model, else (files of before) as LLaVA 1.5's."""
-        written_down = self.metadata("minipovid.chat")
-        if written_down is None and self.metadata("minipovid.family") is None:
+        layout = self.metadata("minipovid.chat")
+        if layout is None and self.metadata("minipovid.family") is None:
             raise MinipovidError(f"{self._path} was not written by `minipovid export`; its prompt format is unknown.")
-        if written_down is None:
+        if layout is None:
             return chat_template.VICUNA
         try:
-            return Chat.loads(written_down)
+            return Chat.loads(layout)
         except (json.JSONDecodeError, KeyError, TypeError):
             raise MinipovidError(f"{self._path} holds a damaged minipovid.chat; export it again.") from None
 
     def metadata(self, key: str) -> str | None:
         """A key of the adapter's file or, where it has none, of the model's."""
-        told = self._of_adapter(key)
-        return self._of_model(key) if told is None else told
+        value = self._of_adapter(key)
+        return self._of_model(key) if value is None else value
 
     def _of_model(self, key: str) -> str | None:
         return _value(self._llama.llama_model_meta_val_str, self.model, key)
@@ -142,15 +142,15 @@ class Language:
 
     @cached_property
     def _end(self) -> int | None:
-        found = self.tokens(self.chat.end)
-        return found[-1] if found else None
+        ids = self.tokens(self.chat.end)
+        return ids[-1] if ids else None
 
-    def parts(self, written_down: str) -> list[list[int]]:
+    def parts(self, text: str) -> list[list[int]]:
         """The tokens of a rendered conversation, cut where its pictures stand.
 
         Each piece is tokenised by itself, as training did it; the first gets what every prompt begins with.
         """
-        first, *others = written_down.split(chat_template.IMAGE)
+        first, *others = text.split(chat_template.IMAGE)
         return [self.tokens(self.first + first, begin=True), *(self.tokens(text) for text in others)]
 
     def close(self) -> None:
@@ -162,5 +162,5 @@ class Language:
 
 def _value(read: Callable[..., int], handle: Any, key: str) -> str | None:
     """What one file says under a key."""
-    value = written(lambda buffer, room: read(handle, key.encode(), buffer, room))
+    value = bytes_of(lambda buffer, room: read(handle, key.encode(), buffer, room))
     return None if value is None else value.decode()

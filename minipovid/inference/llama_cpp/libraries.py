@@ -12,11 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from minipovid.common.arrays import Floats
 from minipovid.common.errors import MinipovidError
 
-Floats = npt.NDArray[np.float32]
 ERROR = 4  # ggml_log_level: GGML_LOG_LEVEL_ERROR
 NO_FLASH_ATTENTION = 0  # of enum llama_flash_attn_type
 _complaints: deque[str] = deque(maxlen=3)
@@ -78,7 +77,7 @@ def ggml_base() -> ctypes.CDLL:
     return load_shared_library("ggml-base", Path(override or Path(llama_cpp.__file__).parent / "lib"))  # type: ignore
 
 
-def written(fill: Callable[[Any, int], int], room: int = 256) -> bytes | None:
+def bytes_of(fill: Callable[[Any, int], int], room: int = 256) -> bytes | None:
     """What `fill(buffer, room)` writes, however long; None where it answers with a negative number.
 
     For the functions that answer with the length that they would have written had there been room for it.
@@ -86,7 +85,7 @@ def written(fill: Callable[[Any, int], int], room: int = 256) -> bytes | None:
     buffer = ctypes.create_string_buffer(room)
     length = fill(buffer, room)
     if length >= room:
-        return written(fill, length + 1)
+        return bytes_of(fill, length + 1)
     return buffer.raw[:length] if length >= 0 else None
 
 

@@ -46,7 +46,7 @@ class Locks:
         self._holder: int | None = None  # the thread that took it
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
+    def turn(self) -> Iterator[None]:
         """Wait for the turn, and hold it."""
         if self._holder == threading.get_ident():
             yield

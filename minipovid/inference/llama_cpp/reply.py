@@ -19,27 +19,27 @@ Step = Callable[[list[int]], "tuple[int, bytes] | None"]
 class _State:
     """What the reading has come to. Beside the reply: were it inside, reading and reply would keep each other alive."""
 
-    said: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
     left: bool = False  # nobody wants more; the reading ends after its step
 
 
-class Reply:
+class StreamedReply:
     """Pieces of text, none empty; joined they are the answer, without surrounding spaces.
 
     Nothing is computed before the first piece is asked for. It waits for its turn, which the reply keeps until it is
     read to its end, closed or forgotten: use `with`, or `close`, where reading may stop early.
     """
 
-    def __init__(self, step: Step, prompt_tokens: int, max_tokens: int, stream: Stream, turns: Locks) -> None:
+    def __init__(self, step: Step, prompt_tokens: int, max_tokens: int, stream: Stream, locks: Locks) -> None:
         self.prompt_tokens = prompt_tokens  # rows of pictures among them
         self._state, self._reading = _State(), threading.Lock()
-        self._pieces = _read(self._state, step, max_tokens, stream, turns)
+        self._pieces = _read(self._state, step, max_tokens, stream, locks)
 
     @property
     def answer_tokens(self) -> int:
         """So far; the token that ends the answer is not counted."""
-        return len(self._state.said)
+        return len(self._state.ids)
 
     @property
     def finish_reason(self) -> Literal["stop", "length"] | None:
@@ -69,7 +69,7 @@ class Reply:
             raise StopIteration
         return piece
 
-    def __enter__(self) -> Reply:
+    def __enter__(self) -> StreamedReply:
         return self
 
     def __exit__(
@@ -78,18 +78,18 @@ class Reply:
         self.close()
 
 
-def _read(state: _State, step: Step, max_tokens: int, stream: Stream, turns: Locks) -> Generator[str, None, None]:
+def _read(state: _State, step: Step, max_tokens: int, stream: Stream, locks: Locks) -> Generator[str, None, None]:
     ended = False
-    with turns.taken():
-        while not ended and len(state.said) < max_tokens:
+    with locks.turn():
+        while not ended and len(state.ids) < max_tokens:
             if state.left:
                 return
-            found = step(state.said)
-            if found is not None:
-                state.said.append(found[0])
-                if text := stream.add(found[1]):
+            next_token = step(state.ids)
+            if next_token is not None:
+                state.ids.append(next_token[0])
+                if text := stream.add(next_token[1]):
                     yield text
-            ended = found is None or stream.stopped
+            ended = next_token is None or stream.stopped
     state.finish_reason = "stop" if ended else "length"
     if text := stream.end():
         yield text

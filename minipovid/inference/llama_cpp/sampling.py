@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from minipovid.common.arrays import Floats
 from minipovid.common.errors import MinipovidError
 from minipovid.inference.llama_cpp import schema as schemas
 from minipovid.inference.llama_cpp.language import Language
-from minipovid.inference.llama_cpp.libraries import Floats, libraries
+from minipovid.inference.llama_cpp.libraries import libraries
 
 # struct llama_token_data
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -96,8 +97,8 @@ class Sampler:
         before = self._utf8.getstate()
         try:
             self._utf8.decode(piece)
-            held = self._utf8.getstate()[0]  # Python does not refuse a surrogate before its last byte
-            is_text = piece != b"" and not (held[:1] == b"\xed" and held[1:2] >= b"\xa0")
+            pending = self._utf8.getstate()[0]  # Python does not refuse a surrogate before its last byte
+            is_text = piece != b"" and not (pending[:1] == b"\xed" and pending[1:2] >= b"\xa0")
         except UnicodeDecodeError:
             is_text = False
         if not is_text:

@@ -15,7 +15,7 @@ from typing import Any
 
 from minipovid.common.errors import MinipovidError
 from minipovid.inference.llama_cpp import ambiguity
-from minipovid.inference.llama_cpp.ambiguity import Part
+from minipovid.inference.llama_cpp.ambiguity import GrammarRule
 
 Schema = Mapping[str, Any]
 MOST = 1000  # of a repetition: llama.cpp writes each one out
@@ -39,7 +39,11 @@ _BASE = {
     "object": '"{" (member ("," gap member)*)? "}"',
     "value": "object | array | string | number | boolean | null",
 }
-_BASE_PARTS = {"value": Part("", ("object", "array")), "array": Part("[", ("value",)), "object": Part("{", ("value",))}
+_BASE_PARTS = {
+    "value": GrammarRule("", ("object", "array")),
+    "array": GrammarRule("[", ("value",)),
+    "object": GrammarRule("{", ("value",)),
+}
 
 
 def grammar(schema: Schema) -> str:
@@ -70,7 +74,7 @@ class _Grammar:
 
     def _holding(self, rule: str, begins: str, inside: Iterable[str]) -> str:
         name = self._named(rule)
-        self._parts[name] = Part(begins, tuple(inside))
+        self._parts[name] = GrammarRule(begins, tuple(inside))
         return name
 
     def _any(self, schema: Any) -> str:
@@ -153,18 +157,18 @@ class _Grammar:
         """A part of the schema by its path (#/$defs/dog), which may hold itself."""
         if path not in self._references:
             self._references[path] = name = self._named("")
-            self._rules[name] = found = self._any(self._find(path))
-            self._parts[name] = Part("", (found,))
+            self._rules[name] = rule = self._any(self._find(path))
+            self._parts[name] = GrammarRule("", (rule,))
         return self._references[path]
 
     def _find(self, path: Any) -> Any:
         root, *steps = str(path).split("/")
-        found: Any = self._whole
+        part: Any = self._whole
         for step in steps:
-            found = found.get(step) if isinstance(found, Mapping) else None
-        if root != "#" or found is None:
+            part = part.get(step) if isinstance(part, Mapping) else None
+        if root != "#" or part is None:
             raise MinipovidError(f"The schema refers to {path!r}, which is no part of it.")
-        return found
+        return part
 
     def _check(self, schema: Schema, known: set[str]) -> None:
         """Every key must have been understood."""
@@ -205,13 +209,13 @@ def _list(schema: Schema, key: str) -> list[Any]:
 
 def _range(schema: Schema, least: str, most: str) -> tuple[int, int | None]:
     """(fewest, most), where most may be open."""
-    found = (schema.get(least, 0), schema.get(most))
-    for key, value in zip((least, most), found, strict=True):
+    both = (schema.get(least, 0), schema.get(most))
+    for key, value in zip((least, most), both, strict=True):
         if value is not None and (not isinstance(value, int) or not 0 <= value <= MOST):
             raise MinipovidError(f"The schema's {key} is {value!r:.40}, but it must be a number from 0 to {MOST}.")
-    if found[1] is not None and found[1] < found[0]:
-        raise MinipovidError(f"The schema's {least} is {found[0]}, more than its {most} of {found[1]}.")
-    return found
+    if both[1] is not None and both[1] < both[0]:
+        raise MinipovidError(f"The schema's {least} is {both[0]}, more than its {most} of {both[1]}.")
+    return both
 
 
 def _times(least: int, most: int | None) -> str:

@@ -12,24 +12,25 @@ from typing import Any, Literal
 
 import numpy as np
 
+from minipovid.common.arrays import Floats
 from minipovid.common.errors import MinipovidError
 from minipovid.inference.llama_cpp.class_token import ClassToken
-from minipovid.inference.llama_cpp.libraries import Floats, version
+from minipovid.inference.llama_cpp.libraries import version
 from minipovid.inference.llama_cpp.tower import Canvas, Tower, n_embd
 from minipovid.models.parts import mmproj
 
-Verdict = Literal["moved", "not needed"]
+ClassTokenOrder = Literal["moved", "not needed"]
 TESTED = "0.3.36"  # of llama-cpp-python: moved
 HIDDEN, FFN, HEADS, SIDE, PATCH = 16, 24, 2, 8, 4
 EPS, MEAN, STD = 1e-5, 0.5, 0.25
 CLOSE = (
     0.05  # of the features' own size: llama.cpp is good to 0.0003 here, and off by 0.4 where the class token comes last
 )
-_verdicts: dict[tuple[int, bool], Verdict] = {}
+_verdicts: dict[tuple[int, bool], ClassTokenOrder] = {}
 Weights = dict[str, Floats]
 
 
-def verdict(model: Any, use_gpu: bool) -> Verdict:
+def verdict(model: Any, use_gpu: bool) -> ClassTokenOrder:
     """What pictures need beside this language model; found out once per process and width of model.
 
     Raises MinipovidError where llama.cpp is right neither with nor without the remedy.
@@ -45,7 +46,7 @@ def verdict(model: Any, use_gpu: bool) -> Verdict:
     return _verdicts[width, use_gpu]
 
 
-def judge(plain: float, mended: float) -> Verdict:
+def judge(plain: float, mended: float) -> ClassTokenOrder:
     """The verdict from the relative errors of llama.cpp's features without and with the remedy."""
     if plain < CLOSE:
         return "not needed"
@@ -63,12 +64,12 @@ def _errors(path: Path, model: Any, use_gpu: bool, canvas: Canvas, expected: Flo
     remedy = ClassToken()
     tower = Tower(path, model, use_gpu=use_gpu, n_threads=1, class_token=remedy)
     try:
-        found = []
+        errors = []
         for remedy.enabled in (False, True):
-            found.append(float(np.linalg.norm(tower.encode(canvas) - expected) / np.linalg.norm(expected)))
+            errors.append(float(np.linalg.norm(tower.encode(canvas) - expected) / np.linalg.norm(expected)))
     finally:
         tower.close()
-    return found[0], found[1]
+    return errors[0], errors[1]
 
 
 def _draw(width: int) -> tuple[Weights, Canvas]:

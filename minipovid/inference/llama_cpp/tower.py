@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minipovid.common.arrays import Floats
 from minipovid.common.errors import MinipovidError
 from minipovid.inference.llama_cpp.class_token import ClassToken
-from minipovid.inference.llama_cpp.libraries import NO_FLASH_ATTENTION, Floats, libraries, listen, reason, rows
+from minipovid.inference.llama_cpp.libraries import NO_FLASH_ATTENTION, libraries, listen, reason, rows
 
 Canvas = npt.NDArray[np.uint8]  # [S, S, 3]
 
@@ -89,8 +90,8 @@ class Tower:
         try:
             if mtmd.mtmd_tokenize(self._context, chunks, ctypes.byref(text), (ctypes.c_void_p * 1)(bitmap), 1):
                 raise RuntimeError("llama.cpp could not take the picture")
-            found = [mtmd.mtmd_input_chunks_get(chunks, i) for i in range(mtmd.mtmd_input_chunks_size(chunks))]
-            pictures = [c for c in found if mtmd.mtmd_input_chunk_get_type(c) == mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE]
+            every = [mtmd.mtmd_input_chunks_get(chunks, i) for i in range(mtmd.mtmd_input_chunks_size(chunks))]
+            pictures = [c for c in every if mtmd.mtmd_input_chunk_get_type(c) == mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE]
             if len(pictures) != 1:
                 raise MinipovidError(f"The mmproj cuts a picture into {len(pictures)}; minipovid reads it as one.")
             yield pictures[0]

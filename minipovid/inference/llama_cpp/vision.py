@@ -11,13 +11,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from PIL.Image import Image
 
+from minipovid.common.arrays import Floats
 from minipovid.common.errors import MinipovidError
 from minipovid.images import load as images
 from minipovid.images.transform import ImageTransform
 from minipovid.inference.llama_cpp import self_test
 from minipovid.inference.llama_cpp.class_token import ClassToken
 from minipovid.inference.llama_cpp.gguf_files import Header
-from minipovid.inference.llama_cpp.libraries import Floats
 from minipovid.inference.llama_cpp.tower import Canvas, Tower
 from minipovid.models.parts import mmproj
 
@@ -25,7 +25,7 @@ REMEMBERED = 8  # pictures whose rows are kept: 9 MiB each beside a 7B model
 Value = TypeVar("Value")
 
 
-class Picture(NamedTuple):
+class PreparedPicture(NamedTuple):
     """A picture as the tower takes it; two with the same digest are the same."""
 
     canvas: Canvas
@@ -36,14 +36,14 @@ class Recent(Generic[Value]):
     """The last few things made, by key."""
 
     def __init__(self, limit: int = REMEMBERED) -> None:
-        self._limit, self._kept = limit, OrderedDict[Hashable, Value]()
+        self._limit, self._items = limit, OrderedDict[Hashable, Value]()
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """What `make` makes, or made when the key was last seen."""
-        value = self._kept.pop(key, None)
-        self._kept[key] = value = make() if value is None else value
-        while len(self._kept) > self._limit:
-            self._kept.popitem(last=False)
+        value = self._items.pop(key, None)
+        self._items[key] = value = make() if value is None else value
+        while len(self._items) > self._limit:
+            self._items.popitem(last=False)
         return value
 
 
@@ -67,7 +67,7 @@ class VisionModel:
         has_class_token = is_two_linear and mmproj.CLASS_TOKEN in header.tensors
         self.class_token: str = self_test.verdict(model, use_gpu) if has_class_token else "no class token"
         self._remedy = ClassToken() if self.class_token == "moved" else None
-        self._pictures: Recent[Picture] = Recent()
+        self._pictures: Recent[PreparedPicture] = Recent()
         self._features: Recent[Floats] = Recent()
         self._tower = Tower(path, model, use_gpu=use_gpu, n_threads=n_threads, class_token=self._remedy)
         try:
@@ -83,24 +83,24 @@ class VisionModel:
             raise MinipovidError(f"{path} is of a kind of model whose pictures minipovid cannot read to it.")
         return self._tower.count(blank)
 
-    def look(self, image: Image | Path) -> Picture:
+    def look(self, image: Image | Path) -> PreparedPicture:
         """The picture as the tower takes it, the same from a file and opened. A file is read again when it has changed.
 
         Raises MinipovidError for what is no picture.
         """
         if not isinstance(image, Path):
-            return self._taken(images.upright_rgb(image))
+            return self._prepared(images.upright_rgb(image))
         if not image.is_file():
-            return self._taken(images.load(image))
+            return self._prepared(images.load(image))
         state = image.stat()
         key = (image, state.st_mtime_ns, state.st_size)
-        return self._pictures.get(key, lambda: self._taken(images.load(image)))
+        return self._pictures.get(key, lambda: self._prepared(images.load(image)))
 
-    def _taken(self, image: Image) -> Picture:
+    def _prepared(self, image: Image) -> PreparedPicture:
         canvas = self.transform.canvas(image)
-        return Picture(canvas, hashlib.sha256(canvas.tobytes()).digest())
+        return PreparedPicture(canvas, hashlib.sha256(canvas.tobytes()).digest())
 
-    def features(self, picture: Picture) -> Floats:
+    def features(self, picture: PreparedPicture) -> Floats:
         """What the language model gets to see [N, H]."""
         return self._features.get(picture.digest, lambda: self.encode(picture.canvas))
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from minipovid.inference.remote.picture import Picture
+from minipovid.models.chat_template import Role
 
-Role = Literal["system", "user", "assistant"]
 BYTES_PER_TOKEN = 4  # of UTF-8 text, a rule of thumb
 TURN_TOKENS = 4  # what a template writes round a turn
 

@@ -38,7 +38,7 @@ class Cache:
         """Raises MinipovidError where the file is no such cache, or cannot be written."""
         self.path = path
         self._lock = threading.Lock()
-        self._held: dict[bytes, threading.Lock] = {}
+        self._locks: dict[bytes, threading.Lock] = {}
         self._waiting: dict[bytes, int] = {}
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ class Cache:
     def alone(self, key: bytes) -> Iterator[None]:
         """Whoever wants the same answer at the same time waits here, and then finds it."""
         with self._lock:
-            lock = self._held.setdefault(key, threading.Lock())
+            lock = self._locks.setdefault(key, threading.Lock())
             self._waiting[key] = self._waiting.get(key, 0) + 1
         try:
             with lock:
@@ -60,14 +60,14 @@ class Cache:
             with self._lock:
                 self._waiting[key] -= 1
                 if not self._waiting[key]:
-                    del self._held[key], self._waiting[key]
+                    del self._locks[key], self._waiting[key]
 
     def get(self, key: bytes) -> Reply | None:
         row = self._one("SELECT reply FROM answers WHERE key = ?", key)
         if row is None:
             return None
-        held = json.loads(row)
-        return Reply(**{**held, "usage": Usage(**held["usage"]), "cached": True})
+        content = json.loads(row)
+        return Reply(**{**content, "usage": Usage(**content["usage"]), "cached": True})
 
     def put(self, key: bytes, reply: Reply) -> None:
         self._run("INSERT OR REPLACE INTO answers VALUES (?, ?)", key, json.dumps(asdict(reply)))
@@ -85,16 +85,16 @@ class Cache:
             self._file.close()
 
     def _one(self, statement: str, *values: Any) -> str | None:
-        with self._kept(), self._lock, closing(self._file.execute(statement, values)) as found:
-            row = found.fetchone()
+        with self._stopping_if_lost(), self._lock, closing(self._file.execute(statement, values)) as cursor:
+            row = cursor.fetchone()
         return None if row is None else str(row[0])
 
     def _run(self, statement: str, *values: Any) -> None:
-        with self._kept(), self._lock:
+        with self._stopping_if_lost(), self._lock:
             self._file.execute(statement, values)
 
     @contextmanager
-    def _kept(self) -> Iterator[None]:
+    def _stopping_if_lost(self) -> Iterator[None]:
         """An answer that cannot be kept would be paid for again: the work ends. Raises Stopped."""
         try:
             yield

@@ -198,9 +198,9 @@ class Teacher:
             wait=retry_after(error.response.headers),
         )
 
-    def _words(self, said: str) -> str:
+    def _words(self, text: str) -> str:
         """What a server said, on one line, short, and without the key."""
-        line = " ".join(self.server.hush(said).split())
+        line = " ".join(self.server.hush(text).split())
         return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
 
     def _stop_where_hopeless(self, trouble: Trouble) -> None:
@@ -267,17 +267,17 @@ def _message(message: Message) -> dict[str, Any]:
 def _reply(body: str, prompt_tokens: int) -> Reply:
     """A chat completion. Raises ValueError where it is none."""
     try:
-        found = json.loads(body)
-        choice = found["choices"][0]
+        tree = json.loads(body)
+        choice = tree["choices"][0]
         message = choice["message"]
     except (ValueError, RecursionError, LookupError, TypeError):
         raise ValueError(f"the server's answer is no chat completion: {body[:100]!r}") from None
     if not isinstance(message, dict):
         raise ValueError(f"the server's answer holds no message: {body[:100]!r}")
     text = _text(message.get("content"))
-    usage = _usage(found.get("usage"), prompt_tokens, text)
+    usage = _usage(tree.get("usage"), prompt_tokens, text)
     reason, refused = str(choice.get("finish_reason") or ""), _text(message.get("refusal"))
-    return Reply(text, reason, refused, usage, model=_text(found.get("model")))
+    return Reply(text, reason, refused, usage, model=_text(tree.get("model")))
 
 
 def _text(content: Any) -> str:
@@ -287,9 +287,9 @@ def _text(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _usage(said: Any, prompt_tokens: int, text: str) -> Usage:
+def _usage(usage: Any, prompt_tokens: int, text: str) -> Usage:
     """What the server counted; by the rule of thumb where it counts nothing."""
-    prompt, answer = (said.get("prompt_tokens"), said.get("completion_tokens")) if isinstance(said, dict) else (0, 0)
+    prompt, answer = (usage.get("prompt_tokens"), usage.get("completion_tokens")) if isinstance(usage, dict) else (0, 0)
     if isinstance(prompt, int) and isinstance(answer, int) and min(prompt, answer) >= 0 and prompt + answer:
         return Usage(1, prompt, answer)
     return Usage(1, prompt_tokens, text_tokens(text) + 1, estimated=1)

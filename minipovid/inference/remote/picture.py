@@ -43,11 +43,11 @@ class Picture:
 
         Raises MinipovidError for what is no picture.
         """
-        seen = images.load(self.path)
-        seen.thumbnail((self.max_side, self.max_side), Image.Resampling.BICUBIC)
+        image = images.load(self.path)
+        image.thumbnail((self.max_side, self.max_side), Image.Resampling.BICUBIC)
         file = BytesIO()
         kind = "png" if self.lossless else "jpeg"
-        seen.save(file, kind, **({} if self.lossless else {"quality": QUALITY}))
+        image.save(file, kind, **({} if self.lossless else {"quality": QUALITY}))
         return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
     def tokens(self) -> int:

@@ -40,14 +40,14 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
 
     `now` is seconds since 1970. What makes no sense counts as not said.
     """
-    milliseconds, said = headers.get("retry-after-ms"), headers.get("retry-after")
+    milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after")
     seconds = _number(milliseconds)
     if seconds is not None:
         return seconds / 1000
-    if said is None or (seconds := _number(said)) is not None:
+    if value is None or (seconds := _number(value)) is not None:
         return seconds
     try:
-        date = parsedate_to_datetime(said)
+        date = parsedate_to_datetime(value)
     except (TypeError, ValueError):
         return None
     aware = date if date.tzinfo else date.replace(tzinfo=timezone.utc)

@@ -27,12 +27,12 @@ def parsed(text: str) -> dict[str, Any]:
     first: ValueError | None = None
     for candidate in _candidates(text):
         try:
-            found, _ = _DECODER.raw_decode(candidate)
+            tree, _ = _DECODER.raw_decode(candidate)
         except (ValueError, RecursionError) as error:
             first = first or ValueError(f"the reply is not JSON: {error}")
             continue
-        if isinstance(found, dict):
-            return found
+        if isinstance(tree, dict):
+            return tree
     raise first or ValueError("the reply holds no JSON object")
 
 
@@ -40,8 +40,8 @@ def _candidates(text: str) -> Iterator[str]:
     """Where an object may begin: in a fence, at the first brace; each as it is, then without commas too many."""
     text = _THOUGHT.sub("", text)
     begin = text.find("{")
-    for found in (*_FENCE.findall(text), text[begin:] if begin >= 0 else ""):
-        found = found.strip()
-        if found.startswith("{"):
-            yield found
-            yield _TRAILING_COMMA.sub(r"\1", found)
+    for candidate in (*_FENCE.findall(text), text[begin:] if begin >= 0 else ""):
+        candidate = candidate.strip()
+        if candidate.startswith("{"):
+            yield candidate
+            yield _TRAILING_COMMA.sub(r"\1", candidate)

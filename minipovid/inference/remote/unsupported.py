@@ -26,12 +26,12 @@ _NAMED = {
 
 def spelt(request: dict[str, Any], dropped: Set[str]) -> dict[str, Any]:
     """The request without what this server does not take."""
-    kept = {key: value for key, value in request.items() if key not in dropped}
+    rest = {key: value for key, value in request.items() if key not in dropped}
     if "max_tokens" in dropped:
-        kept["max_completion_tokens"] = request["max_tokens"]
-    if "bounds" in dropped and "response_format" in kept:
-        kept["response_format"] = _unbounded(kept["response_format"])
-    return kept
+        rest["max_completion_tokens"] = request["max_tokens"]
+    if "bounds" in dropped and "response_format" in rest:
+        rest["response_format"] = _unbounded(rest["response_format"])
+    return rest
 
 
 def _unbounded(part: Any) -> Any:
@@ -44,9 +44,9 @@ def named(trouble: Trouble, dropped: Set[str]) -> frozenset[str]:
     """What this refusal names that was sent: the first of the table."""
     if trouble.status not in REFUSED:
         return frozenset()
-    said = str(trouble).lower()
-    found = (name for name, spellings in _NAMED.items() if any(each in said for each in spellings))
-    first = next((name for name in found if name not in dropped), None)
+    sentence = str(trouble).lower()
+    names = (name for name, spellings in _NAMED.items() if any(each in sentence for each in spellings))
+    first = next((name for name in names if name not in dropped), None)
     return frozenset() if first is None else frozenset({first})
 
 

@@ -30,8 +30,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.local_http import is_for_this_machine
-from minipovid.inference.llama_cpp import Reply, Runtime
-from minipovid.inference.serve.request import RefusedError, Wanted, read
+from minipovid.inference.llama_cpp import Runtime, StreamedReply
+from minipovid.inference.serve.request import ChatRequest, RefusedError, read
 
 BODY = 40 * 2**20  # bytes of a request
 HELD = 4 * BODY  # bytes of all requests that are inside
@@ -49,13 +49,13 @@ def application(
     runtime: Runtime, model: str, *, api_key: str | None = None, loopback: bool = True, body_limit: int = BODY
 ) -> Starlette:
     """The server's app. `loopback`: only requests that were sent to this machine by name are answered."""
-    desk = _Desk(runtime, model)
+    endpoints = _Endpoints(runtime, model)
     queue = Middleware(_Queue, body_limit=body_limit)
     return Starlette(
         routes=[
-            Route("/health", desk.health),
-            Route("/v1/models", desk.models),
-            Route("/v1/chat/completions", desk.complete, methods=["POST"], middleware=[queue]),
+            Route("/health", endpoints.health),
+            Route("/v1/models", endpoints.models),
+            Route("/v1/chat/completions", endpoints.complete, methods=["POST"], middleware=[queue]),
         ],
         middleware=[Middleware(_Gate, api_key=api_key, loopback=loopback)],
         exception_handlers={HTTPException: _not_here, MinipovidError: _refused, Exception: _hidden},
@@ -110,37 +110,37 @@ class _Queue:
 
     def __init__(self, app: ASGIApp, body_limit: int):
         self.app, self.body_limit = app, body_limit
-        self.requests = self.held = 0
+        self.requests = self.bytes_inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.requests > WAITING:  # one of them is being answered
             raise RefusedError(f"{WAITING} requests are waiting already; try again later.", 503)
-        brought = 0
+        own_bytes = 0
 
         async def weighed() -> Message:
-            nonlocal brought
+            nonlocal own_bytes
             message = await receive()
             size = len(message.get("body", b""))
-            brought, self.held = brought + size, self.held + size
-            self._judge(brought)
+            own_bytes, self.bytes_inside = own_bytes + size, self.bytes_inside + size
+            self._judge(own_bytes)
             return message
 
         self.requests += 1
         try:
             await self.app(scope, weighed, send)
         finally:
-            self.requests, self.held = self.requests - 1, self.held - brought
+            self.requests, self.bytes_inside = self.requests - 1, self.bytes_inside - own_bytes
 
-    def _judge(self, brought: int) -> None:
+    def _judge(self, own_bytes: int) -> None:
         """Raises RefusedError as soon as it is too much; what follows is not read."""
-        if brought > self.body_limit:
+        if own_bytes > self.body_limit:
             limit = f"{self.body_limit / 2**20:g} MiB"
             raise RefusedError(f"The request is larger than {limit}; send fewer or smaller pictures.", 413)
-        if self.held > HELD:
+        if self.bytes_inside > HELD:
             raise RefusedError(f"Requests of {HELD / 2**20:g} MiB are waiting already; try again later.", 503)
 
 
-class _Desk:
+class _Endpoints:
     def __init__(self, runtime: Runtime, model: str):
         self.runtime, self.model = runtime, model
         self.turn = anyio.Lock()  # first come, first served
@@ -167,7 +167,7 @@ class _Desk:
         return _Answer(self, read(bytes(body), self.model))
 
     @asynccontextmanager
-    async def reply(self, wanted: Wanted) -> AsyncIterator[Reply]:
+    async def reply(self, wanted: ChatRequest) -> AsyncIterator[StreamedReply]:
         """The model's attention, in turn. The reply is closed however the block ends."""
         async with self.turn:
             sampling = wanted.sampling(default_tokens=self.runtime.n_ctx)
@@ -181,10 +181,10 @@ class _Desk:
 class _Answer(Response):
     """A completion, as it comes or as a whole; worked out while it is sent, and no longer than the client listens."""
 
-    def __init__(self, desk: _Desk, wanted: Wanted):
+    def __init__(self, endpoints: _Endpoints, wanted: ChatRequest):
         super().__init__()
-        self.desk, self.wanted, self.started = desk, wanted, False
-        self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": desk.model}
+        self.endpoints, self.wanted, self.started = endpoints, wanted, False
+        self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": endpoints.model}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as group:
@@ -196,7 +196,7 @@ class _Answer(Response):
 
             group.start_soon(watch)
             try:
-                async with self.desk.reply(self.wanted) as reply:
+                async with self.endpoints.reply(self.wanted) as reply:
                     if self.wanted.stream:
                         await self._stream(reply, send)
                     else:
@@ -209,14 +209,14 @@ class _Answer(Response):
                     await _refusal(error)(scope, receive, send)
             group.cancel_scope.cancel()
 
-    async def _whole(self, reply: Reply) -> Response:
+    async def _whole(self, reply: StreamedReply) -> Response:
         text = "".join([piece async for piece in _pieces(reply)])
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason, "logprobs": None}
         body = {**self.head, "object": "chat.completion", "choices": [choice], "usage": _usage(reply)}
         return JSONResponse(body)
 
-    async def _stream(self, reply: Reply, send: Send) -> None:
+    async def _stream(self, reply: StreamedReply, send: Send) -> None:
         async for piece in _pieces(reply):
             await self._chunk(send, {"role": "assistant", "content": piece} if not self.started else {"content": piece})
         await self._chunk(send, {}, reply.finish_reason)
@@ -242,7 +242,7 @@ class _Answer(Response):
         await send({"type": "http.response.body", "body": body, "more_body": content is not None})
 
 
-async def _pieces(reply: Reply) -> AsyncIterator[str]:
+async def _pieces(reply: StreamedReply) -> AsyncIterator[str]:
     while (piece := await _in_thread(lambda: next(reply, None))) is not None:
         yield piece
 
@@ -255,11 +255,11 @@ async def _in_thread(work: Callable[[], _T]) -> _T:
     """
     await lowlevel.checkpoint_if_cancelled()
     with anyio.CancelScope(shield=True):
-        done = await asyncio.to_thread(work)
-    return done
+        result = await asyncio.to_thread(work)
+    return result
 
 
-def _usage(reply: Reply) -> dict[str, int]:
+def _usage(reply: StreamedReply) -> dict[str, int]:
     prompt, answer = reply.prompt_tokens, reply.answer_tokens
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 

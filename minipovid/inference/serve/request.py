@@ -151,7 +151,7 @@ _COUNTS = re.compile(r'(?:(?:min|max)(?:Items|Length)": |\{\d*,|\{)(\d+)')  # in
 _TREE = TypeAdapter(dict[str, Any])
 
 
-class Wanted(_Strict):
+class ChatRequest(_Strict):
     """One request. Its pictures are bytes until `turns` decodes them."""
 
     model: str
@@ -186,12 +186,12 @@ class Wanted(_Strict):
 
     def turns(self) -> list[Turn]:
         """The conversation with its pictures decoded. Raises RefusedError for one that is broken or too large."""
-        seen = iter(_decoded(data for message in self.messages for data in message.pictures))
+        decoded = iter(_decoded(data for message in self.messages for data in message.pictures))
         return [
             Turn(
                 "system" if message.role == "developer" else message.role,
                 message.text,
-                tuple(next(seen) for _ in message.pictures),
+                tuple(next(decoded) for _ in message.pictures),
             )
             for message in self.messages
         ]
@@ -214,7 +214,7 @@ class Wanted(_Strict):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-def read(raw: bytes, model: str) -> Wanted:
+def read(raw: bytes, model: str) -> ChatRequest:
     """The request to `model` in a body of JSON. Raises RefusedError."""
     try:
         tree = _TREE.validate_json(raw)  # unlike Python's own it knows no half characters and no bottomless nesting
@@ -225,7 +225,7 @@ def read(raw: bytes, model: str) -> Wanted:
             sentence = f"minipovid cannot do `{name}`; leave it out."
             raise RefusedError(sentence, param=name, code="unsupported_parameter")
     try:
-        wanted = Wanted.model_validate(tree)
+        wanted = ChatRequest.model_validate(tree)
     except ValidationError as errors:
         raise _refusal(errors) from None
     if wanted.model != model:
