@@ -19,6 +19,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from PIL import Image
+from trained_run import a_run
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -37,14 +38,6 @@ from minipovid.train.data import PairDataset, collate
 from minipovid.train.losses import View
 from minipovid.train.scoring import score
 
-RECIPE = """
-name: tiny
-model: {{path: {base}, load_in_4bit: {in_4bit}, dtype: {dtype}}}
-lora: {{r: 4, alpha: {alpha}}}
-data: {{path: pairs.jsonl}}
-stages: [{{loss: {{name: dpo}}}}]
-export: {{merge_base: original}}
-"""
 PROMPTS = [*map(text.question, scenes.SHAPES[:4]), *text.CAPTION_PROMPTS]
 MOST = 48  # tokens: every caption of the tiny world ends before
 
@@ -56,19 +49,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def a_run(
-    folder: Path, base: Path = CHECKPOINT, *, alpha: float = 2, in_4bit: bool = False, dtype: str = "float32"
-) -> Path:
-    """What training leaves behind, its adapter random: at alpha 2 the tiny world's answers change, and stay answers."""
-    folder.mkdir(parents=True)
-    named = "tinyworld" if base == CHECKPOINT else base
-    content = RECIPE.format(base=named, in_4bit=str(in_4bit).lower(), dtype=dtype, alpha=alpha)
-    (folder / "draft.yaml").write_text(content, encoding="utf-8")
-    recipes.write(recipes.read(folder / "draft.yaml"), folder / "recipe.yaml")
-    tiny_llava.adapter(base, folder / "adapter", r=4, alpha=alpha)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import operator
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -176,10 +177,11 @@ class Benchmark:
         """
         percent: dict[str, float] = {}
         if "responses" in totals:
-            percent["chair"] = self._percent(totals["absent"], totals["nouns"])
-            percent["cover"] = self._percent(totals["covered"], totals["truth"])
-            percent["hal"] = 100 - self._percent(totals["clean"], totals["responses"])
-            percent["cog"] = self._percent(totals["imagined"], totals["hallu"])
+            sums = defaultdict(float, totals)  # a count that is 0 may be left out
+            percent["chair"] = self._percent(sums["absent"], sums["nouns"])
+            percent["cover"] = self._percent(sums["covered"], sums["truth"])
+            percent["hal"] = 100 - self._percent(sums["clean"], sums["responses"])
+            percent["cog"] = self._percent(sums["imagined"], sums["hallu"])
             percent = {name: self._rounded(value) for name, value in percent.items()}
         if any(name.endswith("/asked") for name in totals):
             percent |= self._of(totals, sorted(set(KINDS.values())), "")

@@ -235,7 +235,10 @@ class Benchmark:
             "score": share(sums["rating"], sums["answers"]),
             "hallucination_rate": share(sums["invents"], sums["answers"]),
             "informativeness": share(sums["tells"], HONEST * sums["answers"]),
-            **{f"{kind}/rating": share(counts["rating"], counts["answers"]) for kind, counts in by_type.items()},
+            **{
+                f"{kind}/rating": share(counts.get("rating", 0.0), counts["answers"])
+                for kind, counts in by_type.items()
+            },
         }
 
 
