@@ -181,7 +181,7 @@ def _dotted_keys(section: type, prefix: str = "") -> list[str]:
     """Every key of a section, "train.learning_rate" and the like; list indices are left out."""
     keys: list[str] = []
     for name, inner in get_type_hints(section).items():
-        if name == "model_config" or get_origin(inner) is ClassVar:
+        if name in ("model_config", "__pydantic_extra__") or get_origin(inner) is ClassVar:
             continue
         keys.append(prefix + name)
         for candidate in (inner, *getattr(inner, "__args__", ())):
