@@ -318,7 +318,8 @@ def test_every_key_is_read_by_somebody() -> None:
     read_somewhere = attributes_read(ROOT / "minipovid")
     keys = strict._dotted_keys(Recipe)
     assert len(keys) >= 40
-    assert [key for key in keys if key.rpartition(".")[2] not in read_somewhere] == []
+    resolved_here = ["extends", "views.noised"]  # by recipe/ itself: no recipe that is read holds them any more
+    assert [key for key in keys if key.rpartition(".")[2] not in read_somewhere] == resolved_here
 
 
 def test_a_key_that_nobody_reads_would_be_noticed(tmp_path: Path) -> None:
