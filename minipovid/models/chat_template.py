@@ -1,6 +1,6 @@
 """How a model writes a conversation down: measured from its own chat template; training and llama.cpp share it.
 
-    chat = chats.of(folder, tokenizer)
+    chat = chat_template.of(folder, tokenizer)
     chat.prompt("What is this?")   # "USER: <image>\\nWhat is this? ASSISTANT:"
     chat.answer("A red circle.")   # " A red circle.</s>"
 
@@ -60,20 +60,20 @@ class Chat:
 
         Raises MinipovidError for a text that holds IMAGE, or the sign that ends a turn: it would be obeyed.
         """
-        written, system = "" if turns and turns[0].role == "system" and self.system else self.begin, ""
+        text, system = "" if turns and turns[0].role == "system" and self.system else self.begin, ""
         for turn in turns:
             for sign, what in ((IMAGE, "the placeholder"), (self.end, "the sign that ends a turn,")):
                 if sign in turn.text:
                     raise MinipovidError(f"The text {turn.text[:40]!r} holds {what} {sign}; leave it out.")
             if turn.role == "user":
-                written, system = written + self._user(system + turn.text, len(turn.pictures)), ""
+                text, system = text + self._user(system + turn.text, len(turn.pictures)), ""
             elif turn.role == "assistant":
-                written += self.assistant + turn.text + self.end + self.after
+                text += self.assistant + turn.text + self.end + self.after
             elif self.system:
-                written += turn.text.join(self.system)
+                text += turn.text.join(self.system)
             else:
                 system += turn.text + "\n\n"
-        return written + (self.opening if opened else "")
+        return text + (self.opening if opened else "")
 
     def _user(self, text: str, pictures: int) -> str:
         before, between, behind = self.user
@@ -86,21 +86,21 @@ class Chat:
         (`<__media...`) is understood; a message whose content is one string stands as it is.
         """
         before, behind = self.picture.split(IMAGE)
-        marked = "part['type'] == 'text' and '<__media' in part['text']"
+        has_marker = "part['type'] == 'text' and '<__media' in part['text']"
         pictures = (
             "{%- if message['content'] is not string -%}{%- for part in message['content'] -%}"
-            f"{{%- if {marked} -%}}{{{{ {before!r} + part['text'] + {behind!r} }}}}"
+            f"{{%- if {has_marker} -%}}{{{{ {before!r} + part['text'] + {behind!r} }}}}"
             f"{{%- elif part['type'] != 'text' -%}}{{{{ {self.picture!r} }}}}{{%- endif -%}}"
             "{%- endfor -%}{%- endif -%}"
         )
-        begin, system, held = _say(self.begin), "", ""
+        begin, system, opens_user = _say(self.begin), "", ""
         if self.system:
             begin = "{%- if messages[0]['role'] != 'system' -%}" + begin + "{%- endif -%}"
             system = _say(self.system[0]) + _text("message") + _say(self.system[1])
         else:
             is_second = "loop.index0 == 1 and messages[0]['role'] == 'system'"
-            held = f"{{%- if {is_second} -%}}" + _text("messages[0]") + _say("\n\n") + "{%- endif -%}"
-        user = _say(self.user[0]) + pictures + _say(self.user[1]) + held + _text("message") + _say(self.user[2])
+            opens_user = f"{{%- if {is_second} -%}}" + _text("messages[0]") + _say("\n\n") + "{%- endif -%}"
+        user = _say(self.user[0]) + pictures + _say(self.user[1]) + opens_user + _text("message") + _say(self.user[2])
         assistant = _say(self.assistant) + _text("message") + _say(self.end + self.after)
         return (
             f"{_say(first)}{begin}"
@@ -167,7 +167,7 @@ def of(folder: Path, tokenizer: Any) -> Chat:
 
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     try:
-        return measured(render, tokenizer.eos_token, special)
+        return measure(render, tokenizer.eos_token, special)
     except _Odd as odd:
         raise MinipovidError(f"The chat template in {folder} cannot be followed: {odd}.") from None
 
@@ -177,8 +177,8 @@ def _template(folder: Path) -> str | None:
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if (folder / "chat_template.json").is_file():
-        found = json.loads((folder / "chat_template.json").read_text(encoding="utf-8")).get("chat_template")
-        return found if isinstance(found, str) else None
+        template = json.loads((folder / "chat_template.json").read_text(encoding="utf-8")).get("chat_template")
+        return template if isinstance(template, str) else None
     return None
 
 
@@ -186,10 +186,10 @@ class _Odd(ValueError):
     """What keeps a template from being eight pieces of text."""
 
 
-_SYSTEM, _ASKED, _SAID, _NEXT = "Behave-yourself", "First-question", "First-answer", "Second-question"
+_SYSTEM, _QUESTION, _ANSWER, _NEXT = "Behave-yourself", "First-question", "First-answer", "Second-question"
 
 
-def measured(render: Render, eos: str, special: Sequence[str]) -> Chat:
+def measure(render: Render, eos: str, special: Sequence[str]) -> Chat:
     """A template's pieces. `render` writes messages without a beginning-of-sequence token; `special` are the texts of
     the special tokens, one of which ends an answer."""
     from jinja2.exceptions import TemplateError
@@ -201,15 +201,18 @@ def measured(render: Render, eos: str, special: Sequence[str]) -> Chat:
             raise _Odd(f"it stops with {error!r}") from None
 
     user, says = _spelling(write)
-    closed, asked = write(user(_ASKED)), write(user(_ASKED), opened=True)
-    if not asked.startswith(closed):
+    question, prompt = write(user(_QUESTION)), write(user(_QUESTION), opened=True)
+    if not prompt.startswith(question):
         raise _Odd("the place for an answer does not stand at the end")
-    opening = asked[len(closed) :]
-    head, close = _around(closed, _ASKED)
-    answered = write(user(_ASKED), says(_SAID))
-    between, ending = _around(_after(answered, _ASKED), _SAID)
-    longer = write(user(_ASKED), says(_SAID), user(_NEXT))
-    open_user = _without(_around(_after(longer, _SAID), _NEXT)[0], ending)
+    opening = prompt[len(question) :]
+    head, close = _around(question, _QUESTION)
+    exchange = write(user(_QUESTION), says(_ANSWER))
+    between, ending = _around(_after(exchange, _QUESTION), _ANSWER)
+    longer = write(user(_QUESTION), says(_ANSWER), user(_NEXT))
+    next_user = _around(_after(longer, _ANSWER), _NEXT)[0]
+    if not next_user.startswith(ending):
+        raise _Odd("an answer ends otherwise when a question follows")
+    open_user = next_user.removeprefix(ending)
     if not head.endswith(open_user):
         raise _Odd("the first question is not written like the second")
     begin, assistant = head.removesuffix(open_user), between.removeprefix(close)
@@ -238,7 +241,7 @@ def _spelling(write: Callable[..., str]) -> tuple[Callable[..., dict[str, Any]],
         return {"role": "user", "content": f"{IMAGE}\n" * pictures + text}
 
     try:
-        if write(parts(_ASKED, 1)).count(IMAGE) == 1:
+        if write(parts(_QUESTION, 1)).count(IMAGE) == 1:
             return parts, lambda text: {"role": "assistant", "content": [{"type": "text", "text": text}]}
     except _Odd:
         pass  # it adds strings
@@ -247,7 +250,7 @@ def _spelling(write: Callable[..., str]) -> tuple[Callable[..., dict[str, Any]],
 
 def _picture(write: Callable[..., str], user: Callable[..., dict[str, Any]]) -> tuple[str, int]:
     """What one picture adds to a question, and where; two must add it twice."""
-    none, one, two = (write(user(_ASKED, pictures)) for pictures in range(3))
+    none, one, two = (write(user(_QUESTION, pictures)) for pictures in range(3))
     at = one.find(IMAGE)
     piece = one[at : at + len(one) - len(none)]
     if at < 0 or one.replace(piece, "", 1) != none or two != one.replace(piece, piece * 2, 1):
@@ -259,8 +262,8 @@ def _system(write: Callable[..., str], user: Callable[..., dict[str, Any]], open
     """Around a system turn; None where the template has no place for one."""
     content = user(_SYSTEM)["content"]
     try:
-        written = write({"role": "system", "content": content}, user(_ASKED))
-        before, behind = _around(written.partition(_ASKED)[0], _SYSTEM)
+        text = write({"role": "system", "content": content}, user(_QUESTION))
+        before, behind = _around(text.partition(_QUESTION)[0], _SYSTEM)
     except _Odd:
         return None
     return (before, behind.removesuffix(open_user)) if behind.endswith(open_user) else None
@@ -268,25 +271,19 @@ def _system(write: Callable[..., str], user: Callable[..., dict[str, Any]], open
 
 def _end(ending: str, eos: str, special: Sequence[str]) -> tuple[str, str]:
     """(up to and with the token that ends an answer, the rest). A template may leave that token out."""
-    found = [(ending.find(token), token) for token in (eos, *special) if token and token in ending]
-    if not found:
+    ends = [(ending.find(token), token) for token in (eos, *special) if token and token in ending]
+    if not ends:
         return eos, "" if not ending.strip() else ending
-    at, token = min(found)
+    at, token = min(ends)
     return ending[: at + len(token)], ending[at + len(token) :]
 
 
 def _around(text: str, part: str) -> tuple[str, str]:
-    before, found, behind = text.partition(part)
-    if not found:
+    before, match, behind = text.partition(part)
+    if not match:
         raise _Odd(f"it leaves out a text ({part!r})")
     return before, behind
 
 
 def _after(text: str, part: str) -> str:
     return _around(text, part)[1]
-
-
-def _without(text: str, start: str) -> str:
-    if not text.startswith(start):
-        raise _Odd("an answer ends otherwise when a question follows")
-    return text[len(start) :]

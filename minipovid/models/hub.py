@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from minipovid.common.errors import MinipovidError
-from minipovid.models.stored_tensors import _shards
+from minipovid.models.stored_tensors import shards
+from minipovid.recipe.schema import BUILTIN
 
 WEIGHTS = "*.safetensors"  # never pickled ones
 SETTINGS = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")  # what stands beside the weights
@@ -21,7 +22,7 @@ def resolve_model(path: str, revision: str | None = None, weights: bool = True, 
     Without `weights` the configuration and the tokenizer are enough. Raises MinipovidError where it cannot be had, with
     the command that fetches it.
     """
-    if path == "tinyworld":
+    if path == BUILTIN:
         from minipovid.tinyworld import CHECKPOINT
 
         return _complete(Path(CHECKPOINT), weights, "minipovid is installed incompletely; install it again")
@@ -41,9 +42,9 @@ def _snapshot(repo: str, revision: str | None, weights: bool, command: str, down
     from huggingface_hub.errors import HFValidationError
 
     try:
-        wanted = [*SETTINGS, "README.md", *([WEIGHTS] if weights else [])]
+        patterns = [*SETTINGS, "README.md", *([WEIGHTS] if weights else [])]
         local = not download
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, local_files_only=local))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=local))
     except HFValidationError:
         raise MinipovidError(f"{repo!r} is neither a folder nor a valid Hub id.") from None
     except OSError as error:
@@ -58,7 +59,7 @@ def _snapshot(repo: str, revision: str | None, weights: bool, command: str, down
 
 
 def _complete(folder: Path, weights: bool, remedy: str) -> Path:
-    names = ["config.json", *(_shards(folder) if weights else ())]
+    names = ["config.json", *(shards(folder) if weights else ())]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise MinipovidError(f"The model folder {folder} lacks {', '.join(missing)}; {remedy}.")

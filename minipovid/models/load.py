@@ -162,13 +162,16 @@ def _prepare(model: Model, checkpointing: bool | int) -> None:
             # In eval mode bitsandbytes would repack the weights for AVX-512, rounding their scales to bfloat16:
             # policy and reference would then differ, and so would one CPU from another.
             module.support_avx512bf16_for_cpu = False
-    wanted = {name for name, module in text.named_modules() if isinstance(module, LoraLayer)}
+    lora_layers = {name for name, module in text.named_modules() if isinstance(module, LoraLayer)}
     unadapted = [
         name
         for name, module in text.named_modules()
-        if isinstance(module, nn.Linear) and name not in wanted and ".lora_" not in name and "base_layer" not in name
+        if isinstance(module, nn.Linear)
+        and name not in lora_layers
+        and ".lora_" not in name
+        and "base_layer" not in name
     ]
-    if unadapted or len(wanted) != sum(isinstance(module, LoraLayer) for module in model.base.modules()):
+    if unadapted or len(lora_layers) != sum(isinstance(module, LoraLayer) for module in model.base.modules()):
         raise RuntimeError(f"the adapters are not where {model.family.__name__} declares them: {unadapted[:3]}")
     text.set_attn_implementation(attention.NAME)
     fuse_lora(text)

@@ -1,9 +1,4 @@
-"""The model: a 4-bit base that never changes, and float32 adapters on its language model that do.
-
-Only the language model is quantised (NF4, double quantisation, QLoRA arXiv 2305.14314) and only it carries LoRA; vision
-tower, projector, embeddings and output head stay as they are. What was loaded is checked by type, because a skip list
-that misses a renamed module is silent.
-"""
+"""The model: a base that never changes (load makes it), and float32 adapters on its language model that do."""
 
 from __future__ import annotations
 

@@ -118,9 +118,9 @@ def config(path: str, revision: str | None = None) -> dict[str, Any]:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return read_json(folder / "config.json")
-    cached = _cached(path, revision)
-    if cached is not None:
-        return read_json(cached)
+    file = _in_cache(path, revision)
+    if file is not None:
+        return read_json(file)
     for name in shelf.names("models.families"):
         if path in families.of(name).KNOWN:
             return dict(families.of(name).KNOWN[path])
@@ -130,15 +130,15 @@ def config(path: str, revision: str | None = None) -> dict[str, Any]:
     )
 
 
-def _cached(repo: str, revision: str | None) -> Path | None:
+def _in_cache(repo: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(repo, "config.json", revision=revision)
+        file = try_to_load_from_cache(repo, "config.json", revision=revision)
     except HFValidationError:
         raise MinipovidError(f"{repo!r} is neither a folder nor a valid Hub id.") from None
-    return Path(found) if isinstance(found, str) else None
+    return Path(file) if isinstance(file, str) else None
 
 
 def _weights(module: nn.Module) -> int:

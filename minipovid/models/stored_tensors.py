@@ -26,7 +26,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2
 SAMPLE = 64 * 1024  # bytes of each tensor that enter the fingerprint
 
 
-def _shards(folder: Path) -> list[str]:
+def shards(folder: Path) -> list[str]:
     """File names of the weights, as the index says; a folder without an index has one file."""
     index = folder / INDEX
     if not index.is_file():
@@ -90,7 +90,7 @@ class Tensors(Mapping[str, StoredTensor]):
     """
 
     def __init__(self, path: Path):
-        files = [path / name for name in _shards(path)] if path.is_dir() else [path]
+        files = [path / name for name in shards(path)] if path.is_dir() else [path]
         self._tensors = {tensor.name: tensor for file in files for tensor in _header(file)}
 
     def __getitem__(self, name: str) -> StoredTensor:

@@ -43,7 +43,7 @@ TEXT_MODELS = {
 }
 
 
-def known(text: Any) -> TextModel:
+def _entry(text: Any) -> TextModel:
     """The entry of this text_config. Raises MinipovidError for a model that has none."""
     if text.model_type not in TEXT_MODELS:
         raise MinipovidError(f"The language model is {text.model_type}; export knows {', '.join(TEXT_MODELS)}.")
@@ -52,7 +52,7 @@ def known(text: Any) -> TextModel:
 
 def place(name: str, text: Any) -> Place | None:
     """Where a tensor goes; None: it is computed there. Raises MinipovidError for one that llama.cpp's model has not."""
-    model = known(text)
+    model = _entry(text)
     if name.endswith("rotary_emb.inv_freq"):  # the Hub's files of 2023
         return None
     module, _, kind = name.removeprefix("language_model.").rpartition(".")
@@ -78,7 +78,7 @@ def _within(module: str) -> tuple[str, str]:
 
 def metadata(text: Any) -> dict[str, Any]:
     """The keys of the architecture. Raises MinipovidError for what llama.cpp would compute otherwise."""
-    model = known(text)
+    model = _entry(text)
     if text.hidden_act != "silu":
         raise MinipovidError(f"The language model computes {text.hidden_act}; llama.cpp's {model.architecture}, silu.")
     return {

@@ -1,4 +1,4 @@
-"""Attention over a forest (forest.py), as one of transformers' attention implementations.
+"""Attention over a forest, as one of transformers' attention implementations.
 
     dense    one call over whole rows, with the mask added to the scores
     split    two calls for every tree: the prefix by itself, which is plainly causal and needs no mask, and all answers
@@ -54,8 +54,8 @@ def attend(
         mask = attention_mask[here, :, start + n : end, start:end]
         answers, _ = sdpa_attention_forward(module, q[:, :, n:], k, v, mask, **settings)
         rows[row] += [prefix, answers]
-    filled = [_filled(pieces, query.shape[2]) for pieces in rows]
-    return torch.cat(filled) if len(filled) > 1 else filled[0], None
+    whole = [_row(pieces, query.shape[2]) for pieces in rows]
+    return torch.cat(whole) if len(whole) > 1 else whole[0], None
 
 
 def splits(columns: int, device: str) -> bool:
@@ -63,7 +63,7 @@ def splits(columns: int, device: str) -> bool:
     return device in SPLIT_FROM and columns >= SPLIT_FROM[device]
 
 
-def _filled(pieces: list[Tensor], width: int) -> Tensor:
+def _row(pieces: list[Tensor], width: int) -> Tensor:
     """One row [1, W, heads, D] of its trees' pieces, with nothing in the columns behind them."""
     first = pieces[0]
     rest = width - sum(piece.shape[1] for piece in pieces)

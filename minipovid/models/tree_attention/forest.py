@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MULTIPLE = 8  # columns: what the matrix units of GPUs and the kernels of masked attention like
 
 
-class Part(NamedTuple):
+class Segment(NamedTuple):
     """One run of tokens: the prefix (part 0) or an answer (part 1, 2, ...) of a pair, and where it stands."""
 
     pair: int
@@ -56,23 +56,23 @@ class Forest:
     def __init__(self, parts: Sequence[Tokens], device: torch.device) -> None:
         lengths = np.array([part.lengths for part in parts])  # [parts, B]
         rows = pack(lengths.sum(0).tolist())
-        placed = _place(lengths, rows)
+        segments = _place(lengths, rows)
         last = len(parts) - 1
         self.trees = [
             Tree(prefix.row, prefix.start, prefix.start + prefix.length, end.start + end.length)
-            for prefix, end in zip(placed[:: last + 1], placed[last :: last + 1], strict=True)
+            for prefix, end in zip(segments[:: last + 1], segments[last :: last + 1], strict=True)
         ]
         width = -(-int(lengths.sum(0).max()) // MULTIPLE) * MULTIPLE
-        table = _table(placed, (len(rows), width), [part.ids.shape[1] for part in parts], lengths.shape[1])
+        table = _table(segments, (len(rows), width), [part.ids.shape[1] for part in parts], lengths.shape[1])
         source, self.positions, self._tree, self._branch = torch.from_numpy(table).to(device, non_blocking=True)
         flat = torch.cat([part.ids.flatten() for part in parts])
         self.ids = flat.index_select(0, source.clamp(min=0).flatten()).view_as(source) * (source >= 0)
         self.order = torch.tensor([pair for row in rows for pair in row]).to(device, non_blocking=True)
-        predicting = [_predicting(placed, number, width) for number in range(1, len(parts))]
+        predicting = [_predicting(segments, number, width) for number in range(1, len(parts))]
         read = np.unique(np.concatenate(predicting))
         self.read = torch.from_numpy(read).to(device, non_blocking=True)
-        found = [torch.from_numpy(np.searchsorted(read, each)) for each in predicting]
-        self.predicting = [each.to(device, non_blocking=True) for each in found]
+        ranks = [torch.from_numpy(np.searchsorted(read, each)) for each in predicting]
+        self.predicting = [each.to(device, non_blocking=True) for each in ranks]
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """Who may attend to whom, to be added to attention scores: 0 or -inf [R, 1, W, W]."""
@@ -96,7 +96,7 @@ def pack(widths: Sequence[int]) -> list[list[int]]:
     rows: list[list[int]] = []
     room: list[int] = []
     for pair in sorted(range(len(widths)), key=lambda pair: -widths[pair]):
-        row = next((number for number, left in enumerate(room) if widths[pair] <= left), len(rows))
+        row = next((number for number, free in enumerate(room) if widths[pair] <= free), len(rows))
         if row == len(rows):
             rows.append([])
             room.append(max(widths))
@@ -105,24 +105,24 @@ def pack(widths: Sequence[int]) -> list[list[int]]:
     return rows
 
 
-def _place(lengths: np.ndarray, rows: list[list[int]]) -> list[Part]:
+def _place(lengths: np.ndarray, rows: list[list[int]]) -> list[Segment]:
     """Every part of every pair, row by row and from left to right."""
-    placed = []
+    segments = []
     for number, row in enumerate(rows):
         column = 0
         for pair in row:
             for part, length in enumerate(lengths[:, pair].tolist()):
-                placed.append(Part(pair, part, number, column, length, int(lengths[0, pair]) if part else 0))
+                segments.append(Segment(pair, part, number, column, length, int(lengths[0, pair]) if part else 0))
                 column += length
-    return placed
+    return segments
 
 
-def _table(placed: list[Part], shape: tuple[int, int], widths: list[int], pairs: int) -> np.ndarray:
+def _table(segments: list[Segment], shape: tuple[int, int], widths: list[int], pairs: int) -> np.ndarray:
     """int64 [4, R, W]: index into the parts' flattened ids (-1 for none), position, tree (-1 for none), branch."""
     table = np.zeros((4, *shape), np.int64)
     table[[0, 2]] = -1
     first = pairs * np.cumsum([0, *widths])  # where each part's ids begin, flattened one after the other
-    for each in placed:
+    for each in segments:
         column = np.arange(each.length)
         here = table[:, each.row, each.start : each.start + each.length]
         here[0] = first[each.part] + each.pair * widths[each.part] + column
@@ -131,11 +131,11 @@ def _table(placed: list[Part], shape: tuple[int, int], widths: list[int], pairs:
     return table
 
 
-def _predicting(placed: list[Part], number: int, width: int) -> np.ndarray:
+def _predicting(segments: list[Segment], number: int, width: int) -> np.ndarray:
     """Flat indices [N] of the columns that predict the tokens of answer `number`, pair after pair."""
-    prefix_end = {each.pair: each.row * width + each.start + each.length - 1 for each in placed if each.part == 0}
+    prefix_end = {each.pair: each.row * width + each.start + each.length - 1 for each in segments if each.part == 0}
     columns = []
-    for each in sorted(each for each in placed if each.part == number):
+    for each in sorted(each for each in segments if each.part == number):
         start = each.row * width + each.start
         columns.append(np.append(prefix_end[each.pair], np.arange(start, start + each.length - 1)))
     return np.concatenate(columns)

@@ -61,13 +61,13 @@ class LastLayer:
         finally:
             self.forest = None
 
-    def _select(self, module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor] | None:
+    def _select(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
         """[R, W, ...] -> [columns that predict, ...]."""
         if self.forest is None:
             return None
-        return (given[0].flatten(0, 1).index_select(0, self.forest.read),)
+        return (inputs[0].flatten(0, 1).index_select(0, self.forest.read),)
 
-    def _spread(self, module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor | None:
+    def _spread(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
         """Back to [R, W, ...], zero in all other columns."""
         if self.forest is None:
             return None
