@@ -18,13 +18,13 @@ from minipovid.common.files import alone, finished
 from minipovid.export import lora_gguf, writer
 from minipovid.export import quants as table
 from minipovid.export.card import facts_of, write_card
-from minipovid.export.folder import Progress, Wanted, check_quants, remove_stale, write_pair
+from minipovid.export.folder import PairOptions, Progress, check_quants, remove_stale, write_pair
 from minipovid.export.gguf_pair import FORMAT, STAMP, GgufPair
-from minipovid.export.importance import Example
+from minipovid.export.importance import CalibrationExample
 from minipovid.export.lm_studio import lm_studio
 from minipovid.export.ollama import write_modelfile
 from minipovid.export.safetensors import write_merged
-from minipovid.export.source import Source
+from minipovid.export.source import ExportSource
 from minipovid.images.load import inside
 from minipovid.inference.llama_cpp import find_pair
 from minipovid.models.hub import resolve_model
@@ -54,16 +54,16 @@ def export(
     in all). Raises MinipovidError for what the user can mend.
     """
     recipe = run_folder.recipe(run)
-    names = table.known(quants or recipe.export.quants)
-    chosen = _merge_base(merge_base or recipe.export.merge_base, recipe)
+    names = table.valid_names(quants or recipe.export.quants)
+    base = _merge_base(merge_base or recipe.export.merge_base, recipe)
     examples = _examples(run, recipe, recipe.export.imatrix if imatrix is None else imatrix)
     check_quants(names, bool(examples))
     pair = open_pair(run)
-    bases = {name: _base_for(name, chosen, recipe.model.load_in_4bit) for name in names}
+    bases = {name: _base_for(name, base, recipe.model.load_in_4bit) for name in names}
     n_ctx = min(recipe.data.max_length, pair.context_length)
-    wanted = Wanted(bases, table.known_mmproj(mmproj or recipe.export.mmproj), examples, n_ctx)
+    options = PairOptions(bases, table.valid_mmproj(mmproj or recipe.export.mmproj), examples, n_ctx)
     with alone(run / run_folder.GGUF):
-        files = write_pair(pair, run / run_folder.GGUF, wanted, progress)
+        files = write_pair(pair, run / run_folder.GGUF, options, progress)
         write_modelfile(run / run_folder.GGUF, pair.chat, files[0], files[-1], pair.words[1].first)
         write_card(run / run_folder.GGUF, facts_of(files[0], recipe, run))
     return files
@@ -79,11 +79,11 @@ def export_base(
     path: str, out: Path, quants: Sequence[str], revision: str | None = None, progress: Progress | None = None
 ) -> list[Path]:
     """Write the GGUF pair of a model as it is, without any adapter: the "before" of a before/after table."""
-    names = table.known(quants)
+    names = table.valid_names(quants)
     check_quants(names, has_imatrix=False)
     pair = GgufPair(resolve_model(path, revision), None, path, "float32")
     with alone(out):
-        return write_pair(pair, out, Wanted(dict.fromkeys(names, "original")), progress)
+        return write_pair(pair, out, PairOptions(dict.fromkeys(names, "original")), progress)
 
 
 def export_lora(run: Path, quant: str = "f16", progress: Progress | None = None) -> Path:
@@ -95,55 +95,51 @@ def export_lora(run: Path, quant: str = "f16", progress: Progress | None = None)
         raise MinipovidError(f"A LoRA GGUF is written as f16 or f32, not as {quant}; the base's file is what is small.")
     quant, recipe = quant.lower(), run_folder.recipe(run)
     model = resolve_model(recipe.model.path, recipe.model.revision, weights=False)
-    source = Source(model, run_folder.adapter(run), recipe.model.path, recipe, run)
+    source = ExportSource(model, run_folder.adapter(run), recipe.model.path, recipe, run)
     places = lora_gguf.places(source.family, source.config, source.factors)
     architecture = source.family.text_metadata(source.config)["general.architecture"]
     keys = {
         "general.architecture": architecture,
         **source.named_as("adapter"),
         **source.provenance(),
-        **source.spoken(),
+        **source.chat_keys(),
     }
     keys[STAMP] = hashlib.sha256(json.dumps([FORMAT, quant, keys], sort_keys=True).encode()).hexdigest()
     path = run / run_folder.GGUF / source.title.lora(quant)
-    shown = None if progress is None else lambda done, total: progress(path.name, done, total)
+    on_bytes = None if progress is None else lambda done, total: progress(path.name, done, total)
     with alone(path.parent):
         remove_stale(source, path.parent)
         if writer.stamp(path, STAMP) != keys[STAMP]:
             with finished(path) as draft:
-                lora_gguf.write_lora(draft, source.factors, places, keys, quant, shown)
+                lora_gguf.write_lora(draft, source.factors, places, keys, quant, on_bytes)
     return path
 
 
 def export_merged(run: Path, merge_base: str | None = None, progress: Progress | None = None) -> Path:
     """Write RUN/merged/, the merged model in Hugging Face's layout (safetensors); returns the folder."""
     recipe = run_folder.recipe(run)
-    chosen = _merge_base(merge_base or recipe.export.merge_base, recipe)
-    merged = run / run_folder.MERGED
-    with alone(merged):
-        write_merged(open_pair(run), merged, _base_for("f16", chosen, recipe.model.load_in_4bit), progress)
-    return merged
+    base = _merge_base(merge_base or recipe.export.merge_base, recipe)
+    folder = run / run_folder.MERGED
+    with alone(folder):
+        write_merged(open_pair(run), folder, _base_for("f16", base, recipe.model.load_in_4bit), progress)
+    return folder
 
 
 def open_pair(run: Path) -> GgufPair:
     """Everything that the files of a run are made of. Raises MinipovidError where there is no finished run."""
     recipe = run_folder.recipe(run)
     model = resolve_model(recipe.model.path, recipe.model.revision)
-    return GgufPair(model, run_folder.adapter(run), recipe.model.path, recipe.model.dtype, recipe, run, _texts(run))
+    texts = [text for pair in islice(_pairs(run), TEXTS) for text in (pair.prompt, pair.chosen, pair.rejected)]
+    return GgufPair(model, run_folder.adapter(run), recipe.model.path, recipe.model.dtype, recipe, run, texts)
 
 
 def _pairs(run: Path) -> Iterable[Pair]:
     """The run's own pairs; none for a run that was made elsewhere without them."""
-    kept = run / run_folder.PAIRS
-    return (row for row in jsonl.read(kept) if isinstance(row, Pair)) if kept.is_file() else ()
+    path = run / run_folder.PAIRS
+    return (row for row in jsonl.read(path) if isinstance(row, Pair)) if path.is_file() else ()
 
 
-def _texts(run: Path) -> list[str]:
-    pairs = islice(_pairs(run), TEXTS)
-    return [text for pair in pairs for text in (pair.prompt, pair.chosen, pair.rejected)]
-
-
-def _examples(run: Path, recipe: Recipe, number: int) -> list[Example]:
+def _examples(run: Path, recipe: Recipe, number: int) -> list[CalibrationExample]:
     """Pictures, prompts and chosen answers that training saw: verify's pairs stay unseen."""
     if not number:
         return []
@@ -154,16 +150,17 @@ def _examples(run: Path, recipe: Recipe, number: int) -> list[Example]:
     return [(inside(root, pair.image), pair.prompt, pair.chosen) for pair in trained]
 
 
-def _merge_base(wanted: str, recipe: Recipe) -> str:
-    if wanted not in MERGE_BASES:
-        raise MinipovidError(f"merge_base is {wanted!r}, but it must be one of {', '.join(MERGE_BASES)}.")
-    if wanted == "nf4" and not recipe.model.load_in_4bit:
+def _merge_base(name: str, recipe: Recipe) -> str:
+    """The name, checked."""
+    if name not in MERGE_BASES:
+        raise MinipovidError(f"merge_base is {name!r}, but it must be one of {', '.join(MERGE_BASES)}.")
+    if name == "nf4" and not recipe.model.load_in_4bit:
         raise MinipovidError("merge_base is 'nf4', but the run did not train in 4-bit; use 'original'.")
-    return wanted
+    return name
 
 
-def _base_for(quant: str, wanted: str, trained_in_4bit: bool) -> str:
+def _base_for(quant: str, merge_base: str, trained_in_4bit: bool) -> str:
     """auto: what training saw, except for K-quants, whose own rounding would swallow the adapter on a 4-bit lattice."""
-    if wanted != "auto":
-        return wanted
+    if merge_base != "auto":
+        return merge_base
     return "nf4" if trained_in_4bit and table.QUANTS[quant].kind is not None else "original"

@@ -79,19 +79,19 @@ def write_card(folder: Path, facts: Facts) -> Path:
 
 def facts_of(text: Path, recipe: Recipe | None, run: Path | None) -> Facts:
     """What a text GGUF of ours tells of itself: the base need not be on this machine."""
-    told = {name: entry.contents() for name, entry in gguf.GGUFReader(text).fields.items() if "tokens" not in name}
-    base = [told.get(f"general.base_model.0.{key}", "") for key in ("organization", "name")]
-    names = [told[f"general.{key}"] for key in ("basename", "size_label", "finetune")]
+    keys = {name: entry.contents() for name, entry in gguf.GGUFReader(text).fields.items() if "tokens" not in name}
+    base = [keys.get(f"general.base_model.0.{key}", "") for key in ("organization", "name")]
+    names = [keys[f"general.{key}"] for key in ("basename", "size_label", "finetune")]
     origin = Origin(
-        license=told.get("general.license"),
-        license_name=told.get("general.license.name"),
-        license_link=told.get("general.license.link"),
-        languages=tuple(told.get("general.languages", ())),
-        dataset=told.get("general.dataset.0.name"),
-        tags=tuple(tag for tag in told.get("general.tags", ()) if tag != "image-text-to-text"),
+        license=keys.get("general.license"),
+        license_name=keys.get("general.license.name"),
+        license_link=keys.get("general.license.link"),
+        languages=tuple(keys.get("general.languages", ())),
+        dataset=keys.get("general.dataset.0.name"),
+        tags=tuple(tag for tag in keys.get("general.tags", ()) if tag != "image-text-to-text"),
     )
     title = Title(names[0], names[1], names[2], "/".join(filter(None, base)))
-    return Facts(title, Chat.loads(told["minipovid.chat"]), origin, recipe, run)
+    return Facts(title, Chat.loads(keys["minipovid.chat"]), origin, recipe, run)
 
 
 def _files(folder: Path, title: Title) -> Files:
@@ -118,8 +118,8 @@ def _front_matter(facts: Facts) -> str:
         "language": list(facts.origin.languages),
         "tags": tags,
     }
-    known = {key: value for key, value in keys.items() if value}
-    return f"---\n{yaml.safe_dump(known, sort_keys=False, allow_unicode=True)}---"
+    content = {key: value for key, value in keys.items() if value}
+    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
 
 
 # --- sections; an empty one is left out ---
@@ -157,25 +157,26 @@ def _how_to_run(folder: Path, files: Files, facts: Facts) -> str:
     text, mmproj = files.usual, files.mmproj
     parts = ["## How to run it"]
     if text and mmproj:
-        parts.append(_with_minipovid())
+        commands = [f'minipovid ask . photo.jpg "{QUESTION}"', "minipovid chat .", "minipovid serve ."]
+        what = "**minipovid**, in this folder, which asks as the model was trained (`serve` speaks OpenAI's API):"
+        parts.append(f"{what}\n\n{_shell(*commands)}")
         parts.append(_with_llama_cpp(text, mmproj, facts.chat))
         if (folder / "Modelfile").is_file():
             parts.append(_with_ollama(facts.title, facts.chat))
-        parts.append(_with_lm_studio(facts.title, text, mmproj))
+        place = f"~/.lmstudio/models/minipovid/{facts.title.stem}/"
+        both = f"`{text.name}` and `{mmproj.name}`"
+        parts.append(f"**LM Studio** lists the model when {both} lie together in `{place}`.")
     if files.lora:
-        parts.append(_with_lora(files.lora))
+        lora = shlex.quote(files.lora.name)
+        command = f"llama-server -m BASE.gguf --mmproj BASE-mmproj.gguf --lora {lora} -c 4096 --jinja"
+        parts.append("**The adapter on a GGUF of the base model**, whoever made that:\n\n" + _shell(command))
     return "\n\n".join(parts) if len(parts) > 1 else ""
-
-
-def _with_minipovid() -> str:
-    commands = [f'minipovid ask . photo.jpg "{QUESTION}"', "minipovid chat .", "minipovid serve ."]
-    told = "**minipovid**, in this folder, which asks as the model was trained (`serve` speaks OpenAI's API):"
-    return f"{told}\n\n{_shell(*commands)}"
 
 
 def _with_llama_cpp(text: Path, mmproj: Path, chat: Chat) -> str:
     pair = f"-m {shlex.quote(text.name)} --mmproj {shlex.quote(mmproj.name)}"
-    prompt = f"$'{_lost(chat).encode('unicode_escape').decode()}{QUESTION}'" if _lost(chat) else f'"{QUESTION}"'
+    around = _around_picture(chat)
+    prompt = f"$'{around.encode('unicode_escape').decode()}{QUESTION}'" if around else f'"{QUESTION}"'
     commands = [
         f"llama-server {pair} -c 4096 --jinja",
         f"llama-mtmd-cli {pair} --jinja --temp 0 --image photo.jpg -p {prompt}",
@@ -185,19 +186,9 @@ def _with_llama_cpp(text: Path, mmproj: Path, chat: Chat) -> str:
 
 def _with_ollama(title: Title, chat: Chat) -> str:
     name = title.stem.lower()
-    question = f"[img]{_lost(chat)}{QUESTION}".encode("unicode_escape").decode()
+    question = f"[img]{_around_picture(chat)}{QUESTION}".encode("unicode_escape").decode()
     commands = [f"ollama create {name} -f Modelfile", f"ollama run {name} $'{question} ./photo.jpg'"]
     return "**Ollama**:\n\n" + _shell(*commands)
-
-
-def _with_lm_studio(title: Title, text: Path, mmproj: Path) -> str:
-    place = f"~/.lmstudio/models/minipovid/{title.stem}/"
-    return f"**LM Studio** lists the model when `{text.name}` and `{mmproj.name}` lie together in `{place}`."
-
-
-def _with_lora(lora: Path) -> str:
-    command = f"llama-server -m BASE.gguf --mmproj BASE-mmproj.gguf --lora {shlex.quote(lora.name)} -c 4096 --jinja"
-    return "**The adapter on a GGUF of the base model**, whoever made that:\n\n" + _shell(command)
 
 
 def _limits(files: Files, facts: Facts) -> str:
@@ -206,10 +197,10 @@ def _limits(files: Files, facts: Facts) -> str:
         return ""
     tensors = {tensor.name for tensor in gguf.GGUFReader(files.mmproj).tensors}
     limits = [mmproj.CLASS_TOKEN_MISPLACED] if mmproj.CLASS_TOKEN in tensors else []
-    if _lost(facts.chat):
-        lost = _lost(facts.chat).encode("unicode_escape").decode()
+    if around := _around_picture(facts.chat):
+        around = around.encode("unicode_escape").decode()
         limits.append(
-            f"**The text around a picture.** Training wrote `{lost}` between picture and question. llama-server, "
+            f"**The text around a picture.** Training wrote `{around}` between picture and question. llama-server, "
             f"llama-mtmd-cli and Ollama put the picture before your text and nothing between, so begin the text "
             f"with it, as the commands above do (in Ollama `[img]` says where the picture goes)."
         )
@@ -221,15 +212,15 @@ def _limits(files: Files, facts: Facts) -> str:
     return "\n\n".join(["## Limits elsewhere", *limits])
 
 
-def _lost(chat: Chat) -> str:
-    """The text around a picture that other programs leave out."""
+def _around_picture(chat: Chat) -> str:
+    """The text that other programs leave out."""
     return chat.picture.replace(IMAGE, "")
 
 
 def _scores(run: Path | None) -> str:
     rows = [
         {"benchmark": name.rpartition(".")[0], "by": name.rpartition(".")[2], "figure": figure, **_figure(*interval)}
-        for name, of in _read(run, run_folder.SCORES).items()
+        for name, of in _read_json(run, run_folder.SCORES).items()
         for figure, interval in of.get("figures", {}).items()
         if figure in of["headline"]
     ]
@@ -247,19 +238,19 @@ def _figure(value: float | None, low: float | None, high: float | None) -> dict[
 
 def _verified(run: Path | None, stamps: Set[str | None]) -> str:
     """The verdict on the files that stand here; rows of files that were since made of other inputs are left out."""
-    verdict = _read(run, run_folder.VERDICT)
+    verdict = _read_json(run, run_folder.VERDICT)
     rows = [dict(row) for row in verdict.get("table", ())]
     rows = [row for row in rows if (row.pop("stamp", "") or None) in {None, *stamps}]
     if not any(row.get("MiB") for row in rows):
         return ""
-    told = (
+    legend = (
         f"How each file answers beside the trained model, on {verdict['pairs']} pairs that training never saw "
         "(`minipovid verify`). *KL*: mean divergence of the next token's distribution, nats. *agreement*: share of "
         "positions with the same greedy choice. *margin*: log-probability of chosen minus rejected answer, against the "
         "base. *kept*: share of the trained margin."
     )
-    said = [*verdict.get("causes", []), *verdict.get("notes", [])]
-    return "\n\n".join(["## What the files kept", told, _table(rows), *said])
+    sentences = [*verdict.get("causes", []), *verdict.get("notes", [])]
+    return "\n\n".join(["## What the files kept", legend, _table(rows), *sentences])
 
 
 def _training(facts: Facts) -> str:
@@ -268,7 +259,7 @@ def _training(facts: Facts) -> str:
         return ""
     lora = f"rank {recipe.lora.r}, alpha {recipe.lora.alpha:g}" + (", rsLoRA" if recipe.lora.rslora else "")
     batch = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
-    told = {
+    settings = {
         "pairs": f"`{Path(recipe.data.path).name}`",
         **{f"stage {index}": _stage(stage) for index, stage in enumerate(_stages(recipe), 1)},
         "adapter": f"LoRA on the language model, {lora}",
@@ -276,7 +267,7 @@ def _training(facts: Facts) -> str:
         "batch": f"{batch} pairs for each optimiser step",
         "seed": recipe.seed,
     }
-    return "## Training\n\n" + "\n".join(f"- {what}: {value}" for what, value in told.items())
+    return "## Training\n\n" + "\n".join(f"- {what}: {value}" for what, value in settings.items())
 
 
 def _stages(recipe: Recipe) -> list[dict[str, Any]]:
@@ -288,7 +279,7 @@ def _stages(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _stage(stage: Mapping[str, Any]) -> str:
-    rest = ", ".join(f"{key} {_shown(value)}" for key, value in stage.items() if key != "name")
+    rest = ", ".join(f"{key} {_cell(value)}" for key, value in stage.items() if key != "name")
     return f"{stage['name']}: {rest}"
 
 
@@ -296,8 +287,8 @@ def _license(facts: Facts) -> str:
     if not facts.origin.license:
         return ""
     name = facts.origin.license_name or facts.origin.license
-    linked = f"[{name}]({facts.origin.license_link})" if facts.origin.license_link else name
-    return f"## Licence\n\nThat of the base model: {linked}."
+    link = f"[{name}]({facts.origin.license_link})" if facts.origin.license_link else name
+    return f"## Licence\n\nThat of the base model: {link}."
 
 
 # --- Markdown ---
@@ -307,11 +298,11 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Columns in the order in which they first appear; what a row lacks is empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, ["---"] * len(columns)]
-    lines += [[_shown(row.get(column, "")).replace("|", "\\|") for column in columns] for row in rows]
+    lines += [[_cell(row.get(column, "")).replace("|", "\\|") for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _shown(value: Any) -> str:
+def _cell(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -327,7 +318,7 @@ def _size(path: Path) -> str:
     return f"{n_bytes / scale:.{2 if scale > 1 else 0}f} {unit}"
 
 
-def _read(run: Path | None, name: str) -> dict[str, Any]:
+def _read_json(run: Path | None, name: str) -> dict[str, Any]:
     path = run / name if run is not None else None
     if path is None or not path.is_file():
         return {}

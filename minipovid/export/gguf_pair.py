@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from minipovid.common.errors import MinipovidError
 from minipovid.export import quants, vocabulary, writer
-from minipovid.export.merge import Merged, Rows
+from minipovid.export.merge import Merged, RowReader
 from minipovid.export.quants import QUANTS
-from minipovid.export.source import Source
+from minipovid.export.source import ExportSource
 from minipovid.models.chat_template import IMAGE
 from minipovid.models.parts import Place
 from minipovid.models.stored_tensors import StoredTensor, Tensors, fingerprint
@@ -25,7 +25,7 @@ File = Literal["text", "mmproj"]
 Progress = Callable[[int, int], None]  # (bytes written, bytes in all)
 
 
-class GgufPair(Source):
+class GgufPair(ExportSource):
     """Everything that both files of a pair are made of. Nothing is written before a `write_` method is called.
 
     `dtype` is the one that training loaded a 4-bit base in. Raises MinipovidError where base or adapter holds what
@@ -36,17 +36,17 @@ class GgufPair(Source):
         self,
         model: Path,
         adapter: Path | None,
-        named: str,
+        name: str,
         dtype: str,
         recipe: Recipe | None = None,
         run: Path | None = None,
         texts: Sequence[str] = (),
     ):
-        super().__init__(model, adapter, named, recipe, run, texts)
+        super().__init__(model, adapter, name, recipe, run, texts)
         self.dtype = dtype
-        stored = Tensors(model)
-        self.base = {self.family.canonical(name): tensor for name, tensor in stored.items()}
-        if len(self.base) != len(stored):
+        tensors = Tensors(model)
+        self.base = {self.family.canonical(name): tensor for name, tensor in tensors.items()}
+        if len(self.base) != len(tensors):
             raise MinipovidError(f"The model folder {model} holds some tensors twice, under two spellings.")
         places = {name: self.family.place(name, self.config) for name in self.base}
         self.places: dict[str, Place] = {name: place for name, place in places.items() if place is not None}
@@ -66,11 +66,11 @@ class GgufPair(Source):
 
     def _check_adapter(self) -> None:
         """Every adapted weight must have its place in one of the files: nothing trained is silently lost."""
-        lost = sorted(set(self.factors) - set(self.places))
-        if lost:
+        homeless = sorted(set(self.factors) - set(self.places))
+        if homeless:
             raise MinipovidError(
-                f"The adapter {self.adapter} changes {lost[0]}"
-                + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
+                f"The adapter {self.adapter} changes {homeless[0]}"
+                + (f" and {len(homeless) - 1} more" if len(homeless) > 1 else "")
                 + f", for which {self.model} has no tensor that is exported: it was trained on another model."
             )
 
@@ -86,8 +86,8 @@ class GgufPair(Source):
 
         What only describes it does not count: who fetches a licence later need not write 14 GB again.
         """
-        told = {*self.named_as("model"), *self.provenance()}
-        keys = {key: value for key, value in metadata.items() if key not in told}
+        description = {*self.named_as("model"), *self.provenance()}
+        keys = {key: value for key, value in metadata.items() if key not in description}
         inputs = [FORMAT, self._base_sha256, self.adapter_sha256, self.dtype, imatrix, keys]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
@@ -122,7 +122,7 @@ class GgufPair(Source):
         embeddings = next(name for name, place in self.places.items() if place.name == "token_embd.weight")
         return {
             **self.settings("text"),
-            **self.spoken(),
+            **self.chat_keys(),
             **vocabulary.metadata(self.model, tokenizer, self.base[embeddings].shape[0], spaces, self.chat.end),
             "tokenizer.chat_template": self.chat.template(spaces.first),
         }
@@ -147,16 +147,14 @@ class GgufPair(Source):
     def _write(
         self, path: Path, file: File, quant: str, metadata: Mapping[str, Any], progress: Progress | None
     ) -> None:
-        merged = Merged(self.base, self.factors, self._nf4 if metadata["minipovid.merge_base"] == "nf4" else None)
+        merged = self.merged(metadata["minipovid.merge_base"])
         keys = {**metadata, STAMP: self.stamp(metadata)}
         writer.write(path, keys, self._entries(file, quant, merged), progress)
-        unused = {name for name in self.factors if self.places[name].file == file} - merged.used
-        if unused:
-            raise MinipovidError(f"The adapter's {min(unused)} was not merged; this is a defect of minipovid.")
+        merged.check_used(name for name in self.factors if self.places[name].file == file)
 
-    def _entries(self, file: File, quant: str, merged: Merged) -> list[writer.Entry]:
+    def _entries(self, file: File, quant: str, merged: Merged) -> list[writer.TensorEntry]:
         return [
-            writer.Entry(
+            writer.TensorEntry(
                 place.name,
                 self.base[name].shape,
                 quants.kind_of(quant, self.base[name].shape, place.full, place.half),
@@ -169,11 +167,16 @@ class GgufPair(Source):
     def n_bytes(self, file: File, quant: str, share: float = 1.0) -> int:
         """What a file takes on the disk, but for its metadata: a few MB of vocabulary. With `share`, matrices that
         llama.cpp's blocks of 256 fit take so much of it."""
-        entries = self._entries(file, quant, Merged(self.base, self.factors, None))
+        entries = self._entries(file, quant, self.merged("original"))
         fits = [entry for entry in entries if len(entry.shape) > 1 and entry.shape[-1] % 256 == 0]
         return writer.size(entries) - int((1 - share) * writer.size(fits))
 
-    def _nf4(self, tensor: StoredTensor) -> Rows:
-        from minipovid.export.nf4 import Nf4Tensor  # needs bitsandbytes
+    def merged(self, merge_base: str) -> Merged:
+        """Every tensor with the adapter added: to what training in 4 bits saw of it ("nf4"), or to it ("original")."""
 
-        return Nf4Tensor(tensor, self.dtype)
+        def nf4(tensor: StoredTensor) -> RowReader:
+            from minipovid.export.nf4 import Nf4Tensor  # needs bitsandbytes
+
+            return Nf4Tensor(tensor, self.dtype)
+
+        return Merged(self.base, self.factors, nf4 if merge_base == "nf4" else None)

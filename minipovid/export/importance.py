@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from minipovid.inference.llama_cpp import Runtime
 
 Floats = npt.NDArray[np.float32]
-Example = tuple[Path, str, str]  # (picture, prompt, answer)
+CalibrationExample = tuple[Path, str, str]  # (picture, prompt, answer)
 Observe = Callable[[str, Floats], None]  # (name of a weight, its input rows [rows, columns])
 KEY = "minipovid.inputs"  # what the file was made of
 SUMS, COUNTS = ".in_sum2", ".counts"  # llama.cpp's names of a weight's two tensors
@@ -52,7 +52,7 @@ class Importance:
         return {name: (total / self.counts[name]).astype(np.float32) for name, total in self.sums.items()}
 
 
-def gather(open_runtime: Callable[[Observe], Runtime], examples: Iterable[Example]) -> Importance:
+def gather(open_runtime: Callable[[Observe], Runtime], examples: Iterable[CalibrationExample]) -> Importance:
     """Read every example's picture, prompt and answer once. In the last layer llama.cpp drops all rows but those that
     predict, so its later matrices are measured on answer rows alone.
 
@@ -67,7 +67,7 @@ def gather(open_runtime: Callable[[Observe], Runtime], examples: Iterable[Exampl
     return importance
 
 
-def key(made_of: str, examples: Sequence[Example]) -> str:
+def key(made_of: str, examples: Sequence[CalibrationExample]) -> str:
     """A digest of model and examples: `made_of` is the stamp of the GGUF that is asked."""
     digest = hashlib.sha256(made_of.encode())
     for picture, prompt, answer in examples:
@@ -94,8 +94,8 @@ def save(path: Path, importance: Importance, stamp: str) -> None:
         writer.write(draft, metadata, entries)
 
 
-def _entry(name: str, numbers: npt.NDArray[np.float64]) -> writer.Entry:
-    return writer.Entry(name, numbers.shape, Kind.F32, lambda: iter([numbers.astype(np.float32)]))
+def _entry(name: str, numbers: npt.NDArray[np.float64]) -> writer.TensorEntry:
+    return writer.TensorEntry(name, numbers.shape, Kind.F32, lambda: iter([numbers.astype(np.float32)]))
 
 
 def load(path: Path, stamp: str) -> dict[str, Floats] | None:

@@ -23,10 +23,10 @@ def lm_studio(folder: Path, home: Path) -> Path:
     if not home.is_dir():
         raise MinipovidError(f"There is no folder {home}; start LM Studio once, or name its models folder.")
     files = {path.name: path for path in sorted(folder.glob("*.gguf")) if _is_of_a_pair(path.name)}
-    stems = {_stem(name) for name in files}
+    stems = {name.removeprefix(MMPROJ).rpartition("-")[0] for name in files}
     if len(stems) != 1 or len({name.startswith(MMPROJ) for name in files}) != 2:
-        held = ", ".join(files) or "no GGUF files"
-        raise MinipovidError(f"LM Studio needs the text and the mmproj file of one model, but {folder} holds {held}.")
+        names = ", ".join(files) or "no GGUF files"
+        raise MinipovidError(f"LM Studio needs the text and the mmproj file of one model, but {folder} holds {names}.")
     place = home / PUBLISHER / stems.pop()
     place.mkdir(parents=True, exist_ok=True)
     for stale in place.glob("*.gguf"):
@@ -41,10 +41,6 @@ def _is_of_a_pair(name: str) -> bool:
     """Not a LoRA, which LM Studio cannot load, and not a file that follows no convention."""
     parts = FILE_NAME.fullmatch(name)
     return parts is not None and parts["type"] is None
-
-
-def _stem(name: str) -> str:
-    return name.removeprefix(MMPROJ).rpartition("-")[0]
 
 
 def _link(path: Path, to: Path) -> None:

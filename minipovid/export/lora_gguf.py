@@ -34,7 +34,7 @@ def places(family: Family, config: Any, factors: Mapping[str, Factor]) -> dict[s
 
     Raises MinipovidError, with its name, for a weight that llama.cpp's adapters cannot reach.
     """
-    found = {}
+    by_name = {}
     for name in factors:
         place = family.place(name, config)
         if place is None or place.file != "text":
@@ -42,8 +42,8 @@ def places(family: Family, config: Any, factors: Mapping[str, Factor]) -> dict[s
                 f"The adapter changes {name}, which is no part of the language model; a LoRA GGUF cannot hold that: "
                 "export merged files, without --lora-only."
             )
-        found[name] = place
-    return found
+        by_name[name] = place
+    return by_name
 
 
 def write_lora(
@@ -74,8 +74,8 @@ def write_lora(
         _check(name, factor, places[name])
         gguf_name = places[name].name
         rows_a, rows_b = partial(_a, name, factor), partial(_b, name, factor, places[name].heads, alpha)
-        entries.append(writer.Entry(f"{gguf_name}.lora_a", factor.a.shape, kind, rows_a))
-        entries.append(writer.Entry(f"{gguf_name}.lora_b", factor.b.shape, kind, rows_b))
+        entries.append(writer.TensorEntry(f"{gguf_name}.lora_a", factor.a.shape, kind, rows_a))
+        entries.append(writer.TensorEntry(f"{gguf_name}.lora_b", factor.b.shape, kind, rows_b))
     writer.write(path, keys, entries, progress)
 
 

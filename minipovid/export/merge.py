@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from minipovid.models.stored_tensors import StoredTensor
 BLOCK = 2**20  # numbers in a block of rows: 4 MiB of float32
 
 
-class Rows(Protocol):
+class RowReader(Protocol):
     """Rows of one tensor in float32, on demand."""
 
     def rows(self, start: int, stop: int) -> npt.NDArray[np.float32]: ...
@@ -30,7 +30,7 @@ class Merged:
 
     base: Mapping[str, StoredTensor]  # by canonical name
     factors: Mapping[str, Factor]  # by canonical name
-    nf4: Callable[[StoredTensor], Rows] | None  # rounds what is `in_4bit`; None: original values
+    nf4: Callable[[StoredTensor], RowReader] | None  # rounds what is `in_4bit`; None: original values
     used: set[str] = field(default_factory=set)
 
     def blocks(self, name: str, place: Place) -> Iterator[npt.NDArray[np.float32]]:
@@ -50,6 +50,12 @@ class Merged:
             if not np.isfinite(rows).all():
                 raise MinipovidError(f"{name} holds infinities or NaN; the training or the base checkpoint is broken.")
             yield interleave(rows, head) if place.heads else rows
+
+    def check_used(self, names: Iterable[str]) -> None:
+        """Raises MinipovidError where the adapter's part in one of these tensors was not asked for."""
+        unused = set(names) - self.used
+        if unused:
+            raise MinipovidError(f"The adapter's {min(unused)} was not merged; this is a defect of minipovid.")
 
 
 def _check_shapes(tensor: StoredTensor, factor: Factor) -> None:

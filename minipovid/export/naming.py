@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from minipovid.recipe import run_folder
-from minipovid.recipe.schema import Recipe
+from minipovid.recipe.schema import Recipe, StageSection
 
 VERSION = "v1.0"
 # The convention's parts in their order. Its published check allows no dot in the base's name, which llava-1.5, Qwen2.5
@@ -125,19 +125,19 @@ def origin(model: Path, recipe: Recipe | None = None) -> Origin:
     texts = {key: card[key] for key in ("license", "license_name", "license_link") if isinstance(card.get(key), str)}
     languages = card.get("language") or ()
     languages = [languages] if isinstance(languages, str) else languages
-    known = Origin(**texts, languages=tuple(each for each in languages if isinstance(each, str)))
+    base = Origin(**texts, languages=tuple(each for each in languages if isinstance(each, str)))
     if recipe is None:
-        return known
+        return base
     losses = dict.fromkeys(str(stage.loss["name"]) for stage in recipe.stages)
-    return known._replace(revision=recipe.model.revision, dataset=Path(recipe.data.path).name, tags=tuple(losses))
+    return base._replace(revision=recipe.model.revision, dataset=Path(recipe.data.path).name, tags=tuple(losses))
 
 
 def _front_matter(card: Path) -> Mapping[str, Any]:
     """The YAML between the first two lines of dashes of a model card; empty where there is none."""
     try:
         text = card.read_text(encoding="utf-8")
-        found = re.match(r"---\n(.*?\n)---\s*(?:\n|$)", text, re.DOTALL)
-        content = yaml.safe_load(found[1]) if found else None
+        match = re.match(r"---\n(.*?\n)---\s*(?:\n|$)", text, re.DOTALL)
+        content = yaml.safe_load(match[1]) if match else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -147,30 +147,30 @@ def provenance(recipe: Recipe, run: Path) -> dict[str, Any]:
     """The `minipovid.` keys that tell how the adapter came to be: recipe, losses, rates, steps and data of a run."""
     from minipovid.train import losses  # needs torch
 
-    made = losses.of_stages(recipe)
-    betas = [float(loss.beta) for loss in made if hasattr(loss, "beta")]
+    stage_losses = losses.of_stages(recipe)
+    betas = [float(loss.beta) for loss in stage_losses if hasattr(loss, "beta")]
     keys: dict[str, Any] = {
         "minipovid.recipe": recipe.name,
         "minipovid.seed": recipe.seed,
-        "minipovid.losses": [_spelled(str(s.loss["name"]), loss) for s, loss in zip(recipe.stages, made, strict=True)],
-        "minipovid.betas": betas if len(betas) == len(made) else [],
+        "minipovid.losses": [_spelling(*each) for each in zip(recipe.stages, stage_losses, strict=True)],
+        "minipovid.betas": betas if len(betas) == len(stage_losses) else [],
         "minipovid.learning_rates": [float(s.learning_rate or recipe.train.learning_rate) for s in recipe.stages],
         "minipovid.batch_size": recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps,
         "minipovid.trained_in_4bit": recipe.model.load_in_4bit,
         "minipovid.data": Path(recipe.data.path).name,
-        **_logged(run / run_folder.LOG),
+        **_counts(run / run_folder.LOG),
     }
     if (run / run_folder.PAIRS).is_file():
         keys["minipovid.pairs_sha256"] = hashlib.sha256((run / run_folder.PAIRS).read_bytes()).hexdigest()
     return {key: value for key, value in keys.items() if value != []}
 
 
-def _spelled(name: str, loss: Any) -> str:
-    """With all settings, defaults included: "dpo beta=0.1 anchor=3.0"."""
-    return " ".join([name, *(f"{key}={value}" for key, value in asdict(loss).items())])
+def _spelling(stage: StageSection, loss: Any) -> str:
+    """A loss with all its settings, defaults included: "dpo beta=0.1 anchor=3.0"."""
+    return " ".join([str(stage.loss["name"]), *(f"{key}={value}" for key, value in asdict(loss).items())])
 
 
-def _logged(log: Path) -> dict[str, int]:
+def _counts(log: Path) -> dict[str, int]:
     """How many pairs the run trained on, and for how many optimiser steps."""
     if not log.is_file():
         return {}

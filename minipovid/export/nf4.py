@@ -42,11 +42,11 @@ class Nf4Tensor:
         self._packed = torch.empty(self.size // 2, dtype=torch.uint8)
         scales = torch.empty(self.size // BLOCK)
         for start in range(0, self.shape[0], step):
-            codes, largest = quantised(torch.from_numpy(tensor.rows(start, start + step)).to(self.dtype))
+            codes, largest = quantise(torch.from_numpy(tensor.rows(start, start + step)).to(self.dtype))
             first = start * self._width
             self._packed[first // 2 :][: len(codes)] = codes
             scales[first // BLOCK :][: len(largest)] = largest
-        self._scales = _double_quantised(scales)
+        self._scales = _double_quantise(scales)
 
     @property
     def _width(self) -> int:
@@ -68,7 +68,7 @@ class Nf4Tensor:
         return rows
 
 
-def quantised(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two 4-bit codes a byte, and each block's largest size: bitsandbytes' `quantize_4bit` in a quarter of its time.
 
     A code is the number of midpoints between neighbouring values of NF4 that lie below the scaled number.
@@ -84,7 +84,7 @@ def quantised(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return pairs[:, 0] << 4 | pairs[:, 1], largest
 
 
-def _double_quantised(scales: torch.Tensor) -> torch.Tensor:
+def _double_quantise(scales: torch.Tensor) -> torch.Tensor:
     """The scales after 8 bits and back, in blocks of 256 around their mean."""
     offset = scales.mean()
     codes, state = quantize_blockwise(scales - offset, blocksize=256)

@@ -47,12 +47,12 @@ def go_template(chat: Chat, first: str = "") -> str:
         begin = f"{{{{ if not .System }}}}{begin}{{{{ end }}}}"
     system = f"{_text(chat.system[0])}{{{{ .Content }}}}{_text(chat.system[1])}" if chat.system else ""
     before, between, behind = chat.user
-    held = "" if chat.system else '{{ if and $.System (eq $i 1) }}{{ $.System }}{{ "\\n\\n" }}{{ end }}'
+    opens_user = "" if chat.system else '{{ if and $.System (eq $i 1) }}{{ $.System }}{{ "\\n\\n" }}{{ end }}'
     return "\n".join(
         [
             _text(first) + begin + "{{- range $i, $_ := .Messages }}",
             f'{{{{- if eq .Role "system" }}}}{system}',
-            f'{{{{- else if eq .Role "user" }}}}{_text(before + between)}{held}{{{{ .Content }}}}{_text(behind)}',
+            f'{{{{- else if eq .Role "user" }}}}{_text(before + between)}{opens_user}{{{{ .Content }}}}{_text(behind)}',
             f"{{{{- if eq (len (slice $.Messages $i)) 1 }}}}{_text(chat.opening)}{{{{ end }}}}",
             '{{- else if eq .Role "assistant" }}'
             f"{_text(chat.assistant)}{{{{ .Content }}}}"
@@ -64,10 +64,5 @@ def go_template(chat: Chat, first: str = "") -> str:
 
 
 def _text(piece: str) -> str:
-    """An action that prints the piece, wherever it stands."""
-    return f"{{{{ {_quoted(piece)} }}}}" if piece else ""
-
-
-def _quoted(text: str) -> str:
-    """JSON's strings are strings to Go as well."""
-    return json.dumps(text, ensure_ascii=False)
+    """An action that prints the piece, wherever it stands. JSON's strings are strings to Go as well."""
+    return f"{{{{ {json.dumps(piece, ensure_ascii=False)} }}}}" if piece else ""

@@ -25,7 +25,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from minipovid.common.errors import MinipovidError
 
-Importance = Mapping[str, npt.NDArray[np.float32]]  # tensor name -> mean square of each input column
+ColumnWeights = Mapping[str, npt.NDArray[np.float32]]  # tensor name -> mean square of each input column
 log = logging.getLogger(__name__)
 
 
@@ -83,7 +83,7 @@ def _quants() -> dict[str, Quant]:
     return {name: Quant(types[name], WRITTEN.get(name)) for name in names}
 
 
-def known(names: Sequence[str]) -> list[str]:
+def valid_names(names: Sequence[str]) -> list[str]:
     """The same names in lower case, each once. Raises MinipovidError, with all that are known, for another one."""
     lower = list(dict.fromkeys(name.lower() for name in names))
     for name in lower:
@@ -94,9 +94,9 @@ def known(names: Sequence[str]) -> list[str]:
     return lower
 
 
-def known_mmproj(name: str) -> str:
+def valid_mmproj(name: str) -> str:
     """The name in lower case. Raises MinipovidError for one that vision files are not written as."""
-    quant = known([name])[0]
+    quant = valid_names([name])[0]
     if quant not in WRITTEN:
         raise MinipovidError(f"The mmproj is written as one of {', '.join(WRITTEN)}, not as {quant}; take f16 or q8_0.")
     return quant
@@ -117,7 +117,7 @@ def by_llama_cpp(
     source: Path,
     target: Path,
     quant: str,
-    imatrix: Importance | None = None,
+    imatrix: ColumnWeights | None = None,
     n_threads: int | None = None,
     keys: Mapping[str, str] | None = None,
 ) -> None:
@@ -177,7 +177,7 @@ def _write_probe(path: Path) -> None:
 
 
 def _quantize(
-    source: Path, target: Path, file_type: int, imatrix: Importance, n_threads: int, keys: Mapping[str, str]
+    source: Path, target: Path, file_type: int, imatrix: ColumnWeights, n_threads: int, keys: Mapping[str, str]
 ) -> str | None:
     """llama_model_quantize; None where it succeeded, else its reason."""
     import llama_cpp
@@ -190,13 +190,13 @@ def _quantize(
         parameters.imatrix = ctypes.cast(weights, ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
     if keys:
         parameters.kv_overrides = ctypes.cast(overrides, ctypes.POINTER(llama_cpp.llama_model_kv_override))
-    with _listening() as said:
+    with _listening() as messages:
         code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters))
-    _tell_fallbacks(_final(target), "".join(text for level, text in said if level == WARN))
-    return None if code == 0 else _reason([text for level, text in said if level == ERROR])
+    _tell_fallbacks(_final(target), "".join(text for level, text in messages if level == WARN))
+    return None if code == 0 else _reason([text for level, text in messages if level == ERROR])
 
 
-def _imatrix_data(rows: Importance) -> Any:
+def _imatrix_data(rows: ColumnWeights) -> Any:
     """The C array of (name, numbers, how many); one without a name ends it. `rows` must outlive it."""
     import llama_cpp
 
@@ -227,13 +227,15 @@ def _listening() -> Iterator[list[tuple[int, str]]]:
     """(level, text) of what llama.cpp says meanwhile; afterwards it talks again to whom it talked before."""
     import llama_cpp
 
-    said: list[tuple[int, str]] = []
-    callback = llama_cpp.llama_log_callback(lambda level, text, _: said.append((level, text.decode(errors="replace"))))
+    messages: list[tuple[int, str]] = []
+    callback = llama_cpp.llama_log_callback(
+        lambda level, text, _: messages.append((level, text.decode(errors="replace")))
+    )
     before, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
     llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(data))
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
     try:
-        yield said
+        yield messages
     finally:
         llama_cpp.llama_log_set(before, data)
 
@@ -248,11 +250,11 @@ def _reason(errors: Sequence[str]) -> str:
 
 def _tell_fallbacks(name: str, warnings: str) -> None:
     """Which matrices got another type because their rows are no multiple of the type's block."""
-    taken: dict[str, list[str]] = {}
+    by_kind: dict[str, list[str]] = {}
     for tensor, kind in _FALLBACK.findall(warnings):
-        taken.setdefault(kind, []).append(tensor)
-    if taken:
-        parts = [f"{len(tensors)} as {kind} ({tensors[0]}, ...)" for kind, tensors in taken.items()]
+        by_kind.setdefault(kind, []).append(tensor)
+    if by_kind:
+        parts = [f"{len(tensors)} as {kind} ({tensors[0]}, ...)" for kind, tensors in by_kind.items()]
         log.warning("%s: rows that are no multiple of 256 wide are stored otherwise: %s.", name, ", ".join(parts))
 
 
@@ -266,5 +268,5 @@ def _is_whole(path: Path) -> bool:
 
 
 def _final(path: Path) -> str:
-    """The name that a draft will take (common/files.py)."""
+    """The name that a draft will take (common/files)."""
     return path.name.removeprefix(".").removesuffix(".draft")

@@ -23,7 +23,7 @@ from gguf import GGMLQuantizationType as Kind
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished, need_space, read_json
 from minipovid.common.threads import ahead, one_core_each
-from minipovid.export.merge import Merged, Rows
+from minipovid.export.merge import Merged
 from minipovid.export.writer import encode
 from minipovid.models.hub import SETTINGS
 from minipovid.models.parts import Place
@@ -50,10 +50,11 @@ def write_merged(
     """
     settings = _settings(pair.model)
     names = sorted(tensor.name for tensor in pair.base.values())
-    stamp = pair.stamp({"merge_base": merge_base, "names": names, "settings": _digests(settings)})
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in settings}
+    stamp = pair.stamp({"merge_base": merge_base, "names": names, "settings": digests})
     if _is_finished(folder, stamp):
         return folder
-    merged = Merged(pair.base, pair.factors, _nf4(pair.dtype) if merge_base == "nf4" else None)
+    merged = pair.merged(merge_base)
     shards = _shards(pair.base, max_shard_bytes)
     need_space(folder, sum(tensor.n_bytes for tensor in pair.base.values()))
     with finished(folder) as draft:
@@ -66,16 +67,8 @@ def write_merged(
         if len(shards) > 1:
             _write_json(draft / INDEX, _index(shards))
         _write_json(draft / RECORD, {"inputs": stamp, "merge_base": merge_base})
-        unused = set(pair.factors) - merged.used
-        if unused:
-            raise MinipovidError(f"The adapter's {min(unused)} was not merged; this is a defect of minipovid.")
+        merged.check_used(pair.factors)
     return folder
-
-
-def _nf4(dtype: str) -> Callable[[StoredTensor], Rows]:
-    from minipovid.export.nf4 import Nf4Tensor  # needs bitsandbytes
-
-    return partial(Nf4Tensor, dtype=dtype)
 
 
 def _shards(base: Mapping[str, StoredTensor], max_bytes: int) -> Shards:
@@ -140,10 +133,6 @@ def _settings(model: Path) -> list[Path]:
     """Configuration, tokenizer and processor files."""
     files = sorted({path for pattern in SETTINGS for path in model.glob(pattern)})
     return [path for path in files if not path.name.endswith(".index.json") and path.name != RECORD]
-
-
-def _digests(files: Sequence[Path]) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _copy_settings(files: Sequence[Path], folder: Path) -> None:

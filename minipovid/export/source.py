@@ -19,8 +19,8 @@ from minipovid.recipe.schema import Recipe
 ADAPTER = "minipovid.adapter_sha256"
 
 
-class Source:
-    """A base model's folder, and the adapter on it. `named` is what the user calls the base: a Hub id or a folder.
+class ExportSource:
+    """A base model's folder, and the adapter on it. `name` is what the user calls the base: a Hub id or a folder.
 
     `adapter` is a folder in PEFT's layout, or None for the base as it is; `recipe` and `run` are those that trained it.
     `texts` are prompts and answers on which tokenizer and llama.cpp must agree, beside the built-in probes. Raises
@@ -31,16 +31,19 @@ class Source:
         self,
         model: Path,
         adapter: Path | None,
-        named: str,
+        name: str,
         recipe: Recipe | None = None,
         run: Path | None = None,
         texts: Sequence[str] = (),
     ):
-        self.model, self.adapter, self.named = model, adapter, named
+        from transformers import AutoConfig
+
+        self.model, self.adapter, self.name = model, adapter, name
         self.recipe, self.run, self.texts = recipe, run, texts
         self.family_name = str(read_json(model / "config.json").get("model_type"))
         self.family = families.of(self.family_name)
-        self.config = _config(model)
+        # With the defaults that a config.json from the Hub leaves out.
+        self.config: Any = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         self.factors: dict[str, Factor] = lora.read(adapter, self.family.canonical) if adapter else {}
 
     @cached_property
@@ -60,7 +63,7 @@ class Source:
 
     @cached_property
     def title(self) -> Title:
-        return naming.title(self.named, self.parameters(), "minipovid" if self.adapter else "base")
+        return naming.title(self.name, self.parameters(), "minipovid" if self.adapter else "base")
 
     def parameters(self) -> int:
         """Weights of the language model, counted on its empty skeleton."""
@@ -91,13 +94,6 @@ class Source:
             keys |= naming.provenance(self.recipe, self.run)
         return keys
 
-    def spoken(self) -> dict[str, Any]:
+    def chat_keys(self) -> dict[str, Any]:
         """The keys that tell the runtime how to ask."""
         return {"minipovid.chat": self.chat.dumps(), "minipovid.first": self.words[1].first}
-
-
-def _config(model: Path) -> Any:
-    """config.json with the defaults that Hub files leave out."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)

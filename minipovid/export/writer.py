@@ -22,7 +22,7 @@ ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT  # each tensor's data begins at a multip
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor to write: `blocks` yields its rows in float32, in order."""
 
     name: str
@@ -39,7 +39,7 @@ class Entry:
 def write(
     path: Path,
     metadata: Mapping[str, Any],
-    entries: Sequence[Entry],
+    entries: Sequence[TensorEntry],
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the whole file; `progress` is called with (bytes written, bytes in all).
@@ -52,7 +52,7 @@ def write(
     done, total = 0, size(entries)
     with path.open("ab") as file, one_core_each():
         file.write(bytes(-file.tell() % ALIGNMENT))
-        for data in ahead(_encoded(entries)):
+        for data in ahead(_data(entries)):
             file.write(data)
             done += len(data)
             if progress is not None:
@@ -61,7 +61,7 @@ def write(
         os.fsync(file.fileno())
 
 
-def size(entries: Iterable[Entry]) -> int:
+def size(entries: Iterable[TensorEntry]) -> int:
     """Bytes of the tensors in a file; before them stand the metadata, a few MB of vocabulary."""
     return sum(entry.n_bytes + -entry.n_bytes % ALIGNMENT for entry in entries)
 
@@ -90,22 +90,22 @@ _HALF = torch.tensor(np.nextafter(np.float32(0.5), np.float32(0)))  # added and 
 
 def _q8_0(blocks: torch.Tensor) -> npt.NDArray[Any]:
     """32 numbers share a step of max / 127: 2 bytes of float16 step, then 32 of 8 bits (ggml's block_q8_0)."""
-    encoded = torch.empty(len(blocks), 34, dtype=torch.int8)
-    for part, to in zip(blocks.split(PIECE), encoded.split(PIECE), strict=True):
+    packed = torch.empty(len(blocks), 34, dtype=torch.int8)
+    for part, to in zip(blocks.split(PIECE), packed.split(PIECE), strict=True):
         step = part.abs().amax(1, keepdim=True) / 127
         scaled = part * torch.where(step == 0, 0, 1 / step)
         scaled += torch.copysign(_HALF, scaled)
         to[:, :2] = step.half().view(torch.int8)
         to[:, 2:] = scaled  # the cast cuts off
-    return encoded.numpy()
+    return packed.numpy()
 
 
-def _by_number(entry: Entry) -> list[Any]:
+def _by_number(entry: TensorEntry) -> list[Any]:
     """blk.2 before blk.10: text and numbers of a name in turn."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", entry.name)]
 
 
-def _write_head(path: Path, metadata: Mapping[str, Any], entries: Sequence[Entry]) -> None:
+def _write_head(path: Path, metadata: Mapping[str, Any], entries: Sequence[TensorEntry]) -> None:
     """Everything that stands before the tensors' data."""
     writer = gguf.GGUFWriter(path, metadata["general.architecture"])
     for key, value in metadata.items():
@@ -122,17 +122,17 @@ def _write_head(path: Path, metadata: Mapping[str, Any], entries: Sequence[Entry
         writer.close()
 
 
-def _encoded(entries: Sequence[Entry]) -> Iterator[memoryview]:
+def _data(entries: Sequence[TensorEntry]) -> Iterator[memoryview]:
     """The data section: every tensor's blocks, and zeros up to where the next tensor may begin."""
     for entry in entries:
-        written = 0
+        n_bytes = 0
         for block in entry.blocks():
             data = encode(block, entry.kind, entry.name).reshape(-1).view(np.uint8)
-            written += len(data)
+            n_bytes += len(data)
             yield data.data
-        if written != entry.n_bytes:
-            raise MinipovidError(f"{entry.name} has {written} bytes, not {entry.n_bytes}; a defect of minipovid.")
-        if padding := -written % ALIGNMENT:
+        if n_bytes != entry.n_bytes:
+            raise MinipovidError(f"{entry.name} has {n_bytes} bytes, not {entry.n_bytes}; a defect of minipovid.")
+        if padding := -n_bytes % ALIGNMENT:
             yield memoryview(bytes(padding))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from minipovid.common.arrays import Floats
 from minipovid.export.gguf_pair import GgufPair
-from minipovid.export.merge import Rows, interleave
+from minipovid.export.merge import RowReader, interleave
 from minipovid.models.stored_tensors import StoredTensor
 
 RowSpan = tuple[int, int]  # rows [start, stop)
@@ -25,7 +25,8 @@ class Expected:
         """`scales` are the adapter's, by canonical name, as the library says that trained it."""
         self.pair, self.file, self.merge_base, self.scales = pair, file, merge_base, scales
         self.names = {place.name: name for name, place in pair.places.items() if place.file == file}
-        self._runs: dict[tuple[str, RowSpan], Rows] = {}  # files share them: 4 bits take a minute of a 7B model's time
+        # Files share them: 4 bits take a minute of a 7B model's time.
+        self._runs: dict[tuple[str, RowSpan], RowReader] = {}
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.pair.base[self.names[name]].shape
@@ -64,7 +65,7 @@ class Expected:
         """Rows of whole heads as llama.cpp wants them."""
         return interleave(rows, self.head(name)) if self.head(name) else rows
 
-    def _source(self, name: str, span: RowSpan) -> Rows:
+    def _source(self, name: str, span: RowSpan) -> RowReader:
         """What the rows come from: the base on disk, or what is kept of it in 4 bits."""
         tensor = self.pair.base[self.names[name]]
         if self.merge_base != "nf4" or not self.pair.places[self.names[name]].in_4bit:

@@ -36,7 +36,7 @@ class Fake:
         return []
 
 
-def examples(folder: Path, answers: str = "cab") -> list[importance.Example]:
+def examples(folder: Path, answers: str = "cab") -> list[importance.CalibrationExample]:
     picture = folder / "a.png"
     Image.new("RGB", (4, 4), "red").save(picture)
     return [(picture, "What?", answers), (picture, "Where?", "d")]

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from minipovid.common.errors import MinipovidError
 from minipovid.common.threads import ahead
 from minipovid.export import writer
-from minipovid.export.folder import Wanted, write_pair
+from minipovid.export.folder import PairOptions, write_pair
 from minipovid.export.gguf_pair import GgufPair
 from minipovid.export.merge import Merged
-from minipovid.export.nf4 import Nf4Tensor, quantised
+from minipovid.export.nf4 import Nf4Tensor, quantise
 from minipovid.export.safetensors import write_merged
 from minipovid.models import adapter as lora
 from minipovid.models.families import llava
@@ -180,7 +180,7 @@ def test_a_streamed_file_is_the_one_written_from_memory(tmp_path: Path, quant: K
     reference.write_tensors_to_file()
     reference.close()
     entries = [
-        writer.Entry(name, array.shape, kinds[name], partial(iter, [array[:2], array[2:]]))
+        writer.TensorEntry(name, array.shape, kinds[name], partial(iter, [array[:2], array[2:]]))
         for name, array in arrays.items()
     ]
     seen: list[tuple[int, int]] = []
@@ -195,7 +195,7 @@ def test_a_streamed_file_is_the_one_written_from_memory(tmp_path: Path, quant: K
 
 
 def test_a_tensor_that_is_too_short_is_not_passed_over(tmp_path: Path) -> None:
-    short = writer.Entry("x", (4, 32), Kind.F16, lambda: iter([np.zeros((3, 32), np.float32)]))
+    short = writer.TensorEntry("x", (4, 32), Kind.F16, lambda: iter([np.zeros((3, 32), np.float32)]))
     with pytest.raises(MinipovidError, match="x has 192 bytes, not 256"):
         writer.write(tmp_path / "x", {"general.architecture": "llama"}, [short])
 
@@ -213,7 +213,7 @@ def test_nf4_codes_are_those_of_bitsandbytes(dtype: torch.dtype) -> None:
     rows[2] *= 1e-37
     rows[3] *= 1e-6
     codes, state = quantize_4bit(rows.to(dtype), blocksize=64, quant_type="nf4")
-    ours, largest = quantised(rows.to(dtype))
+    ours, largest = quantise(rows.to(dtype))
     assert torch.equal(ours, codes.flatten()) and torch.equal(largest, state.absmax)
 
 
@@ -342,7 +342,7 @@ def test_every_spelling_exports_to_the_same_bytes(base: Path, adapter: Path, tmp
     pairs = [(folder, adapter) for folder in bases.values()] + [(base, folder) for folder in adapters.values()]
     for number, (model, folder) in enumerate(pairs):
         pair = GgufPair(model, folder, "toy-7b", "float32")
-        wanted = Wanted({"f16": "original", "q8_0": "original"})
+        wanted = PairOptions({"f16": "original", "q8_0": "original"})
         files = {path.name: path.read_bytes() for path in write_pair(pair, tmp_path / f"out{number}", wanted)}
         first = first or files
         assert len(files) == 3 and files == first, (model, folder)

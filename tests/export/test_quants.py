@@ -41,7 +41,7 @@ def model(path: Path, tensors: Weights) -> Path:
         "llama.vocab_size": 32,
         STAMP: "of the source",
     }
-    entries = [writer.Entry(name, w.shape, Kind.F16, lambda w=w: iter([w])) for name, w in tensors.items()]
+    entries = [writer.TensorEntry(name, w.shape, Kind.F16, lambda w=w: iter([w])) for name, w in tensors.items()]
     writer.write(path, metadata, entries)
     return path
 
@@ -69,12 +69,12 @@ def test_the_table_is_the_library_s() -> None:
 
 
 def test_names() -> None:
-    assert quants.known(["Q4_K_M", "f16", "q4_k_m"]) == ["q4_k_m", "f16"]
+    assert quants.valid_names(["Q4_K_M", "f16", "q4_k_m"]) == ["q4_k_m", "f16"]
     with pytest.raises(MinipovidError, match="no quantisation 'q4_km'; did you mean q4_k_m\\? known: f32, f16, bf16"):
-        quants.known(["q4_km"])
-    assert quants.known_mmproj("Q8_0") == "q8_0"
+        quants.valid_names(["q4_km"])
+    assert quants.valid_mmproj("Q8_0") == "q8_0"
     with pytest.raises(MinipovidError, match="written as one of f32, f16, bf16, q8_0, not as q4_k_m; take f16 or q8_0"):
-        quants.known_mmproj("q4_k_m")
+        quants.valid_mmproj("q4_k_m")
 
 
 def test_which_need_an_importance_matrix() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from minipovid.common.errors import MinipovidError
 from minipovid.export.vocabulary import byte_level, sentencepiece
 from minipovid.export.vocabulary.parity import PROBES, Spacing, check, spacing
-from minipovid.export.vocabulary.pieces import listed, with_added
+from minipovid.export.vocabulary.pieces import in_order, with_added
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ def metadata(
     table = with_added(table, tokenizer)
     if max(table) >= size:
         raise MinipovidError(f"The tokenizer of {folder} has {max(table) + 1} tokens, but the model only {size}.")
-    pieces = listed(table, size)
+    pieces = in_order(table, size)
     if len({piece.text for piece in pieces}) != size:
         raise MinipovidError(f"The tokenizer of {folder} has two tokens of the same text; llama.cpp cannot load that.")
     keys |= {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from minipovid.common.errors import MinipovidError
 from minipovid.export import writer
 from minipovid.export.vocabulary.parity import PROBES, Difference, Spacing, first_difference
-from minipovid.export.vocabulary.pieces import NORMAL, Piece, Table
+from minipovid.export.vocabulary.pieces import NORMAL, Pieces, VocabPiece
 from minipovid.export.vocabulary.sentencepiece import pairs
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ WAYS = {
 }
 
 
-def keys(folder: Path, model: Mapping[str, Any]) -> tuple[Table, dict[str, Any]]:
+def keys(folder: Path, model: Mapping[str, Any]) -> tuple[Pieces, dict[str, Any]]:
     """(the model's own tokens, GGUF keys besides their list); `model` is tokenizer.json's, the folder is not read."""
-    table = {index: Piece(text, 0.0, NORMAL) for text, index in model["vocab"].items()}
+    table = {index: VocabPiece(text, 0.0, NORMAL) for text, index in model["vocab"].items()}
     merges = [f"{left} {right}" for left, right in pairs(model["merges"])]
     return table, {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.merges": merges}
 
@@ -62,7 +62,7 @@ def pre(keys: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, spaces: Spa
             if odd is None:
                 return name
             agreed = PROBES.index(odd.text)
-            best = max(best or (-1, name, odd), (agreed, name, odd), key=lambda found: found[0])
+            best = max(best or (-1, name, odd), (agreed, name, odd), key=lambda each: each[0])
     assert best is not None
     raise MinipovidError(
         f"llama.cpp knows no way of cutting texts as this tokenizer does; the nearest, {best[1]}, reads "

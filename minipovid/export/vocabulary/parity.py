@@ -97,12 +97,12 @@ def first_difference(
     overrides: Mapping[str, str] | None = None,
 ) -> Difference | None:
     """The first text that the two read differently; `overrides` replace keys of the GGUF."""
-    with _opened(vocabulary, overrides) as llama:
+    with _llama(vocabulary, overrides) as llama:
         for text in texts:
             expected = list(tokenizer(text, add_special_tokens=False).input_ids)
-            found = llama.tokenize(spaces.begin(text).encode(), add_bos=False, special=True) if text else []
-            if expected != found:
-                return Difference(text, expected, found)
+            tokens = llama.tokenize(spaces.begin(text).encode(), add_bos=False, special=True) if text else []
+            if expected != tokens:
+                return Difference(text, expected, tokens)
     return None
 
 
@@ -111,16 +111,16 @@ def _prompt_difference(
 ) -> Difference | None:
     """With what a prompt begins with, and tokenised part by part around the picture, as the runtime does it."""
     before, after = prompt.split(image)
-    with _opened(vocabulary) as llama:
-        found = llama.tokenize(spaces.begin(before).encode(), add_bos=True, special=True)
+    with _llama(vocabulary) as llama:
+        tokens = llama.tokenize(spaces.begin(before).encode(), add_bos=True, special=True)
         for part in (image, after):
-            found += llama.tokenize(part.encode(), add_bos=False, special=True)
+            tokens += llama.tokenize(part.encode(), add_bos=False, special=True)
     expected = list(tokenizer(prompt).input_ids)
-    return Difference(prompt, expected, found) if expected != found else None
+    return Difference(prompt, expected, tokens) if expected != tokens else None
 
 
 @contextmanager
-def _opened(vocabulary: Path, overrides: Mapping[str, str] | None = None) -> Iterator[Any]:
+def _llama(vocabulary: Path, overrides: Mapping[str, str] | None = None) -> Iterator[Any]:
     from llama_cpp import Llama
 
     libraries()  # silent from here on

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
 
 
-class Piece(NamedTuple):
+class VocabPiece(NamedTuple):
     """One token of the vocabulary."""
 
     text: str
@@ -18,20 +18,20 @@ class Piece(NamedTuple):
     kind: int
 
 
-Table = dict[int, Piece]  # by id; what is missing is padding
+Pieces = dict[int, VocabPiece]  # by id; what is missing is padding
 
 
-def listed(table: Table, size: int) -> list[Piece]:
+def in_order(table: Pieces, size: int) -> list[VocabPiece]:
     """All `size` tokens in the order of their ids. Rows of the embedding that no text uses get unique names: without
     them llama.cpp aborts the whole process."""
-    return [table.get(index) or Piece(f"[PAD{index}]", -10000.0, UNUSED) for index in range(size)]
+    return [table.get(index) or VocabPiece(f"[PAD{index}]", -10000.0, UNUSED) for index in range(size)]
 
 
-def with_added(table: Table, tokenizer: PreTrainedTokenizerBase) -> Table:
+def with_added(table: Pieces, tokenizer: PreTrainedTokenizerBase) -> Pieces:
     """The model's own tokens and those that were added to the tokenizer. A token may be both; then it is a special one
     although the model takes it for text, unless that knows better."""
     table = dict(table)
     for index, token in tokenizer.added_tokens_decoder.items():
         if index not in table or table[index].kind == NORMAL:
-            table[index] = Piece(token.content, -1000.0, CONTROL if token.special else USER_DEFINED)
+            table[index] = VocabPiece(token.content, -1000.0, CONTROL if token.special else USER_DEFINED)
     return table

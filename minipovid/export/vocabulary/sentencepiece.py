@@ -12,24 +12,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from minipovid.export.vocabulary.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, Piece, Table
+from minipovid.export.vocabulary.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, Pieces, VocabPiece
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
-def keys(folder: Path, model: Mapping[str, Any]) -> tuple[Table, dict[str, Any]]:
+def keys(folder: Path, model: Mapping[str, Any]) -> tuple[Pieces, dict[str, Any]]:
     """(the model's own tokens, GGUF keys besides their list); `model` is tokenizer.json's."""
     path = folder / "tokenizer.model"
     table = _from_file(path) if path.is_file() else _from_merges(model)
     return table, {"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default"}
 
 
-def _from_file(path: Path) -> Table:
+def _from_file(path: Path) -> Pieces:
     from sentencepiece import SentencePieceProcessor
 
     model = SentencePieceProcessor(model_file=str(path))
     ids = range(model.get_piece_size())
-    return {i: Piece(model.id_to_piece(i), model.get_score(i), _type(model, i)) for i in ids}
+    return {i: VocabPiece(model.id_to_piece(i), model.get_score(i), _type(model, i)) for i in ids}
 
 
 def _type(model: Any, index: int) -> int:
@@ -37,13 +37,13 @@ def _type(model: Any, index: int) -> int:
     return next((kind for is_kind, kind in flags if is_kind(index)), NORMAL)
 
 
-def _from_merges(model: Mapping[str, Any]) -> Table:
+def _from_merges(model: Mapping[str, Any]) -> Pieces:
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(pairs(model["merges"])):
         ranks.setdefault(left + right, rank)
     unmerged, unknown = len(ranks), model.get("unk_token") or "<unk>"
     return {
-        index: Piece(text, -float(ranks.get(text, unmerged)), _kind(text, unknown))
+        index: VocabPiece(text, -float(ranks.get(text, unmerged)), _kind(text, unknown))
         for text, index in model["vocab"].items()
     }
 
