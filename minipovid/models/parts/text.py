@@ -72,8 +72,8 @@ def place(name: str, text: Any) -> Place | None:
 
 def _within(module: str) -> tuple[str, str]:
     """(number of its layer, name within it) of a module; both empty where it stands in none."""
-    found = re.fullmatch(r"layers\.(\d+)\.(.+)", module)
-    return (found[1], found[2]) if found else ("", "")
+    match = re.fullmatch(r"layers\.(\d+)\.(.+)", module)
+    return (match[1], match[2]) if match else ("", "")
 
 
 def metadata(text: Any) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Segment(NamedTuple):
     position: int  # of its first token in its own sequence
 
 
-class Tree(NamedTuple):
+class TreeSpan(NamedTuple):
     """Where one pair stands: columns [start, fork) hold its prefix, [fork, end) its answers."""
 
     row: int
@@ -46,7 +46,7 @@ class Forest:
     """The layout of a batch's `parts` (Tokens of prefix, answer, answer, ...) in rows R and columns W.
 
     ids, positions [R, W]    token ids (0 where nothing stands) and position ids
-    trees                    a Tree for every pair, row by row
+    trees                    a TreeSpan for every pair, row by row
     order [B]                the pairs in that order
     read                     flat indices [M] into [R * W]: the columns that predict an answer's token, in order
     predicting               per answer: which [N] of those predict its tokens, pair after pair. They are the prefix's
@@ -59,7 +59,7 @@ class Forest:
         segments = _place(lengths, rows)
         last = len(parts) - 1
         self.trees = [
-            Tree(prefix.row, prefix.start, prefix.start + prefix.length, end.start + end.length)
+            TreeSpan(prefix.row, prefix.start, prefix.start + prefix.length, end.start + end.length)
             for prefix, end in zip(segments[:: last + 1], segments[last :: last + 1], strict=True)
         ]
         width = -(-int(lengths.sum(0).max()) // MULTIPLE) * MULTIPLE
