@@ -50,7 +50,8 @@ def ask(
     identity, digests = backend.identity(), {image: images.digest(path).hex() for image, path in pictures.items()}
     keys = [_key(identity, question, digests.get(question.image, "")) for question in questions]
     with Lines(folder / NAME) as lines:
-        answers = dict(_known_answers(lines))
+        rows = ((row.get("key"), row.get("answer")) for _, row in lines.read())
+        answers = {key: text for key, text in rows if isinstance(key, str) and isinstance(text, str)}
         todo = list(_todo(questions, keys, answers, pictures))
         lost = 0
         with tqdm(
@@ -70,13 +71,6 @@ def ask(
             "kept, and the same command asks these again."
         )
     return [Answer(question, answers[key]) for question, key in zip(questions, keys, strict=True)]
-
-
-def _known_answers(lines: Lines) -> Iterator[tuple[str, str]]:
-    for _, row in lines.read():
-        key, text = row.get("key"), row.get("answer")
-        if isinstance(key, str) and isinstance(text, str):
-            yield key, text
 
 
 def _key(identity: Mapping[str, object], question: Question, picture: str) -> str:

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.pool import Pool
-from minipovid.evaluate.benchmarks import Answer, Judging, Request
-from minipovid.inference.remote import ChatModel, Message, Reply, Stopped, Unanswered, Usage
+from minipovid.evaluate.benchmarks import Answer, Judging
+from minipovid.inference.remote import ChatModel, Message, Stopped, Unanswered, Usage
 
 _SHOWN = 5  # different reasons for no reply that are recorded
 
@@ -91,7 +91,8 @@ def _verdict(benchmark: Judging, answer: Answer, teacher: ChatModel) -> JudgeRep
         if request is None:
             break
         try:
-            reply = _reply(teacher, request, attempt)
+            turns, version = [Message(*turn) for turn in request.turns], f"judge {attempt}"
+            reply = teacher.ask(turns, None, version, temperature=request.temperature, max_tokens=request.max_tokens)
         except Unanswered as error:
             return JudgeReply(None, frozenset(models), str(error))  # what the next attempts had brought, nobody knows
         models |= {reply.model} - {""}
@@ -101,12 +102,6 @@ def _verdict(benchmark: Judging, answer: Answer, teacher: ChatModel) -> JudgeRep
         if benchmark.understands(answer, text):
             break
     return JudgeReply(text, frozenset(models))
-
-
-def _reply(teacher: ChatModel, request: Request, attempt: int) -> Reply:
-    turns = [Message(role, text) for role, text in request.turns]
-    version = f"judge {attempt}"
-    return teacher.ask(turns, None, version, temperature=request.temperature, max_tokens=request.max_tokens)
 
 
 def _account(teacher: ChatModel, before: Usage, verdicts: Sequence[JudgeReply]) -> dict[str, Any]:

@@ -76,7 +76,8 @@ class Selected:
 
         Raises MinipovidError where any is missing, before anything is asked.
         """
-        paths = {image: self._picture(image, store) for image in self._images()}
+        names = dict.fromkeys(question.image for question in self.exam.questions if question.image)
+        paths = {name: self._picture(name, store) for name in names}
         missing = [image for image, path in paths.items() if not path.is_file()]
         if missing:
             raise MinipovidError(
@@ -84,9 +85,6 @@ class Selected:
                 "name their folder with --images."
             )
         return paths
-
-    def _images(self) -> dict[str, None]:
-        return dict.fromkeys(question.image for question in self.exam.questions if question.image)
 
     def _picture(self, image: str, store: Store) -> Path:
         if isinstance(image, Embedded):
@@ -113,7 +111,9 @@ def find(
     selection: list[Selected] = []
     for spec in specs:
         for label, name, options, path in _tiny(split) if spec == BUILTIN else [_parsed(spec)]:
-            reading = {"mode": mode} if mode is not None and _has_mode(name) else {}
+            reading = {}
+            if mode is not None and hasattr(shelf.load("evaluate.benchmarks", name).Benchmark, "mode"):
+                reading = {"mode": mode}
             if mode == "robust" and reading and label == name:
                 label = f"{name}-robust"  # beside the official score, and not in its place
             options = {**options, **reading, **settings.get(name, {}), **settings.get(label, {})}
@@ -123,10 +123,6 @@ def find(
             selection.append(Selected(label, name, options, path, folder))
     _check(selection, {*settings, *folders} - {""})
     return selection
-
-
-def _has_mode(name: str) -> bool:
-    return hasattr(shelf.load("evaluate.benchmarks", name).Benchmark, "mode")
 
 
 def _check(selection: Sequence[Selected], named: Iterable[str]) -> None:

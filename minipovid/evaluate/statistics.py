@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from minipovid.common.arrays import Doubles
 from minipovid.evaluate.benchmarks import Counts
 
 ROUNDS = 2000
@@ -26,7 +27,6 @@ CONFIDENCE = 0.95
 _AT_ONCE = 100  # rounds whose draws are held in memory together
 
 Figures = Callable[[Counts], Mapping[str, float]]
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Interval(NamedTuple):
@@ -66,7 +66,7 @@ def paired(
     (names, one), (_, two) = _matrix(before, columns), _matrix({key: after[key] for key in before}, columns)
     both, half = np.concatenate([one, two], 1), len(names)
 
-    def change(sums: Array) -> dict[str, float]:
+    def change(sums: Doubles) -> dict[str, float]:
         old, new = figures(_named(names, sums[:half])), figures(_named(names, sums[half:]))
         return {name: value - old[name] for name, value in new.items() if name in old}
 
@@ -88,14 +88,14 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     return min(1.0, 2 * sum(math.exp(ways - n * math.log(2)) for ways in log_ways))
 
 
-def _matrix(units: Mapping[str, Counts], columns: Sequence[str] | None) -> tuple[list[str], Array]:
+def _matrix(units: Mapping[str, Counts], columns: Sequence[str] | None) -> tuple[list[str], Doubles]:
     """The counts' names, and the counts [units, names]."""
     names = list(columns) if columns is not None else sorted({name for counts in units.values() for name in counts})
     table = [[counts.get(name, 0.0) for name in names] for counts in units.values()]
     return names, np.array(table, np.float64).reshape(len(table), len(names))
 
 
-def _draws(units: int, matrix: Array, seed: int) -> Iterator[Array]:
+def _draws(units: int, matrix: Doubles, seed: int) -> Iterator[Doubles]:
     """The sums [names] of ROUNDS draws of as many units."""
     rng = np.random.default_rng(seed)
     for start in range(0, ROUNDS if units else 0, _AT_ONCE):
@@ -103,7 +103,7 @@ def _draws(units: int, matrix: Array, seed: int) -> Iterator[Array]:
         yield from times @ matrix
 
 
-def _named(names: Sequence[str], sums: Array) -> dict[str, float]:
+def _named(names: Sequence[str], sums: Doubles) -> dict[str, float]:
     """Counts that nothing was added to are left out, as when answers are summed one by one."""
     return {name: value for name, value in zip(names, sums.tolist(), strict=True) if value}
 

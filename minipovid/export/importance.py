@@ -18,19 +18,18 @@ from typing import TYPE_CHECKING
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
 
+from minipovid.common.arrays import Doubles, Floats
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
 from minipovid.export import writer
+from minipovid.inference.llama_cpp.activations import Observe
 
 if TYPE_CHECKING:
     from minipovid.inference.llama_cpp import Runtime
 
-Floats = npt.NDArray[np.float32]
 CalibrationExample = tuple[Path, str, str]  # (picture, prompt, answer)
-Observe = Callable[[str, Floats], None]  # (name of a weight, its input rows [rows, columns])
 KEY = "minipovid.inputs"  # what the file was made of
 SUMS, COUNTS = ".in_sum2", ".counts"  # llama.cpp's names of a weight's two tensors
 
@@ -39,7 +38,7 @@ class Importance:
     """Sums of squares per column of each weight, and of how many rows."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, npt.NDArray[np.float64]] = {}
+        self.sums: dict[str, Doubles] = {}
         self.counts: dict[str, int] = {}
 
     def __call__(self, name: str, rows: Floats) -> None:
@@ -94,7 +93,7 @@ def save(path: Path, importance: Importance, stamp: str) -> None:
         writer.write(draft, metadata, entries)
 
 
-def _entry(name: str, numbers: npt.NDArray[np.float64]) -> writer.TensorEntry:
+def _entry(name: str, numbers: Doubles) -> writer.TensorEntry:
     return writer.TensorEntry(name, numbers.shape, Kind.F32, lambda: iter([numbers.astype(np.float32)]))
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from minipovid.common.arrays import Floats
 from minipovid.common.errors import MinipovidError
 from minipovid.export import writer
 from minipovid.export.merge import interleave
@@ -25,8 +25,6 @@ from minipovid.export.quants import QUANTS
 from minipovid.models.adapter import Factor
 from minipovid.models.families import Family
 from minipovid.models.parts import Place
-
-Floats = npt.NDArray[np.float32]
 
 
 def places(family: Family, config: Any, factors: Mapping[str, Factor]) -> dict[str, Place]:

@@ -6,14 +6,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from minipovid.recipe import run_folder
 from minipovid.report import svg
-from minipovid.report.runs import Run
+from minipovid.report.runs import NamedRun
 
 # Title, what it means, and the keys of the log, which stand in train/log.py.
 CHARTS: Sequence[tuple[str, str, Sequence[str]]] = (
@@ -48,7 +47,7 @@ class Chart:
 class Log:
     """A run's logged steps, and the warnings among them."""
 
-    run: Run
+    run: NamedRun
     steps: Sequence[dict[str, Any]]
     warnings: Sequence[str]
     stages: Sequence[str]  # the losses, by the recipe
@@ -68,10 +67,11 @@ class Log:
         return f"{stage + 1} {self.stages[stage]}" if stage < len(self.stages) else f"stage {stage + 1}"
 
 
-def read(run: Run, stages: Sequence[str] = ()) -> Log:
+def read(run: NamedRun, stages: Sequence[str] = ()) -> Log:
     """Lines that are none, as the half of one that a killed run leaves, are passed over."""
     path = run.folder / run_folder.LOG
-    lines = [_parsed(text) for text in _text(path).splitlines()]
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = [_parsed(line) for line in text.splitlines()]
     steps = [line for line in lines if _is_number(line.get("step")) and "loss" in line]
     return Log(run, steps, [str(line["warning"]) for line in lines if "warning" in line], stages)
 
@@ -115,10 +115,6 @@ def _short(key: str) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def html(results: Results, verdict: ReportVerdict) -> str:
         "date": datetime.now(timezone.utc).strftime("%d %B %Y").lstrip("0"),
         "verdict": verdict,
         "groups": tracks.groups(results),
-        "tables": _tables(results),
+        "tables": [_table(exam, tracks.colours(results)) for exam in results.exams],
         "charts": charts,
         "warnings": [f"{log.run.name}: {warning}" for log in logs for warning in log.warnings],
         "noise": recipe.noise if recipe else None,
@@ -134,11 +134,6 @@ def _recipe(run: Path) -> Recipe | None:
 
 def _stages(recipe: Recipe | None) -> list[str]:
     return [str(stage.loss["name"]) for stage in recipe.stages] if recipe else []
-
-
-def _tables(results: Results) -> list[ResultTable]:
-    colours = tracks.colours(results)
-    return [_table(exam, colours) for exam in results.exams]
 
 
 def _table(exam: ExamScores, colours: dict[Scored, int]) -> ResultTable:

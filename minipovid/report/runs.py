@@ -26,7 +26,7 @@ HF_BASE = "hf-base"  # the backend that asks the model before training
 
 
 @dataclass(frozen=True)
-class Run:
+class NamedRun:
     """A run folder under the name that the report gives it."""
 
     name: str
@@ -49,7 +49,7 @@ class Pairing:
 class Scored:
     """One result of one run, and the one that it is held against, if there is any."""
 
-    run: Run
+    run: NamedRun
     result: Result
     is_before: bool
     against: Scored | None = None
@@ -129,7 +129,7 @@ class ExamScores:
 class Results:
     """All runs of a report."""
 
-    runs: Sequence[Run]  # as they were named, and RUN/base before a single one that has it
+    runs: Sequence[NamedRun]  # as they were named, and RUN/base before a single one that has it
     exams: Sequence[ExamScores]
 
     @classmethod
@@ -141,32 +141,29 @@ class Results:
         return cls(runs, [ExamScores(label, _scores(label, by_run)) for label in labels])
 
     @property
-    def last(self) -> Run:
+    def last(self) -> NamedRun:
         return self.runs[-1]
 
     @property
     def title(self) -> str:
         """The run, or all of them; a run's own base goes without saying."""
-        *others, last = _names(self.runs[self.runs[0].name == run_folder.BASE and len(self.runs) == 2 :])
+        own = self.runs[self.runs[0].name == run_folder.BASE and len(self.runs) == 2 :]
+        *others, last = (run.name for run in own)
         return f"{', '.join(others)} and {last}" if others else last
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
-    return [run.name for run in runs]
-
-
-def _runs(folders: Sequence[Path]) -> list[Run]:
+def _runs(folders: Sequence[Path]) -> list[NamedRun]:
     for folder in folders:
         if not any((folder / name).exists() for name in run_folder.PARTS):
             raise MinipovidError(
                 f"{folder} is no run folder; `minipovid train` makes one, and `minipovid eval` its scores."
             )
     if len(folders) == 1 and (folders[0] / run_folder.BASE / run_folder.EVAL).is_dir():
-        return [Run(run_folder.BASE, folders[0] / run_folder.BASE), Run(_called(folders[0]), folders[0])]
+        return [NamedRun(run_folder.BASE, folders[0] / run_folder.BASE), NamedRun(_called(folders[0]), folders[0])]
     names = [_called(folder) for folder in folders]
     twice = {name for name in names if names.count(name) > 1}
     return [
-        Run(f"{folder.resolve().parent.name}/{name}" if name in twice else name, folder)
+        NamedRun(f"{folder.resolve().parent.name}/{name}" if name in twice else name, folder)
         for name, folder in zip(names, folders, strict=True)
     ]
 
@@ -175,7 +172,7 @@ def _called(folder: Path) -> str:
     return folder.resolve().name
 
 
-def _scores(label: str, by_run: Mapping[Run, Sequence[Result]]) -> list[Scored]:
+def _scores(label: str, by_run: Mapping[NamedRun, Sequence[Result]]) -> list[Scored]:
     """Those of the first run, and of base models within runs, and then the others held against them."""
     those = [(run, result) for run, own in by_run.items() for result in own if result.label == label]
     first = next(iter(by_run)) if len(by_run) > 1 else None

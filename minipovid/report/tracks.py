@@ -79,7 +79,8 @@ def groups(results: Results) -> list[Group]:
 
 
 def _group(title: str, hint: str, cases: Sequence[_Figure], colour: dict[Scored, int]) -> Group:
-    pairs = {case: _both(case[0].main) for case in cases}
+    mains = {case: case[0].main for case in cases}
+    pairs = {case: [each for each in (main and main.against, main) if each] for case, main in mains.items()}
     highs = [each.result.figures[figure].high for (_, figure), both in pairs.items() for each in both]
     unit = tables.unit(*cases[0])
     finite = [high * unit.scale for high in highs if not math.isnan(high)]
@@ -94,10 +95,6 @@ def _group(title: str, hint: str, cases: Sequence[_Figure], colour: dict[Scored,
         for exam, figure in cases
     ]
     return Group(title, hint, [(scale(tick), label(tick) + unit.sign.strip()) for tick in scale.ticks()], rows)
-
-
-def _both(main: Scored | None) -> list[Scored]:
-    return [each for each in (main and main.against, main) if each]
 
 
 def _marks(

@@ -46,12 +46,8 @@ def verify(
     names = inputs.quantisations(run, quants)
     held_out = inputs.held_out(run, recipe, pairs, notes)
     origin, root = inputs.origin(run, recipe, notes), source.locate(recipe.data)[1]
-    table = VerifyTable(run, recipe, held_out, root, origin, progress or _silent, n_gpu_layers)
+    table = VerifyTable(run, recipe, held_out, root, origin, progress or (lambda who, done, total: None), n_gpu_layers)
     verdict = Verdict.of(table.rows(names, notes), len(held_out), notes)
     with finished(run / run_folder.VERDICT) as draft:
         draft.write_text(json.dumps(verdict.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return verdict
-
-
-def _silent(who: str, done: int, total: int) -> None:
-    """Nobody is watching."""

@@ -101,16 +101,15 @@ class VerifyTable:
 
     def rows(self, quants: Sequence[str], notes: list[str]) -> list[Measured]:
         """The whole table."""
-        return [self._trained(), self._base(), *self._merged(notes), *(self._gguf(quant, notes) for quant in quants)]
+        same = measures.margins(self.margins, self.margins)
+        base = self._training_base
+        trained = Measured("trained (transformers)", base, kl=0.0, agreement=1.0, parity=1.0, margins=same)
+        return [trained, self._base(), *self._merged(notes), *(self._gguf(quant, notes) for quant in quants)]
 
     @property
     def _training_base(self) -> str:
         """Which base training saw."""
         return "nf4" if self.recipe.model.load_in_4bit else "original"
-
-    def _trained(self) -> Measured:
-        same = measures.margins(self.margins, self.margins)
-        return Measured("trained (transformers)", self._training_base, kl=0.0, agreement=1.0, parity=1.0, margins=same)
 
     def _base(self) -> Measured:
         """The adapter off: what a file that has lost it would look like."""

@@ -35,7 +35,7 @@ from minipovid.recipe import read as recipe
 from minipovid.report import Report, answers, curves, noised, numbers, report, sizes, svg, texts
 from minipovid.report.numbers import PERCENT, PLAIN, WORDS
 from minipovid.report.page import typeset
-from minipovid.report.runs import Results, Run
+from minipovid.report.runs import NamedRun, Results
 from minipovid.report.verdict import ReportVerdict, _of_rates
 
 
@@ -530,7 +530,7 @@ def test_small_pictures_are_kept_as_they_are(file: Path, told: Report) -> None:
 
 
 def test_the_log_becomes_charts(demo: Path) -> None:
-    log = curves.read(Run("demo", demo), ["dpo", "povid"])
+    log = curves.read(NamedRun("demo", demo), ["dpo", "povid"])
     assert len(log.steps) == 20 and log.warnings == ["The chosen answers <sink>."]
     assert log.marks() == [(10, "1 dpo"), (110, "2 povid")]
     charts = {chart.title: chart for chart in curves.charts([log])}
@@ -540,7 +540,7 @@ def test_the_log_becomes_charts(demo: Path) -> None:
 
 
 def test_several_logs_share_their_charts(demo: Path) -> None:
-    logs = [curves.read(Run(name, demo)) for name in ("one", "two")]
+    logs = [curves.read(NamedRun(name, demo)) for name in ("one", "two")]
     charts = curves.charts(logs)
     assert [chart.title for chart in charts][:3] == ["Loss", "Rewards, chosen", "Rewards, rejected"]
     assert [name for name, _, _ in charts[0].data] == ["one", "two"]
@@ -549,14 +549,14 @@ def test_several_logs_share_their_charts(demo: Path) -> None:
 def test_a_log_with_one_step_nan_and_nonsense_is_drawn(tmp_path: Path) -> None:
     lines = ['{"step": 1, "loss": 0.5, "grad_norm": NaN, "learning_rate": 1e-6}', "[]", '"x"', "{", '{"step": "2"}']
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
-    charts = curves.charts([curves.read(Run("x", tmp_path))])
+    charts = curves.charts([curves.read(NamedRun("x", tmp_path))])
     assert [chart.title for chart in charts] == ["Loss", "Learning rate"]
     assert "nan" not in "".join(chart.drawing for chart in charts)
 
 
 def test_long_logs_are_thinned(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text("".join(f'{{"step": {n}, "loss": {n}}}\n' for n in range(1, 5001)))
-    (chart,) = curves.charts([curves.read(Run("x", tmp_path))])
+    (chart,) = curves.charts([curves.read(NamedRun("x", tmp_path))])
     assert 500 <= len(chart.data[0][2]) <= 600
 
 

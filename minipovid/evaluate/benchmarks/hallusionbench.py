@@ -119,7 +119,9 @@ class Benchmark:
             try:
                 truth = _truth(row)
                 image = "" if row["filename"] is None else PurePosixPath(row["filename"]).as_posix()
-                question = Question(_id(truth), image, row["question"] + self.suffix, truth, self.max_tokens)
+                question = Question(
+                    "_".join(truth[key] for key in KEYS), image, row["question"] + self.suffix, truth, self.max_tokens
+                )
             except (KeyError, TypeError, ValueError):
                 raise MinipovidError(f"{file}: row {number} is not {_ASKED}.") from None
             if question.id in ids:
@@ -185,7 +187,9 @@ class Benchmark:
         truth = answer.question.truth
         unit = "_".join(truth[key] for key in ("category", "subcategory", "set_id"))
         if self.judge:
-            return _judged(unit, self._verdict(answer.judgement), _is_bare(truth))
+            verdict = self._verdict(answer.judgement)
+            right = verdict == "correct" or (verdict == "unclear" and _is_bare(truth))
+            return Mark(unit, verdict, None if verdict in (FAILED, UNPARSED) else right)
         reading = rule(answer.text)
         if reading in ("yes", "no"):
             return Mark(unit, reading, (reading == "yes") == (truth["answer"] == "1"))
@@ -239,10 +243,6 @@ def _truth(row: Mapping[str, Any]) -> dict[str, str]:
     return truth
 
 
-def _id(truth: Mapping[str, str]) -> str:
-    return "_".join(truth[key] for key in KEYS)
-
-
 def _is_bare(truth: Mapping[str, str]) -> bool:
     """Whether the question has no picture, so that not to know is right."""
     return truth["category"] == "VS" and truth["figure_id"] == "0"
@@ -265,11 +265,6 @@ def _counts(truth: Mapping[str, str], right: bool) -> dict[str, float]:
         "false yes": not right and not is_yes,
     }
     return {f"{truth['category']}/{name}": float(value) for name, value in counts.items()}
-
-
-def _judged(unit: str, verdict: str, bare: bool) -> Mark:
-    known = verdict not in (FAILED, UNPARSED)
-    return Mark(unit, verdict, verdict == "correct" or (bare and verdict == "unclear") if known else None)
 
 
 def official_verdict(reply: str) -> str:

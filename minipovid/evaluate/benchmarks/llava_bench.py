@@ -214,7 +214,8 @@ class Benchmark:
             verdict = FAILED if answer.judgement is None else UNPARSED if both is None else "{:g} : {:g}".format(*both)
             if verdict == UNPARSED and self.mode == "official":
                 both = (-1.0, -1.0)
-            tally.add(image, **({} if both is None else _counts(answer.question.truth["category"], *both)))
+            counts = {} if both is None else dict(zip(_KINDS, (1.0, *both), strict=True))
+            tally.add(image, **{f"{answer.question.truth['category']}/{kind}": n for kind, n in counts.items()})
             marks.append(Mark(image, verdict))
         return Grades(marks, tally.units)
 
@@ -242,10 +243,6 @@ class Benchmark:
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {"question_id": (int, str), "caption": (str, list)}
 _KINDS = ("answers", "reference", "model")
-
-
-def _counts(category: str, reference: float, model: float) -> dict[str, float]:
-    return {f"{category}/answers": 1, f"{category}/reference": reference, f"{category}/model": model}
 
 
 def _rows(file: Path, what: str, *columns: str) -> list[dict[str, Any]]:

@@ -133,7 +133,10 @@ class Benchmark:
         corpus = file.with_name("corpus.jsonl")
         counted = [names for _, names in _annotated(corpus)] if corpus.is_file() else [names for _, names in pictures]
         listed = file.with_name("objects.txt")
-        names = _listed(listed) if listed.is_file() else sorted({name for names in counted for name in names})
+        names = sorted({name for names in counted for name in names})
+        if listed.is_file():
+            lines = listed.read_text(encoding="utf-8").splitlines()
+            names = [line.split(",")[0].strip() for line in lines if line.strip()]
         census = Census(counted)
         rich = [row for row in pictures[: self.pictures] if self._is_rich(row[1], names)]
         if not rich:
@@ -245,11 +248,6 @@ def _annotated(file: Path) -> Iterator[tuple[str, list[str]]]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise MinipovidError(f"{file}: row {number} is not {_OWN}.")
         yield str(row.get("image", "")), list(dict.fromkeys(names))
-
-
-def _listed(file: Path) -> list[str]:
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return [line.split(",")[0].strip() for line in lines if line.strip()]
 
 
 def _published(file: Path) -> tuple[str, str]:

@@ -30,7 +30,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.models.chat_template import IMAGE
 from minipovid.recipe.strict import validated
 
-File = Annotated[Path, Field(strict=False)]  # an option that is a path, which users write as text
+OptionPath = Annotated[Path, Field(strict=False)]  # an option that is a path, which users write as text
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minipovid.inference.backends import Decoding, File, Question, refuse_placeholders
+from minipovid.inference.backends import Decoding, OptionPath, Question, refuse_placeholders
 from minipovid.inference.llama_cpp import Runtime, Sampling, find_pair
 from minipovid.models.chat_template import Turn
 
@@ -23,7 +23,7 @@ class Options:
     n_ctx: int | None = None
     n_gpu_layers: int | None = None
     n_threads: int | None = None
-    lora: File | None = None
+    lora: OptionPath | None = None
 
 
 def open(run: Path, options: Options, decoding: Decoding) -> GgufBackend:

@@ -290,7 +290,10 @@ def _load(run: Path, weights: str, recipe: Recipe) -> Model:
     """The model. Only that of "adapter" has an adapter that adds anything."""
     adapter = run_folder.adapter(run) if weights == "adapter" else None
     if weights == "merged":
-        changes = {"path": str(_merged(run)), "load_in_4bit": False}
+        merged = run / run_folder.MERGED
+        if not (merged / "config.json").is_file():
+            raise MinipovidError(f"{run} holds no merged model; write it with `minipovid export {run} --merged`.")
+        changes = {"path": str(merged), "load_in_4bit": False}
     else:
         # Nothing is downloaded: what was trained is examined, not what the Hub has by now.
         base = resolve_model(recipe.model.path, recipe.model.revision, download=False)
@@ -300,12 +303,6 @@ def _load(run: Path, weights: str, recipe: Recipe) -> Model:
     if adapter is not None:
         model.load_adapter(adapter)
     return model
-
-
-def _merged(run: Path) -> Path:
-    if not (run / run_folder.MERGED / "config.json").is_file():
-        raise MinipovidError(f"{run} holds no merged model; write it with `minipovid export {run} --merged`.")
-    return run / run_folder.MERGED
 
 
 def _ends(model: Model, end: str) -> set[int]:

@@ -18,7 +18,7 @@ from typing import Any
 from minipovid.common import data_files
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
-from minipovid.inference.backends import Decoding, File, Question
+from minipovid.inference.backends import Decoding, OptionPath, Question
 
 IDS = ("question_id", "id", "image_id", "index", "questionId")
 # The likeliest first: in many files "answer" is the right one, beside a "prediction".
@@ -29,7 +29,7 @@ TEXTS = ("model_prediction", "prediction", "model_answer", "response", "output",
 class Options:
     """`predictions`: the file."""
 
-    predictions: File | None = None
+    predictions: OptionPath | None = None
 
 
 def open(run: Path, options: Options, decoding: Decoding) -> PredictionsBackend:

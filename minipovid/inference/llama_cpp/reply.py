@@ -12,7 +12,7 @@ from minipovid.inference.llama_cpp.locks import Locks
 from minipovid.inference.llama_cpp.stream import Stream
 
 # The next token behind the prompt and those said, with its bytes; None where the answer ends.
-Step = Callable[[list[int]], "tuple[int, bytes] | None"]
+NextToken = Callable[[list[int]], "tuple[int, bytes] | None"]
 
 
 @dataclass
@@ -31,7 +31,7 @@ class StreamedReply:
     read to its end, closed or forgotten: use `with`, or `close`, where reading may stop early.
     """
 
-    def __init__(self, step: Step, prompt_tokens: int, max_tokens: int, stream: Stream, locks: Locks) -> None:
+    def __init__(self, step: NextToken, prompt_tokens: int, max_tokens: int, stream: Stream, locks: Locks) -> None:
         self.prompt_tokens = prompt_tokens  # rows of pictures among them
         self._state, self._reading = _State(), threading.Lock()
         self._pieces = _read(self._state, step, max_tokens, stream, locks)
@@ -78,7 +78,7 @@ class StreamedReply:
         self.close()
 
 
-def _read(state: _State, step: Step, max_tokens: int, stream: Stream, locks: Locks) -> Generator[str, None, None]:
+def _read(state: _State, step: NextToken, max_tokens: int, stream: Stream, locks: Locks) -> Generator[str, None, None]:
     ended = False
     with locks.turn():
         while not ended and len(state.ids) < max_tokens:
