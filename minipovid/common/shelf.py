@@ -1,4 +1,4 @@
-"""A shelf is a package whose file names are the keys users type: `loss.name: povid` is `losses/povid.py`."""
+"""A shelf is a package whose file names are the keys users type: `loss.name: povid` is train/losses/povid.py."""
 
 import importlib
 import pkgutil

@@ -62,13 +62,11 @@ class Things:
         for index, word in enumerate(words):
             known = self.names.get(lower[index])
             joined = index + 1 < len(words) and text[word.end() : words[index + 1].start()] == " "
-            if known and self._stands_alone(lower, index) and not (joined and lower[index + 1] in self.names):
+            before = lower[index - 1] if index else "a"
+            alone = before in SMALL or before in swaps() or before.isdigit()
+            if known and alone and not (joined and lower[index + 1] in self.names):
                 things.append(NamedThing(word.start(), word.end(), *known))
         return things
-
-    def _stands_alone(self, lower: list[str], index: int) -> bool:
-        before = lower[index - 1] if index else "a"
-        return before in SMALL or before in swaps() or before.isdigit()
 
 
 class Swap(NamedTuple):

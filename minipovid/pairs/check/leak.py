@@ -15,6 +15,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -132,13 +133,9 @@ def _features(pairs: Sequence[Pair]) -> tuple[list[str], SparseRows]:
 
 
 def _counts(text: str) -> Counter[str]:
-    return Counter(_grams(["^", *_TOKEN.findall(text.casefold()), "$"]))
-
-
-def _grams(words: list[str]) -> Iterator[str]:
-    yield from words[1:-1]
-    for two in zip(words, words[1:], strict=False):
-        yield " ".join(two)
+    """Its words, and every two in a row."""
+    words = ["^", *_TOKEN.findall(text.casefold()), "$"]
+    return Counter(chain(words[1:-1], map(" ".join, pairwise(words))))
 
 
 def fit(rows: SparseRows) -> npt.NDArray[np.float64]:

@@ -30,8 +30,9 @@ def odd(pair: Pair) -> Iterator[Finding]:
             yield Finding("placeholder in the text", f"{IMAGE} stands in the {name}; take it out")
         if mark := _ROLE.search(text):
             yield Finding("marks of a chat", f"the {name} holds {short(mark.group().strip())}, a chat's own format")
+    question = pair.prompt.strip()
     for side, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        if _copied(pair.prompt.strip(), answer.strip()):
+        if answer.strip() == question or (len(question) >= COPIED and answer.strip().startswith(question)):
             yield Finding("question in the answer", f"the {side} answer opens with the question itself")
         if phrase := talk(answer):
             yield Finding("refusal or talk", f"the {side} answer refuses or talks about its task ({short(phrase)})")
@@ -43,7 +44,3 @@ def _other_picture(pair: Pair) -> Iterator[Finding]:
         if name.casefold() != own.casefold() and not own.casefold().endswith(name.casefold()):
             yield Finding("another picture", f"the question names {name}, and the row's picture is {own}")
             return
-
-
-def _copied(question: str, answer: str) -> bool:
-    return answer == question or (len(question) >= COPIED and answer.startswith(question))

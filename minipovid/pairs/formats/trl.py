@@ -30,11 +30,8 @@ def read(path: Path) -> Iterator[Pair | BadRow]:
 
 def claims(row: Mapping[str, Any]) -> int:
     answers = all(isinstance(row.get(side), (str, list)) for side in ("chosen", "rejected"))
-    return known(row, ("chosen", "rejected"), ("prompt", *IMAGES)) if answers and _has_prompt(row) else 0
-
-
-def _has_prompt(row: Mapping[str, Any]) -> bool:
-    return "prompt" in row or isinstance(row["chosen"], list)
+    has_prompt = "prompt" in row or isinstance(row.get("chosen"), list)
+    return known(row, ("chosen", "rejected"), ("prompt", *IMAGES)) if answers and has_prompt else 0
 
 
 def _pair(row: dict[str, Any]) -> Pair:

@@ -52,7 +52,10 @@ def _pairs(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _combined(number: str, row: dict[str, Any]) -> list[dict[str, Any]]:
-    rated = [_rated(completion) for completion in _completions(row)]
+    rated = [
+        Rated(text=answer(text(each, "response"), "response"), model=text(each, "model"), score=_score(each))
+        for each in _completions(row)
+    ]
     common = {"prompt": question(text(row, "prompt"), "prompt"), "image": _picture(row)}
     pairs = []
     for (i, one), (j, other) in combinations(enumerate(rated), 2):
@@ -63,11 +66,6 @@ def _combined(number: str, row: dict[str, Any]) -> list[dict[str, Any]]:
     if not pairs:
         raise NoPair("no two of its answers have different scores")
     return pairs
-
-
-def _rated(completion: Mapping[str, Any]) -> Rated:
-    words = answer(text(completion, "response"), "response")
-    return Rated(text(completion, "model"), words, _score(completion))
 
 
 def _pair(pair: dict[str, Any]) -> Pair:

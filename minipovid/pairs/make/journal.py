@@ -63,7 +63,9 @@ class Journal:
         if at is None:
             return None
         row = self._lines.at(at)
-        pair = None if row["pair"] is None else _pair(row["pair"])
+        pair = row["pair"]
+        if pair is not None:
+            pair = Pair(**{**pair, "spans": tuple(Span(*span) for span in pair["spans"])})
         return Outcome(pair, tuple(row["reasons"]), Usage(**row["usage"]), row["heals"])
 
     def _key(self, seed: Seed) -> bytes:
@@ -76,7 +78,3 @@ class Journal:
 
 def _row(pair: Pair) -> dict[str, Any]:
     return {**asdict(pair), "source": dict(pair.source), "spans": [list(span) for span in pair.spans]}
-
-
-def _pair(row: dict[str, Any]) -> Pair:
-    return Pair(**{**row, "spans": tuple(Span(*span) for span in row["spans"])})

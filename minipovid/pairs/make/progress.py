@@ -35,16 +35,13 @@ class MakeProgress:
                 self._bar.set_postfix_str(self._spent(), refresh=False)
             self._bar.update()
             if self._bar.disable and self._total is not None and time.monotonic() > self._last_line + EVERY:
-                self._say()
+                self._last_line = time.monotonic()
+                rate = self._new / (self._last_line - self._start)
+                left = f"{(self._total - self._rows) / rate / 60:.0f} minutes to go" if rate else "nothing made yet"
+                _log.info("%d of %d rows, %.1f a second, %s, %s", self._rows, self._total, rate, left, self._spent())
 
     def close(self) -> None:
         self._bar.close()
-
-    def _say(self) -> None:
-        self._last_line = time.monotonic()
-        rate = self._new / (self._last_line - self._start)
-        left = f"{((self._total or 0) - self._rows) / rate / 60:.0f} minutes to go" if rate else "nothing made yet"
-        _log.info("%d of %d rows, %.1f a second, %s, %s", self._rows, self._total, rate, left, self._spent())
 
     def _spent(self) -> str:
         spent = self._maker.spent()

@@ -22,7 +22,6 @@ import re
 import threading
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from anyio import to_thread
@@ -188,7 +187,9 @@ class _Handlers:
             return Response(status_code=304, headers=headers)
         if suffix in SHOWN:
             return FileResponse(path, media_type=SHOWN[suffix], headers=headers)
-        return Response(_png(path), media_type="image/png", headers=headers)
+        png = io.BytesIO()
+        images.load(path).save(png, "PNG")
+        return Response(png.getvalue(), media_type="image/png", headers=headers)
 
     def _sheet(self, n: int) -> FullRow:
         sheet = self.book.row(n)
@@ -285,12 +286,6 @@ async def _body(request: Request) -> dict[str, Any]:
 
 def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
-
-
-def _png(path: Path) -> bytes:
-    out = io.BytesIO()
-    images.load(path).save(out, "PNG")
-    return out.getvalue()
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -14,7 +14,7 @@ import json
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,22 +105,19 @@ class Book:
         self.file.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
         marks = ", ".join("?" * 16)
         with self.file:
-            for pair, place in self._pairs():
-                added = self.file.execute(f"INSERT INTO rows VALUES ({marks})", self._columns(pair, place))
-                kinds = {(added.lastrowid, span.kind) for span in pair.spans}
+            for number, pair in enumerate(formats.reader(self.source.format).read(self.source.path), 1):
+                if not isinstance(pair, Pair):
+                    self.bad += 1
+                    continue
+                columns = self._columns(pair, where(pair, number))
+                row = self.file.execute(f"INSERT INTO rows VALUES ({marks})", columns).lastrowid
+                kinds = {(row, span.kind) for span in pair.spans}
                 self.file.executemany("INSERT INTO kinds VALUES (?, ?)", kinds)
         self.file.executescript(_INDEXES)
         total = self._one("SELECT count(*) FROM rows")
         if not total:
             raise MinipovidError(f"{self.source.path} holds no usable pair; `minipovid pairs check` says why.")
         return int(total)
-
-    def _pairs(self) -> Iterator[tuple[Pair, str]]:
-        for number, row in enumerate(formats.reader(self.source.format).read(self.source.path), 1):
-            if isinstance(row, Pair):
-                yield row, where(row, number)
-            else:
-                self.bad += 1
 
     def _columns(self, pair: Pair, place: str) -> tuple[Any, ...]:
         image, inside_file = pair.image, isinstance(pair.image, Embedded)

@@ -141,8 +141,7 @@ class Injector:
         return Outcome(None, tuple(reasons), usage)
 
     def _prompt(self, seed: Seed) -> PromptFile:
-        kind = self.options.kind
-        kind = kind_of(seed.prompt, seed.answer) if kind == "auto" else kind
+        kind = kind_of(seed.prompt, seed.answer) if self.options.kind == "auto" else self.options.kind
         return prompt(PROMPTS[kind])
 
     def _messages(self, wording: PromptFile, seed: Seed, picture: Path) -> list[Message]:
