@@ -31,22 +31,8 @@ from typing import ClassVar, Literal, NamedTuple, TypedDict
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
-from minipovid.evaluate.benchmarks import (
-    UNPARSED,
-    Answer,
-    Count,
-    Counts,
-    Exam,
-    Grades,
-    Label,
-    Mark,
-    Mode,
-    Tally,
-    described,
-    file_in,
-    objects,
-    share,
-)
+from minipovid.evaluate import benchmarks
+from minipovid.evaluate.benchmarks import UNPARSED, Answer, Counts, Exam, Grades, Mark, Mode, described
 from minipovid.evaluate.reading import english
 from minipovid.evaluate.reading.english import Mention, Names
 from minipovid.evaluate.reading.replies import says_yes
@@ -92,20 +78,20 @@ class Benchmark:
     part: Literal["all", "generative", "discriminative"] = "all"
     similarity: str = "equal"
     suffix: str = ""
-    max_tokens: Count = 1024
+    max_tokens: benchmarks.Count = 1024
 
     source: ClassVar[str] = "the folder data of github.com/junyangwang0410/AMBER"
     headline: ClassVar[Sequence[str]] = ("chair", "cover", "hal", "cog", "accuracy", "f1", "amber")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("chair", "hal", "cog"))
     coverage: ClassVar[frozenset[str]] = frozenset(("cover",))
-    labels: ClassVar[Mapping[str, Label]] = {
-        "chair": Label("CHAIR"),
-        "cover": Label("coverage", "of what is there, the share that is named"),
-        "hal": Label("answers with a hallucination"),
-        "cog": Label("cognition (imagined objects)"),
-        "amber": Label("AMBER score"),
-        "recall": Label(meaning="of what is there, the share that is found"),
-        "f1": Label("F1"),
+    labels: ClassVar[Mapping[str, benchmarks.Label]] = {
+        "chair": benchmarks.Label("CHAIR"),
+        "cover": benchmarks.Label("coverage", "of what is there, the share that is named"),
+        "hal": benchmarks.Label("answers with a hallucination"),
+        "cog": benchmarks.Label("cognition (imagined objects)"),
+        "amber": benchmarks.Label("AMBER score"),
+        "recall": benchmarks.Label(meaning="of what is there, the share that is found"),
+        "f1": benchmarks.Label("F1"),
     }
 
     # --- the questions ---
@@ -126,10 +112,10 @@ class Benchmark:
         return Exam(questions, files, list(self._notes(files, len(questions), scenes is not None)))
 
     def _file(self, folder: Path, *names: str) -> Path:
-        return file_in(folder, self.source, *names)
+        return benchmarks.file_in(folder, self.source, *names)
 
     def _questions(self, file: Path, annotations: Mapping[str, Truth], scenes: Scenes | None) -> Iterator[Question]:
-        for number, row in objects(file, _ASKED):
+        for number, row in benchmarks.objects(file, _ASKED):
             image, query, truth = row.get("image"), row.get("query"), annotations.get(str(row.get("id")))
             if not isinstance(image, str) or not isinstance(query, str):
                 raise MinipovidError(f"{file}: row {number} is not {_ASKED}.")
@@ -154,13 +140,13 @@ class Benchmark:
     # --- the scores ---
 
     def grade(self, answers: Sequence[Answer]) -> Grades:
-        tally = Tally()
+        tally = benchmarks.Tally()
         marks = [
             self._replied(each, tally) if "kind" in each.question.truth else _described(each, tally) for each in answers
         ]
         return Grades(marks, tally.units)
 
-    def _replied(self, answer: Answer, tally: Tally) -> Mark:
+    def _replied(self, answer: Answer, tally: benchmarks.Tally) -> Mark:
         """A yes or no. The script's positive class is no; what is neither is wrong, and no "no"."""
         unit, kind = answer.question.image, answer.question.truth["kind"]
         truth = answer.question.truth["label"] == "yes"
@@ -206,7 +192,7 @@ class Benchmark:
         return {prefix + name: value for name, value in named.items()}
 
     def _percent(self, part: float, whole: float, begun: int = 1) -> float:
-        return part / (whole + begun * _START) * 100 if self.mode == "official" else share(part, whole) * 100
+        return part / (whole + begun * _START) * 100 if self.mode == "official" else benchmarks.share(part, whole) * 100
 
     def _rounded(self, percent: float) -> float:
         return round(percent, 1) if self.mode == "official" else percent
@@ -214,7 +200,7 @@ class Benchmark:
     def _f1(self, precision: float, recall: float, small: float) -> float:
         """Of the rounded percentages, with something small in the denominator instead of a check."""
         if self.mode == "robust":
-            return share(2 * precision * recall, precision + recall)
+            return benchmarks.share(2 * precision * recall, precision + recall)
         p, r = precision / 100, recall / 100
         return round(2 * p * r / (p + r + small) * 100, 1)
 
@@ -269,7 +255,7 @@ def _first(listed: Sequence[tuple[str, int]], noun: str, same: Similar) -> int |
     return next((at for word, at in listed if same(noun, word)), None)
 
 
-def _described(answer: Answer, tally: Tally) -> Mark:
+def _described(answer: Answer, tally: benchmarks.Tally) -> Mark:
     unit, truth = answer.question.image, answer.question.truth
     nouns = truth["scenes"].nouns(answer.text)
     grades = graded_nouns(nouns, truth["truth"], truth["hallu"], truth["scenes"])
@@ -321,7 +307,7 @@ class Truth(TypedDict, total=False):
 
 def _annotations(file: Path) -> dict[str, Truth]:
     annotations: dict[str, Truth] = {}
-    for number, row in objects(file, _TOLD):
+    for number, row in benchmarks.objects(file, _TOLD):
         kind, truth, hallu = row.get("type"), row.get("truth"), row.get("hallu", [])
         if kind == "generative" and isinstance(truth, list) and isinstance(hallu, list):
             annotations[str(row.get("id"))] = {"truth": truth, "hallu": hallu}

@@ -23,25 +23,8 @@ from typing import Any, ClassVar, Literal
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
-from minipovid.evaluate.benchmarks import (
-    FAILED,
-    UNPARSED,
-    Answer,
-    Count,
-    Counts,
-    Exam,
-    Grades,
-    Label,
-    Mark,
-    Mode,
-    Request,
-    Tally,
-    file_in,
-    filled,
-    objects,
-    share,
-    wording,
-)
+from minipovid.evaluate import benchmarks
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Counts, Exam, Grades, Mark, Mode
 from minipovid.evaluate.reading.replies import plain, says_yes
 from minipovid.inference.backends import Question
 
@@ -90,24 +73,24 @@ class Benchmark:
     mode: Mode = "official"
     scorer: Literal["rule", "judge"] = "rule"
     suffix: str = ""
-    max_tokens: Count = 512
+    max_tokens: benchmarks.Count = 512
     prompt: str = ""
-    judge_tokens: Count = 1024
+    judge_tokens: benchmarks.Count = 1024
 
     source: ClassVar[str] = "HallusionBench.json and hallusion_bench.zip of github.com/tianyi-lab/HallusionBench"
     headline: ClassVar[Sequence[str]] = ("a_acc", "q_acc", "f_acc")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("f_wrong", "f_inconsistent"))
     coverage: ClassVar[frozenset[str]] = frozenset()
-    labels: ClassVar[Mapping[str, Label]] = {
-        "a_acc": Label("accuracy per answer"),
-        "q_acc": Label("accuracy per question"),
-        "f_acc": Label("accuracy per figure"),
+    labels: ClassVar[Mapping[str, benchmarks.Label]] = {
+        "a_acc": benchmarks.Label("accuracy per answer"),
+        "q_acc": benchmarks.Label("accuracy per question"),
+        "f_acc": benchmarks.Label("accuracy per figure"),
     }
 
     # --- the questions ---
 
     def read(self, path: Path) -> Exam:
-        file = file_in(path, self.source, NAME)
+        file = benchmarks.file_in(path, self.source, NAME)
         questions = list(self._questions(file))
         _ = self._wording
         files = [file, *([Path(self.prompt)] if self.prompt else [])]
@@ -115,7 +98,7 @@ class Benchmark:
 
     def _questions(self, file: Path) -> Iterator[Question]:
         ids: set[str] = set()
-        for number, row in objects(file, _ASKED):
+        for number, row in benchmarks.objects(file, _ASKED):
             try:
                 truth = _truth(row)
                 image = "" if row["filename"] is None else PurePosixPath(row["filename"]).as_posix()
@@ -152,15 +135,15 @@ class Benchmark:
 
     @cached_property
     def _wording(self) -> str:
-        return wording(self.prompt, PROMPT, *_BLANKS)
+        return benchmarks.wording(self.prompt, PROMPT, *_BLANKS)
 
-    def ask(self, answer: Answer, attempt: int) -> Request | None:
+    def ask(self, answer: Answer, attempt: int) -> benchmarks.Request | None:
         """Once: at temperature 0 a judge only repeats itself."""
         if attempt or not self.judge:
             return None
         truth = answer.question.truth
-        text = filled(self._wording, truth["question"], truth["details"], answer.text)
-        return Request([("user", text)], 0.0, self.judge_tokens)
+        text = benchmarks.filled(self._wording, truth["question"], truth["details"], answer.text)
+        return benchmarks.Request([("user", text)], 0.0, self.judge_tokens)
 
     def understands(self, answer: Answer, reply: str) -> bool:
         return self.mode == "official" or robust_verdict(reply) is not None
@@ -169,7 +152,7 @@ class Benchmark:
 
     def grade(self, answers: Sequence[Answer]) -> Grades:
         """A unit is a set, whose pictures and questions belong together: no group reaches beyond it."""
-        tally, marks = Tally(), [self._mark(answer) for answer in answers]
+        tally, marks = benchmarks.Tally(), [self._mark(answer) for answer in answers]
         groups: dict[tuple[str, ...], list[bool | None]] = {}
         for answer, mark in zip(answers, marks, strict=True):
             truth = answer.question.truth
@@ -214,7 +197,9 @@ class Benchmark:
 
         def ratio(part: str, whole: str, *parts: str) -> float:
             among = parts or PARTS
-            return share(*(sum(totals.get(f"{each}/{name}", 0.0) for each in among) for name in (part, whole)))
+            return benchmarks.share(
+                *(sum(totals.get(f"{each}/{name}", 0.0) for each in among) for name in (part, whole))
+            )
 
         names = {"a": ("right", "answers"), "q": ("question right", "question"), "f": ("figure right", "figure")}
         return {

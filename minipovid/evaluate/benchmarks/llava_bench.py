@@ -20,27 +20,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from minipovid.common.errors import MinipovidError
-from minipovid.evaluate.benchmarks import (
-    FAILED,
-    NAN,
-    UNPARSED,
-    Answer,
-    Count,
-    Counts,
-    Exam,
-    Grades,
-    Label,
-    Mark,
-    Mode,
-    Request,
-    Tally,
-    file_in,
-    in_images,
-    named,
-    objects,
-    share,
-    wording,
-)
+from minipovid.evaluate import benchmarks
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Counts, Exam, Grades, Mark, Mode
 from minipovid.evaluate.reading.replies import plain
 from minipovid.inference.backends import Question
 
@@ -78,23 +59,23 @@ class Benchmark:
 
     mode: Mode = "official"
     suffix: str = ""
-    max_tokens: Count = 1024
+    max_tokens: benchmarks.Count = 1024
     rule: str = ""
     system: str = SYSTEM
     reference: str = "answers_gpt4.jsonl"
-    judge_tokens: Count = 1024
+    judge_tokens: benchmarks.Count = 1024
 
     source: ClassVar[str] = "the folder huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild"
     headline: ClassVar[Sequence[str]] = ("score",)
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     coverage: ClassVar[frozenset[str]] = frozenset()
-    labels: ClassVar[Mapping[str, Label]] = {"score": Label(is_score=True)}
+    labels: ClassVar[Mapping[str, benchmarks.Label]] = {"score": benchmarks.Label(is_score=True)}
     judge: ClassVar[str] = "gpt-4-0314"
 
     # --- the questions ---
 
     def read(self, path: Path) -> Exam:
-        file = file_in(path, self.source, "questions.jsonl")
+        file = benchmarks.file_in(path, self.source, "questions.jsonl")
         context, answers = self._beside(file, "context.jsonl"), self._beside(file, self.reference)
         captions = {row["image"]: row["caption"] for row in _rows(context, _SEEN, "image", "caption")}
         rows = _rows(file, _ASKED, "question_id", "image", "text", "category")
@@ -104,7 +85,7 @@ class Benchmark:
         ]
         _check(file, questions)
         _ = self._rules
-        files = [file, context, answers, *named(self.rule)]
+        files = [file, context, answers, *benchmarks.named(self.rule)]
         return Exam(questions, files, self._notes(file, len(questions)))
 
     def _notes(self, file: Path, count: int) -> list[str]:
@@ -154,7 +135,7 @@ class Benchmark:
             "context": self._context(captions[image]),
             "reference": reference,
         }
-        return Question(name, in_images(file, image), row["text"] + self.suffix, truth, self.max_tokens)
+        return Question(name, benchmarks.in_images(file, image), row["text"] + self.suffix, truth, self.max_tokens)
 
     def _context(self, caption: str | Sequence[str]) -> str:
         """The sentences of a list, a line each.
@@ -172,7 +153,7 @@ class Benchmark:
         if not self.rule:
             return dict.fromkeys(CATEGORIES, Rule("Assistant", RULE))
         try:
-            tree = json.loads(wording(self.rule, ""))
+            tree = json.loads(benchmarks.wording(self.rule, ""))
             rules = {each: tree[f"llava_bench_{each}"] for each in CATEGORIES}
             return {each: Rule(rule["role"] + "", rule["prompt"] + "") for each, rule in rules.items()}
         except (ValueError, LookupError, TypeError):
@@ -181,7 +162,7 @@ class Benchmark:
                 "llava_bench_complex, each with role and prompt."
             ) from None
 
-    def ask(self, answer: Answer, attempt: int) -> Request | None:
+    def ask(self, answer: Answer, attempt: int) -> benchmarks.Request | None:
         """Once, as the official script does."""
         if attempt:
             return None
@@ -195,7 +176,7 @@ class Benchmark:
             f"[System]\n{prompt}",
         ]
         user = "".join(f"{section}\n\n" for section in sections)
-        return Request([("system", self.system), ("user", user)], 0.2, self.judge_tokens)
+        return benchmarks.Request([("system", self.system), ("user", user)], 0.2, self.judge_tokens)
 
     def understands(self, answer: Answer, reply: str) -> bool:
         return self._reads(reply) is not None
@@ -207,7 +188,7 @@ class Benchmark:
 
     def grade(self, answers: Sequence[Answer]) -> Grades:
         """What could not be read is -1 and -1 officially, and averaged in; robustly it is left out."""
-        tally, marks = Tally(), []
+        tally, marks = benchmarks.Tally(), []
         for answer in answers:
             image = answer.question.image
             both = None if answer.judgement is None else self._reads(answer.judgement)
@@ -229,8 +210,8 @@ class Benchmark:
         for name in ("", *sorted({key.partition("/")[0] for key in totals})):
             keys = [key for key in totals if key.startswith(f"{name}/")] if name else list(totals)
             sums = {kind: sum(totals[key] for key in keys if key.endswith(f"/{kind}")) for kind in _KINDS}
-            means = [self._rounded(share(sums[kind], sums["answers"]), 3) for kind in ("reference", "model")]
-            figures[name or "score"] = self._rounded(share(means[1], means[0]) * 100, 1)
+            means = [self._rounded(benchmarks.share(sums[kind], sums["answers"]), 3) for kind in ("reference", "model")]
+            figures[name or "score"] = self._rounded(benchmarks.share(means[1], means[0]) * 100, 1)
             if not name:
                 figures |= {
                     kind: self._rounded(mean * 10, 1) for kind, mean in zip(("reference", "model"), means, strict=True)
@@ -248,7 +229,7 @@ _KINDS = ("answers", "reference", "model")
 def _rows(file: Path, what: str, *columns: str) -> list[dict[str, Any]]:
     """Raises MinipovidError for a row that lacks a column."""
     rows = []
-    for number, row in objects(file, what):
+    for number, row in benchmarks.objects(file, what):
         if not all(isinstance(row.get(column), _TYPES.get(column, str)) for column in columns):
             raise MinipovidError(f"{file}: row {number} is not {what}.")
         rows.append(row)
@@ -278,5 +259,5 @@ def robust_marks(reply: str) -> tuple[float, float] | None:
     lines = [numbers for line in text.splitlines() if (numbers := [float(each) for each in _NUMBER.findall(line)])]
     if len(lines) > 1 and len(lines[0]) == len(lines[1]) == 1:
         lines = [lines[0] + lines[1]]
-    first, second = lines[0] if lines and len(lines[0]) == 2 else (NAN, NAN)
+    first, second = lines[0] if lines and len(lines[0]) == 2 else (benchmarks.NAN, benchmarks.NAN)
     return (first, second) if 0 <= first <= 10 and 0 <= second <= 10 else None

@@ -23,20 +23,8 @@ from typing import Any, ClassVar
 
 from minipovid.common.data_files import Bad, short
 from minipovid.common.errors import MinipovidError
-from minipovid.evaluate.benchmarks import (
-    UNPARSED,
-    Answer,
-    Count,
-    Counts,
-    Exam,
-    Grades,
-    Label,
-    Mark,
-    Mode,
-    Tally,
-    objects,
-    share,
-)
+from minipovid.evaluate import benchmarks
+from minipovid.evaluate.benchmarks import UNPARSED, Answer, Counts, Exam, Grades, Mark, Mode
 from minipovid.evaluate.reading.replies import BY_LETTER, LETTERS, chosen, lettered
 from minipovid.images import embedded
 from minipovid.images.embedded import Embedded
@@ -67,13 +55,13 @@ class Benchmark:
 
     mode: Mode = "official"
     suffix: str = BY_LETTER
-    max_tokens: Count = 1024
+    max_tokens: benchmarks.Count = 1024
 
     source: ClassVar[str] = "MMBench_DEV_EN.tsv of github.com/open-compass/MMBench, or mmbench_dev_20230712.tsv"
     headline: ClassVar[Sequence[str]] = ("accuracy", "vanilla_accuracy")
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     coverage: ClassVar[frozenset[str]] = frozenset()
-    labels: ClassVar[Mapping[str, Label]] = {}
+    labels: ClassVar[Mapping[str, benchmarks.Label]] = {}
 
     # --- the questions ---
 
@@ -92,7 +80,7 @@ class Benchmark:
         """The image is an Embedded, each picture but once, or the index of another row."""
         ids: set[str] = set()
         pictures: dict[str, str] = {}
-        for number, row in objects(file, _ASKED):
+        for number, row in benchmarks.objects(file, _ASKED):
             try:
                 question = self._question(row)
             except (KeyError, TypeError, ValueError, Bad) as error:
@@ -126,7 +114,7 @@ class Benchmark:
 
     def grade(self, answers: Sequence[Answer]) -> Grades:
         """A unit is a question in all its orders."""
-        tally, marks = Tally(), []
+        tally, marks = benchmarks.Tally(), []
         kinds: dict[str, list[str]] = {}
         for answer in answers:
             truth = answer.question.truth
@@ -148,7 +136,7 @@ class Benchmark:
         every order by itself.
         """
         names = [key.removeprefix(_OF) for key in totals if key.startswith(_OF)]
-        return {name: share(totals.get(f"right {name}", 0.0), totals[_OF + name]) for name in sorted(names)}
+        return {name: benchmarks.share(totals.get(f"right {name}", 0.0), totals[_OF + name]) for name in sorted(names)}
 
 
 def _counts(name: str, right: bool) -> dict[str, float]:

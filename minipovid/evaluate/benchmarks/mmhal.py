@@ -22,27 +22,8 @@ from urllib.parse import urlsplit
 
 from minipovid.common.data_files import Bad
 from minipovid.common.errors import MinipovidError
-from minipovid.evaluate.benchmarks import (
-    FAILED,
-    UNPARSED,
-    Answer,
-    Count,
-    Counts,
-    Exam,
-    Grades,
-    Label,
-    Mark,
-    Mode,
-    Request,
-    Tally,
-    file_in,
-    filled,
-    in_images,
-    named,
-    objects,
-    share,
-    wording,
-)
+from minipovid.evaluate import benchmarks
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Counts, Exam, Grades, Mark, Mode
 from minipovid.evaluate.reading.replies import plain
 from minipovid.images import embedded
 from minipovid.inference.backends import Question
@@ -134,9 +115,9 @@ class Benchmark:
 
     mode: Mode = "official"
     suffix: str = ""
-    max_tokens: Count = 1024
+    max_tokens: benchmarks.Count = 1024
     prompt: str = ""
-    judge_tokens: Count = 1024
+    judge_tokens: benchmarks.Count = 1024
 
     source: ClassVar[str] = (
         "response_template.json and the pictures of huggingface.co/datasets/Shengcao1006/MMHal-Bench"
@@ -144,18 +125,20 @@ class Benchmark:
     headline: ClassVar[Sequence[str]] = ("score", "hallucination_rate")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("hallucination_rate",))
     coverage: ClassVar[frozenset[str]] = frozenset(("informativeness",))
-    labels: ClassVar[Mapping[str, Label]] = {
-        "score": Label(is_score=True),
-        "rating": Label(is_score=True),
-        "hallucination_rate": Label("hallucination rate"),
+    labels: ClassVar[Mapping[str, benchmarks.Label]] = {
+        "score": benchmarks.Label(is_score=True),
+        "rating": benchmarks.Label(is_score=True),
+        "hallucination_rate": benchmarks.Label("hallucination rate"),
     }
     judge: ClassVar[str] = "gpt-4-0314"
 
     # --- the questions ---
 
     def read(self, path: Path) -> Exam:
-        file = file_in(path, self.source, *NAMES)
-        questions = [self._question(file, at, number, row) for at, (number, row) in enumerate(objects(file, _ASKED))]
+        file = benchmarks.file_in(path, self.source, *NAMES)
+        questions = [
+            self._question(file, at, number, row) for at, (number, row) in enumerate(benchmarks.objects(file, _ASKED))
+        ]
         _ = self._wording
         notes = ["MMHal-Bench, 96 questions."]
         if len(questions) != ITEMS:
@@ -165,11 +148,13 @@ class Benchmark:
                 "The judge's prompt is minipovid's own wording of the published one, so the score is not official; "
                 "mmhal.prompt=FILE takes the official template."
             )
-        return Exam(questions, [file, *named(self.prompt)], notes)
+        return Exam(questions, [file, *benchmarks.named(self.prompt)], notes)
 
     def _question(self, file: Path, at: int, number: str, row: Mapping[str, Any]) -> Question:
         try:
-            image = embedded.of(row, "image") if row.get("image") else in_images(file, _name(row["image_src"]))
+            image = (
+                embedded.of(row, "image") if row.get("image") else benchmarks.in_images(file, _name(row["image_src"]))
+            )
             truth = {
                 "type": self._type(at, row),
                 "content": ", ".join(row["image_content"]),
@@ -190,15 +175,15 @@ class Benchmark:
 
     @cached_property
     def _wording(self) -> str:
-        return wording(self.prompt, PROMPT, *_BLANKS)
+        return benchmarks.wording(self.prompt, PROMPT, *_BLANKS)
 
-    def ask(self, answer: Answer, attempt: int) -> Request | None:
+    def ask(self, answer: Answer, attempt: int) -> benchmarks.Request | None:
         """Once: at temperature 0 a judge only repeats itself."""
         if attempt:
             return None
         truth = answer.question.truth
-        text = filled(self._wording, truth["content"], truth["question"], truth["answer"], answer.text)
-        return Request([("user", text)], 0.0, self.judge_tokens)
+        text = benchmarks.filled(self._wording, truth["content"], truth["question"], truth["answer"], answer.text)
+        return benchmarks.Request([("user", text)], 0.0, self.judge_tokens)
 
     def understands(self, answer: Answer, reply: str) -> bool:
         return self._reads(reply) is not None
@@ -210,7 +195,7 @@ class Benchmark:
 
     def grade(self, answers: Sequence[Answer]) -> Grades:
         """What could not be read is rated 0 officially, and left out robustly."""
-        tally, marks = Tally(), []
+        tally, marks = benchmarks.Tally(), []
         for answer in answers:
             image = answer.question.image
             rating = None if answer.judgement is None else self._reads(answer.judgement)
@@ -232,11 +217,11 @@ class Benchmark:
             for name in ("answers", "rating", "invents", "tells")
         }
         return {
-            "score": share(sums["rating"], sums["answers"]),
-            "hallucination_rate": share(sums["invents"], sums["answers"]),
-            "informativeness": share(sums["tells"], HONEST * sums["answers"]),
+            "score": benchmarks.share(sums["rating"], sums["answers"]),
+            "hallucination_rate": benchmarks.share(sums["invents"], sums["answers"]),
+            "informativeness": benchmarks.share(sums["tells"], HONEST * sums["answers"]),
             **{
-                f"{kind}/rating": share(counts.get("rating", 0.0), counts["answers"])
+                f"{kind}/rating": benchmarks.share(counts.get("rating", 0.0), counts["answers"])
                 for kind, counts in by_type.items()
             },
         }

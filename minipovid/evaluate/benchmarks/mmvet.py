@@ -18,25 +18,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from minipovid.common.errors import MinipovidError
-from minipovid.evaluate.benchmarks import (
-    FAILED,
-    UNPARSED,
-    Answer,
-    Count,
-    Counts,
-    Exam,
-    Grades,
-    Label,
-    Mark,
-    Mode,
-    Request,
-    Tally,
-    file_in,
-    in_images,
-    named,
-    share,
-    wording,
-)
+from minipovid.evaluate import benchmarks
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Counts, Exam, Grades, Mark, Mode
 from minipovid.evaluate.reading.replies import plain
 from minipovid.inference.backends import Question
 
@@ -78,22 +61,22 @@ class Benchmark:
 
     mode: Mode = "official"
     suffix: str = ""
-    max_tokens: Count = 1024
+    max_tokens: benchmarks.Count = 1024
     prompt: str = ""
     again: str = AGAIN
-    judge_tokens: Count = 3
+    judge_tokens: benchmarks.Count = 3
 
     source: ClassVar[str] = "mm-vet.json and images/ of the mm-vet.zip that github.com/yuweihao/MM-Vet names"
     headline: ClassVar[Sequence[str]] = ("total",)
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     coverage: ClassVar[frozenset[str]] = frozenset()
-    labels: ClassVar[Mapping[str, Label]] = {}
+    labels: ClassVar[Mapping[str, benchmarks.Label]] = {}
     judge: ClassVar[str] = "gpt-4-0613"
 
     # --- the questions ---
 
     def read(self, path: Path) -> Exam:
-        file = file_in(path, self.source, "mm-vet.json")
+        file = benchmarks.file_in(path, self.source, "mm-vet.json")
         questions = [self._question(file, name, row) for name, row in _items(file)]
         _ = self._wording
         notes = ["MM-Vet, 218 questions, one run of the judge (the paper has the mean of five)."]
@@ -104,7 +87,7 @@ class Benchmark:
                 "The judge's prompt is minipovid's own wording of the published one, so the score is not official; "
                 "mmvet.prompt=FILE and mmvet.again=TEXT take the official ones."
             )
-        return Exam(questions, [file, *named(self.prompt)], notes)
+        return Exam(questions, [file, *benchmarks.named(self.prompt)], notes)
 
     def _question(self, file: Path, name: str, row: Any) -> Question:
         try:
@@ -113,7 +96,7 @@ class Benchmark:
                 "answer": row["answer"] + "",
                 "capabilities": sorted({str(each) for each in row["capability"]}),
             }
-            image = in_images(file, row["imagename"])
+            image = benchmarks.in_images(file, row["imagename"])
             return Question(name, image, row["question"] + self.suffix, truth, self.max_tokens)
         except (KeyError, TypeError):
             raise MinipovidError(f"{file}: {name} is not {_ASKED}.") from None
@@ -122,16 +105,16 @@ class Benchmark:
 
     @cached_property
     def _wording(self) -> str:
-        return wording(self.prompt, PROMPT)
+        return benchmarks.wording(self.prompt, PROMPT)
 
-    def ask(self, answer: Answer, attempt: int) -> Request | None:
+    def ask(self, answer: Answer, attempt: int) -> benchmarks.Request | None:
         if attempt >= len(TEMPERATURES):
             return None
         truth = answer.question.truth
         wanted = truth["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         line = " | ".join([truth["question"], wanted, answer.text, ""])
         text = self._wording + "\n" + line + (self.again if attempt else "")
-        return Request([("user", text)], TEMPERATURES[attempt], self.judge_tokens)
+        return benchmarks.Request([("user", text)], TEMPERATURES[attempt], self.judge_tokens)
 
     def understands(self, answer: Answer, reply: str) -> bool:
         return self._reads(reply) is not None
@@ -143,7 +126,7 @@ class Benchmark:
 
     def grade(self, answers: Sequence[Answer]) -> Grades:
         """What could not be read is 0 officially, and left out robustly."""
-        tally, marks = Tally(), []
+        tally, marks = benchmarks.Tally(), []
         for answer in answers:
             image = answer.question.image
             mark = None if answer.judgement is None else self._reads(answer.judgement)
@@ -157,7 +140,10 @@ class Benchmark:
     def figures(self, totals: Counts) -> dict[str, float]:
         """Mean marks, 0 to 1, of all questions and of those that need a capability; the paper has them times 100."""
         names = {"total": None} | {key.partition("/")[0]: None for key in totals}
-        return {name: share(totals.get(f"{name}/marks", 0.0), totals.get(f"{name}/answers", 0.0)) for name in names}
+        return {
+            name: benchmarks.share(totals.get(f"{name}/marks", 0.0), totals.get(f"{name}/answers", 0.0))
+            for name in names
+        }
 
 
 def _items(file: Path) -> list[tuple[str, Any]]:

@@ -24,26 +24,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from minipovid.common.data_files import Bad
 from minipovid.common.errors import MinipovidError
-from minipovid.evaluate.benchmarks import (
-    FAILED,
-    NAN,
-    UNPARSED,
-    Answer,
-    Count,
-    Counts,
-    Exam,
-    Grades,
-    Label,
-    Mark,
-    Mode,
-    Request,
-    Tally,
-    file_in,
-    named,
-    objects,
-    share,
-    wording,
-)
+from minipovid.evaluate import benchmarks
+from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Counts, Exam, Grades, Mark, Mode, named
 from minipovid.evaluate.reading.coco import coco
 from minipovid.evaluate.reading.replies import plain
 from minipovid.images import embedded
@@ -85,11 +67,11 @@ class Benchmark:
 
     mode: Mode = "official"
     suffix: str = ""
-    max_tokens: Count = 1024
+    max_tokens: benchmarks.Count = 1024
     coco: str = ""
     synonyms: str = ""
     prompt: str = ""
-    attempts: Count = 100
+    attempts: benchmarks.Count = 100
 
     source: ClassVar[str] = (
         "obj_halbench_300_with_image.jsonl and synonyms_refine.txt in eval/data of github.com/RLHF-V/RLHF-V"
@@ -97,21 +79,21 @@ class Benchmark:
     headline: ClassVar[Sequence[str]] = ("chair_s_refine", "chair_i")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("chair_s", "chair_s_refine", "chair_i"))
     coverage: ClassVar[frozenset[str]] = frozenset(("obj_rec",))
-    labels: ClassVar[Mapping[str, Label]] = {
-        "chair_s": Label("CHAIR_s", "descriptions that name something absent"),
-        "chair_s_refine": Label("CHAIR_s, refined"),
-        "chair_i": Label("CHAIR_i", "named things that are absent"),
-        "obj_rec": Label("object recall", "of what is there, the share that is named"),
+    labels: ClassVar[Mapping[str, benchmarks.Label]] = {
+        "chair_s": benchmarks.Label("CHAIR_s", "descriptions that name something absent"),
+        "chair_s_refine": benchmarks.Label("CHAIR_s, refined"),
+        "chair_i": benchmarks.Label("CHAIR_i", "named things that are absent"),
+        "obj_rec": benchmarks.Label("object recall", "of what is there, the share that is named"),
     }
     judge: ClassVar[str] = "gpt-3.5-turbo-0613"
 
     # --- the questions ---
 
     def read(self, path: Path) -> Exam:
-        file = file_in(path, self.source, *NAMES)
+        file = benchmarks.file_in(path, self.source, *NAMES)
         listed = Path(self.synonyms).expanduser() if self.synonyms else file.with_name("synonyms_refine.txt")
         names = CocoNames.read(listed)
-        rows = list(objects(file, _ASKED))
+        rows = list(benchmarks.objects(file, _ASKED))
         truths, files = self._truths(file, rows, names)
         questions = [
             self._question(file, number, row, {"there": sorted(there), "names": names})
@@ -175,17 +157,17 @@ class Benchmark:
 
     @cached_property
     def _wording(self) -> str:
-        text = wording(self.prompt, PROMPT)
+        text = benchmarks.wording(self.prompt, PROMPT)
         if not ("{question}" in text and "{answer}" in text):
             raise MinipovidError(f"The judge's prompt {self.prompt} needs {{question}} and {{answer}}.")
         return text
 
-    def ask(self, answer: Answer, attempt: int) -> Request | None:
+    def ask(self, answer: Answer, attempt: int) -> benchmarks.Request | None:
         text = _description(answer)
         if attempt >= self.attempts or _is_short(text):
             return None
         prompt = self._wording.replace("{question}", answer.question.truth["question"]).replace("{answer}", text)
-        return Request([("system", prompt)], TEMPERATURE, TOKENS)
+        return benchmarks.Request([("system", prompt)], TEMPERATURE, TOKENS)
 
     def understands(self, answer: Answer, reply: str) -> bool:
         return self._reads(reply) is not None
@@ -197,7 +179,7 @@ class Benchmark:
 
     def grade(self, answers: Sequence[Answer]) -> Grades:
         """What could not be read in all attempts ends the official script in an error; robustly it is left out."""
-        tally, marks = Tally(), []
+        tally, marks = benchmarks.Tally(), []
         for answer in answers:
             image = answer.question.image
             text = _description(answer)
@@ -217,12 +199,12 @@ class Benchmark:
 
     def figures(self, totals: Counts) -> dict[str, float]:
         """Shares in [0, 1]. RLHF-V and RLAIF-V print chair_s_refine as Resp. and chair_i as Mention, times 100."""
-        sums = {name: NAN if totals.get("unread") else totals.get(name, 0.0) for name in _COUNTED}
+        sums = {name: benchmarks.NAN if totals.get("unread") else totals.get(name, 0.0) for name in _COUNTED}
         return {
-            "chair_s": share(sums["with_absent"], sums["answers"]),
-            "chair_s_refine": share(sums["with_absent"], sums["with_any"]),
-            "chair_i": share(sums["absent"], sums["mentions"]),
-            "obj_rec": share(sums["named"], sums["there"]),
+            "chair_s": benchmarks.share(sums["with_absent"], sums["answers"]),
+            "chair_s_refine": benchmarks.share(sums["with_absent"], sums["with_any"]),
+            "chair_i": benchmarks.share(sums["absent"], sums["mentions"]),
+            "obj_rec": benchmarks.share(sums["named"], sums["there"]),
         }
 
 

@@ -29,21 +29,8 @@ from typing import Any, ClassVar
 from minipovid.common import data_files
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
-from minipovid.evaluate.benchmarks import (
-    NAN,
-    UNPARSED,
-    Answer,
-    Count,
-    Counts,
-    Exam,
-    Grades,
-    Label,
-    Mark,
-    Mode,
-    Tally,
-    objects,
-    share,
-)
+from minipovid.evaluate import benchmarks
+from minipovid.evaluate.benchmarks import UNPARSED, Answer, Counts, Exam, Grades, Mark, Mode
 from minipovid.evaluate.reading.replies import says_yes
 from minipovid.inference.backends import Question
 from minipovid.pairs.lexicon import article
@@ -75,21 +62,21 @@ class Benchmark:
 
     mode: Mode = "official"
     suffix: str = "\nAnswer the question using a single word or phrase."
-    max_tokens: Count = 128
-    each: Count = 3
-    pictures: Count | None = None
+    max_tokens: benchmarks.Count = 128
+    each: benchmarks.Count = 3
+    pictures: benchmarks.Count | None = None
     question: str = "Is there {a} {object} in the image?"
 
     source: ClassVar[str] = "the folder output/coco of github.com/RUCAIBox/POPE"
     headline: ClassVar[Sequence[str]] = ("accuracy", "f1", "mean_f1", "false_yes")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(("false_yes",))
     coverage: ClassVar[frozenset[str]] = frozenset(("recall",))
-    labels: ClassVar[Mapping[str, Label]] = {
-        "false_yes": Label("false yes", "questions about something absent that were answered yes"),
-        "recall": Label(meaning="of what is there, the share that is found"),
-        "yes_ratio": Label("share of yes"),
-        "f1": Label("F1"),
-        "mean_f1": Label("mean F1"),
+    labels: ClassVar[Mapping[str, benchmarks.Label]] = {
+        "false_yes": benchmarks.Label("false yes", "questions about something absent that were answered yes"),
+        "recall": benchmarks.Label(meaning="of what is there, the share that is found"),
+        "yes_ratio": benchmarks.Label("share of yes"),
+        "f1": benchmarks.Label("F1"),
+        "mean_f1": benchmarks.Label("mean F1"),
     }
 
     # --- the questions ---
@@ -98,7 +85,7 @@ class Benchmark:
         files = sorted(path.glob("*pope*.json*")) if path.is_dir() else [path]
         if not files:
             raise MinipovidError(f"{path} holds no POPE file (*pope*.json); take {self.source}.")
-        if len(files) == 1 and "objects" in next(objects(files[0], _ASKED), ("", {}))[1]:
+        if len(files) == 1 and "objects" in next(benchmarks.objects(files[0], _ASKED), ("", {}))[1]:
             return self._own(files[0])
         published = [_published(file) for file in files]
         versions = {version for version, _ in published}
@@ -113,7 +100,7 @@ class Benchmark:
 
     def _questions(self, file: Path, rule: str, prefix: str) -> Iterator[Question]:
         ids: set[str] = set()
-        for number, row in objects(file, _ASKED):
+        for number, row in benchmarks.objects(file, _ASKED):
             try:
                 label = {"yes": "yes", "no": "no"}[row["label"].lower()]
                 truth = {"label": label, "category": row.get("category") or rule}
@@ -173,7 +160,7 @@ class Benchmark:
     # --- the scores ---
 
     def grade(self, answers: Sequence[Answer]) -> Grades:
-        tally, marks = Tally(), []
+        tally, marks = benchmarks.Tally(), []
         for answer in answers:
             truth, reading = answer.question.truth["label"] == "yes", self._reads(answer.text)
             cell = f"{'unread' if reading is None else 'yes' if reading else 'no'} of {'yes' if truth else 'no'}"
@@ -208,14 +195,14 @@ def _metrics(counts: Mapping[str, float]) -> dict[str, float]:
     """The official ones, and `false_yes`, FP / (FP + TN): how often an absent object is affirmed."""
     tp, fp, tn, fn = (counts.get(cell, 0.0) for cell in ("yes of yes", "yes of no", "no of no", "no of yes"))
     n = sum(counts.values())
-    precision, recall = share(tp, tp + fp), share(tp, tp + fn + counts.get("unread of yes", 0.0))
+    precision, recall = benchmarks.share(tp, tp + fp), benchmarks.share(tp, tp + fn + counts.get("unread of yes", 0.0))
     return {
-        "accuracy": share(tp + tn, n),
+        "accuracy": benchmarks.share(tp + tn, n),
         "precision": precision,
         "recall": recall,
-        "f1": 2 * precision * recall / (precision + recall) if precision + recall else NAN,
-        "yes_ratio": share(tp + fp, n),
-        "false_yes": share(fp, fp + tn + counts.get("unread of no", 0.0)),
+        "f1": 2 * precision * recall / (precision + recall) if precision + recall else benchmarks.NAN,
+        "yes_ratio": benchmarks.share(tp + fp, n),
+        "false_yes": benchmarks.share(fp, fp + tn + counts.get("unread of no", 0.0)),
     }
 
 
@@ -243,7 +230,7 @@ class Census:
 
 def _annotated(file: Path) -> Iterator[tuple[str, list[str]]]:
     """(image, its objects) of each row; the image may be missing where only objects are counted."""
-    for number, row in objects(file, _OWN):
+    for number, row in benchmarks.objects(file, _OWN):
         names: Any = row.get("objects")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise MinipovidError(f"{file}: row {number} is not {_OWN}.")
