@@ -269,6 +269,7 @@ def test_labels_options_and_folders(tmp_path: Path) -> None:
     assert all(seat.options["mode"] == "robust" for seat in seats)
 
 
+@pytest.mark.usefixtures("built_in_pairs")
 def test_tinyworld_is_pope_and_chair() -> None:
     pope, chair = find(["tinyworld"])
     assert (pope.label, len(pope.exam.questions)) == ("pope", 1800)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -105,13 +107,17 @@ def test_a_refused_reply_is_no_answer(
 
 
 INTERRUPTED = """
-import os, signal, sys, threading
+import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {tests!r} + "/../helpers"]
 from test_backend_openai import answers
-threading.Timer(1.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 answers(Path({run!r}), Path({file!r}), "openai", Path({run!r}), model="m", concurrency=2)
 """
+
+
+def _hears_ctrl_c() -> None:
+    """Even where the shell that runs the tests ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_an_interruption_keeps_what_was_answered(
@@ -123,8 +129,17 @@ def test_an_interruption_keeps_what_was_answered(
     with BadServer({"*": ["say No"] * 99}, seconds=0.25) as server:
         monkeypatch.setenv("MINIPOVID_MODEL_BASE_URL", server.url)
         here = {"tests": str(Path(__file__).parent), "run": str(tmp_path / "run"), "file": str(questions)}
-        child = subprocess.run([sys.executable, "-c", INTERRUPTED.format(**here)], capture_output=True, text=True)
-        assert "KeyboardInterrupt" in child.stderr
+        child = subprocess.Popen(
+            [sys.executable, "-c", INTERRUPTED.format(**here)],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_hears_ctrl_c,
+        )
+        while len(server.answered) < 4 and child.poll() is None:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        _, complaint = child.communicate(timeout=60)
+        assert "KeyboardInterrupt" in complaint
         before = len(server.seen)
         server.seconds = 0.0
         assert answers(tmp_path / "run", questions, "openai", tmp_path, model="m") == ["No"] * 24

@@ -56,20 +56,19 @@ def patient(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_local_model_teaches_under_the_schema_of_the_server(tmp_path: Path) -> None:
-    world = tinyworld.materialise(tmp_path / "world")
-    picture = sorted(world.rglob("*.png"))[0].relative_to(world).as_posix()
+def test_a_local_model_teaches_under_the_schema_of_the_server(drawn_world: Path, tmp_path: Path) -> None:
+    picture = sorted(drawn_world.rglob("*.png"))[0].relative_to(drawn_world).as_posix()
     rows: list[Seed | BadRow] = [Seed(str(n), picture, *each) for n, each in enumerate(QUESTIONS)]
     export_base(str(patient(tmp_path / "base")), tmp_path / "gguf", ["f16"])
     with Runtime.open(tmp_path / "gguf", n_ctx=8192) as model, serving(model) as url:
         teacher = Teacher("tinyworld", Server(url), cache=tmp_path / "a.sqlite", temperature=0.0, max_tokens=700)
-        counts = making.make(lambda: rows, povid.Injector(teacher), tmp_path / "to", root=world, progress=False)
+        counts = making.make(lambda: rows, povid.Injector(teacher), tmp_path / "to", root=drawn_world, progress=False)
         free = Teacher("tinyworld", Server(url), temperature=0.0, max_tokens=100)
         free._dropped = frozenset({"response_format"})
         told = povid.prompt("description.v1").task
         wild = free.ask([Message("system", told), Message("user", "Question:\nWhat is it?")], {}, "wild")
         again = Teacher("tinyworld", Server(url), cache=tmp_path / "a.sqlite", temperature=0.0, max_tokens=700)
-        held = making.make(lambda: rows, povid.Injector(again), tmp_path / "again", root=world, progress=False)
+        held = making.make(lambda: rows, povid.Injector(again), tmp_path / "again", root=drawn_world, progress=False)
     with pytest.raises(ValueError, match="no JSON object"):  # what this model says unheld
         parsed(wild.text)
     assert (counts.rows, counts.pairs + counts.failures, counts.left) == (3, 3, 0)

@@ -39,8 +39,8 @@ print(builtin.pairs()[0])
 
 
 @pytest.fixture(scope="module")
-def pairs() -> list[Pair]:
-    found = list(jsonl.read(builtin.pairs()[0]))
+def pairs(built_in_pairs: tuple[Path, Path]) -> list[Pair]:
+    found = list(jsonl.read(built_in_pairs[0]))
     assert all(isinstance(pair, Pair) for pair in found)
     return [pair for pair in found if isinstance(pair, Pair)]
 
@@ -50,8 +50,10 @@ def captions(pairs: list[Pair]) -> list[Pair]:
     return [pair for pair in pairs if not pair.id.endswith("question")]
 
 
-def test_they_are_what_the_command_makes_of_the_seeds(tmp_path: Path, pairs: list[Pair]) -> None:
-    file, root = builtin.pairs()
+def test_they_are_what_the_command_makes_of_the_seeds(
+    tmp_path: Path, built_in_pairs: tuple[Path, Path], pairs: list[Pair]
+) -> None:
+    file, root = built_in_pairs
     assert source.locate(DataSection(path="tinyworld")) == (file, root)
     command = ["pairs", "make", f"{root}/seeds.json", "--to", f"{tmp_path}/made", "--maker", "rule"]
     result = CliRunner().invoke(main, [*command, "--count-on", f"{root}/everyday.txt", "--json"])
@@ -62,9 +64,9 @@ def test_they_are_what_the_command_makes_of_the_seeds(tmp_path: Path, pairs: lis
     assert len(pairs) == 7200 and {tuple(pair.source.values()) for pair in pairs} == {("ground truth", rule.VERSION)}
 
 
-def test_they_are_those_of_their_version() -> None:
+def test_they_are_those_of_their_version(built_in_pairs: tuple[Path, Path]) -> None:
     """What a version's rules once made lies in users' caches: new rules without a new version would never be seen."""
-    digest = hashlib.sha256(builtin.pairs()[0].read_bytes()).hexdigest()
+    digest = hashlib.sha256(built_in_pairs[0].read_bytes()).hexdigest()
     assert (rule.VERSION, digest[:16]) == ("rule v2", "36929a1a7af9ba6b"), "raise rule.VERSION, and pin its digest here"
 
 
@@ -127,6 +129,7 @@ def test_questions_are_answered_with_the_contrary(pairs: list[Pair]) -> None:
         assert [span.start for span in pair.spans] == [0]
 
 
+@pytest.mark.usefixtures("built_in_pairs")
 def test_the_demo_shows_what_the_check_says_of_them() -> None:
     """Nothing to mend, no warning, and no style by which 5,000 pairs would be told apart."""
     report = check("tinyworld", max_length=256, decode=False)

@@ -295,6 +295,7 @@ def test_words_changed_and_their_kinds_by_hand() -> None:
     assert wording([marked]).kinds == {} and wording([marked]).unspanned == 0
 
 
+@pytest.mark.usefixtures("built_in_pairs")
 def test_the_built_in_world_is_sound_and_a_run_brings_its_own_model_and_length(tmp_path: Path) -> None:
     report = check("tinyworld", limit=60, decode=False)
     assert report.ok and report.tokens is not None and report.tokens.model == "tinyworld"

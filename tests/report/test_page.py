@@ -15,7 +15,6 @@ import pytest
 from pages import CHROMIUM, COLLISIONS, CONTRAST, OVERLAPS, SIZES, chromium
 from report_runs import Model, examine, pictures, train, verified
 
-from minipovid.pairs.make import builtin
 from minipovid.report import report
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -33,13 +32,13 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(tmp_path_factory: pytest.TempPathFactory, built_in_pairs: tuple[Path, Path]) -> Path:
     """A page with every section, and with answers that want to break out of it."""
     folder = tmp_path_factory.mktemp("report")
     file, run = pictures(folder / "pictures"), folder / "a-run-with-a-rather-long-name"
     train(run)
     verified(run)
-    pairs, _ = builtin.pairs()
+    pairs, _ = built_in_pairs
     with pairs.open(encoding="utf-8") as lines:
         (run / "pairs.jsonl").write_text("".join(next(lines) for _ in range(9)), encoding="utf-8")
     examine(run / "base", file, Model(0.5, also_says=LONG))

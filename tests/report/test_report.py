@@ -30,7 +30,6 @@ from minipovid.images import load as images
 from minipovid.images import views
 from minipovid.images.views import noised as noise
 from minipovid.models.families import llava
-from minipovid.pairs.make import builtin
 from minipovid.recipe import read as recipe
 from minipovid.report import Report, answers, curves, noised, numbers, report, sizes, svg, texts
 from minipovid.report.numbers import PERCENT, PLAIN, WORDS
@@ -485,10 +484,10 @@ def test_missing_and_broken_pictures_break_nothing(tmp_path: Path) -> None:
     assert "8 of them could not be found" in page.text and "003.png" in page.text
 
 
-def test_the_noised_picture_is_the_one_of_training(tmp_path: Path) -> None:
+def test_the_noised_picture_is_the_one_of_training(tmp_path: Path, built_in_pairs: tuple[Path, Path]) -> None:
     """Recomputed from the schedule: x_k = sqrt(abar) x + sqrt(1 - abar) e, e drawn by seed, pair and epoch."""
     train(tmp_path)
-    pairs, root = builtin.pairs()
+    pairs, root = built_in_pairs
     lines = pairs.read_text(encoding="utf-8").splitlines()[:9]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     settings = recipe.read(tmp_path / "recipe.yaml")

@@ -154,51 +154,46 @@ def read_seeds(rows: list[seeds.Row]) -> list[Seed]:
     return [each for each in found if isinstance(each, Seed)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return materialise(tmp_path_factory.mktemp("data") / "world")
-
-
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_world_on_disk(folder: Path) -> None:
-    rows = json.loads((folder / "seeds.json").read_text(encoding="utf-8"))
+def test_the_world_on_disk(drawn_world: Path) -> None:
+    rows = json.loads((drawn_world / "seeds.json").read_text(encoding="utf-8"))
     assert len(rows) == len({row["id"] for row in rows}) == 7200
     assert set(rows[0]) == {"id", "image", "conversations"}
     openings = Counter(row["conversations"][1]["value"].split()[0] for row in rows)
     assert openings["Yes,"] == openings["No,"] == 1200
     named = {row["image"] for row in rows}
-    everyday = (folder / "everyday.txt").read_text().splitlines()
+    everyday = (drawn_world / "everyday.txt").read_text().splitlines()
     for split in ("eval", "dev"):
         shown, listed = (
-            read(folder / split / "pictures.jsonl"),
-            (folder / split / "objects.txt").read_text().splitlines(),
+            read(drawn_world / split / "pictures.jsonl"),
+            (drawn_world / split / "objects.txt").read_text().splitlines(),
         )
         assert len(shown) == 200 and {row["prompt"] for row in shown} == {"Describe the picture."}
         for row, scene in zip(shown, world.held_out_scenes(split), strict=True):
             assert (row["image"], tuple(row["objects"])) == (f"images/{split}/{scene.name}.png", scene.shapes)
         assert [line.split(", ")[0] for line in listed] == list(OBJECTS)
-        corpus = read(folder / split / "corpus.jsonl")
+        corpus = read(drawn_world / split / "corpus.jsonl")
         assert len(corpus) == len(everyday) == 2000
         for row, caption in zip(corpus, everyday, strict=True):
             assert {claim[1] for claim in claims(caption)} - set(RELATIONS) == set(row["objects"])
         named |= {row["image"] for row in shown}
-    assert named == {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+    assert named == {path.relative_to(drawn_world).as_posix() for path in drawn_world.rglob("*.png")}
 
 
-def test_its_words_are_those_of_their_version(folder: Path) -> None:
+def test_its_words_are_those_of_their_version(drawn_world: Path) -> None:
     """A world lies in users' caches: new words without a new version would never be seen there."""
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in {".json", ".jsonl", ".txt"}]
-    files.remove(folder / "world.json")
+    files = [path for path in sorted(drawn_world.rglob("*")) if path.suffix in {".json", ".jsonl", ".txt"}]
+    files.remove(drawn_world / "world.json")
     assert len(files) == 8
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     assert (world.VERSION, digest[:16]) == (2, "df8053bdddd375b8"), "raise world.VERSION, and pin its digest here"
 
 
-def test_splits_share_no_picture(folder: Path) -> None:
-    seen = [hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.png")]
+def test_splits_share_no_picture(drawn_world: Path) -> None:
+    seen = [hashlib.sha256(path.read_bytes()).hexdigest() for path in drawn_world.rglob("*.png")]
     assert len(seen) == len(set(seen)) == 5200
     names = [scene.name for scene in (*world.train_scenes(), *world.held_out_scenes("eval"))]
     names += [scene.name for scene in world.held_out_scenes("dev")]
@@ -206,18 +201,33 @@ def test_splits_share_no_picture(folder: Path) -> None:
     assert not [name for name in names if name.startswith("pretrain")]  # the base model's scenes
 
 
-def test_materialise_is_the_same_every_time_and_does_nothing_twice(folder: Path, tmp_path: Path) -> None:
-    (folder / "seeds.json").touch()
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert materialise(folder) == folder
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    again = materialise(tmp_path / "again")
-    for path in folder.rglob("*"):
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn within the test is a small world, of a second: the first scenes of each kind."""
+    for name, count in {"TRAIN_SCENES": 400, "HELD_OUT_SCENES": 20, "EVERYDAY_SCENES": 60}.items():
+        monkeypatch.setattr(world, name, count)
+
+
+@pytest.mark.usefixtures("small")
+def test_materialise_is_the_same_every_time_and_does_nothing_twice(drawn_world: Path, tmp_path: Path) -> None:
+    """A small world is drawn twice; its pictures and good answers are those of the whole world, which perhaps another
+    process drew."""
+    first, again = materialise(tmp_path / "first"), materialise(tmp_path / "again")
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+    assert materialise(first) == first
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
+    assert len(before) > 440
+    for path in first.rglob("*"):
         if path.is_file():
-            assert (again / path.relative_to(folder)).read_bytes() == path.read_bytes(), path
-    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+            assert (again / path.relative_to(first)).read_bytes() == path.read_bytes(), path
+        if path.suffix == ".png":
+            assert (drawn_world / path.relative_to(first)).read_bytes() == path.read_bytes(), path
+    rows, whole = (json.loads((folder / "seeds.json").read_text("utf-8")) for folder in (first, drawn_world))
+    assert len(rows) == 600 and rows == whole[:600]
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "again"}
 
 
+@pytest.mark.usefixtures("small")
 def test_a_killed_materialise_leaves_no_half_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(folder: Path, split: str) -> None:
         raise KeyboardInterrupt
@@ -260,7 +270,8 @@ def test_checkpoint_is_small_and_safe() -> None:
 def test_checkpoint_loads_as_llava_and_sees() -> None:
     """The placeholder's id, the token count and the world's own words; and the base tells three true shapes in four."""
     transformers = pytest.importorskip("transformers")
-    pretrain = pytest.importorskip("minipovid.tinyworld.pretrain")
+    from minipovid.tinyworld import pretrain
+
     model = transformers.LlavaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype="float32").eval()
     words = pretrain.Words((CHECKPOINT / "tokenizer.model").read_bytes())
     assert model.config.image_token_id == words.image
@@ -298,8 +309,8 @@ def test_tokenizer_json_says_what_sentencepiece_says(probe: str) -> None:
 def test_training_rows_are_the_template_tokenised_whole() -> None:
     """Words.row builds rows in pieces; the family's template as one text must give the same ids."""
     transformers = pytest.importorskip("transformers")
-    pretrain = pytest.importorskip("minipovid.tinyworld.pretrain")
     from minipovid.models.chat_template import VICUNA
+    from minipovid.tinyworld import pretrain
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(CHECKPOINT)
     words = pretrain.Words((CHECKPOINT / "tokenizer.model").read_bytes())
@@ -316,7 +327,8 @@ def test_a_step_learns_and_the_saved_folder_is_the_model(tmp_path: Path) -> None
     """One step moves tower, projector and language model; what is saved is that model, rounded to float16."""
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    pretrain = pytest.importorskip("minipovid.tinyworld.pretrain")
+    from minipovid.tinyworld import pretrain
+
     words = pretrain.Words((CHECKPOINT / "tokenizer.model").read_bytes())
     model = pretrain.new_model(words)
     pretrain.batch_loss(model, words, "test").backward()
@@ -332,7 +344,8 @@ def test_a_step_learns_and_the_saved_folder_is_the_model(tmp_path: Path) -> None
 
 def test_patch_share_averages_each_place() -> None:
     """8 patches across 3 places: 3, 2 and 3 (middles at 4, 12, 20 | 28, 36 | 44, 52, 60 pixels; borders 21.3, 42.7)."""
-    pretrain = pytest.importorskip("minipovid.tinyworld.pretrain")
+    from minipovid.tinyworld import pretrain
+
     counts = (pretrain.PATCH_SHARE > 0).sum(0).tolist()
     assert counts == [9, 6, 9, 6, 4, 6, 9, 6, 9]
     assert pretrain.PATCH_SHARE.sum(0).tolist() == pytest.approx([1.0] * 9)

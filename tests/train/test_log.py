@@ -81,9 +81,7 @@ def test_machine_names_all_that_differs_between_two_runs(tmp_path: Path, clock: 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells of the card")
 def test_peak_memory_is_this_process_own_and_a_peak() -> None:
     """A child of a process that held 300 MiB more has not; 100 MiB that were held for a moment stay in the figure."""
-    code = (
-        "from minipovid.train.log import peak_gib; a = peak_gib(); bytearray(b'x' * (50 << 20)); print(a, peak_gib())"
-    )
+    code = "from minipovid.train import log; a = log.peak_gib(); bytearray(b'x' * (50 << 20)); print(a, log.peak_gib())"
     weight = bytearray(b"x" * (300 << 20))
     before, after = map(float, subprocess.check_output([sys.executable, "-c", code], text=True).split())
     del weight

@@ -28,7 +28,7 @@ NEEDED = {"f16": 0.98, "q8_0": 0.80}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, built_in_pairs: tuple[Path, Path]) -> Path:
     """The tiny world's recipe, forty steps of each stage, exported."""
     settings = recipe.read(recipe.find("tinyworld"), ("train.max_steps=40",))
     folder = train(settings, tmp_path_factory.mktemp("runs") / "tiny", progress=False)
