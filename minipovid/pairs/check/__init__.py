@@ -66,13 +66,12 @@ class _Pass:
     """Everything that is counted while the rows pass."""
 
     def __init__(self, source: PairSource, decode: bool, seed: int) -> None:
-        self.source, self.seed = source, seed
-        self.findings = Findings()
-        self.rows = self.unpaired = 0
+        self.source, self.seed, self.rng = source, seed, random.Random(seed)
+        self.findings, self.rows, self.unpaired = Findings(), 0, 0
         self.pictures = PictureCheck(source.root, decode)
         self.repeats, self.lengths, self.makers = Repeats(), Lengths(), Sources()
         self.tokens = TokenLengths.of(source)
-        self.sample = _Sample(SAMPLE, seed)
+        self.sample: dict[int, Pair] = {}  # by the place that it won; in the order of the file
 
     def see(self, row: Pair | BadRow, number: int) -> None:
         self.rows += 1
@@ -84,20 +83,25 @@ class _Pass:
             self.findings.add("unusable row", row.where, row.why)
 
     def _see_pair(self, pair: Pair, place: str) -> None:
-        picture = self.pictures.look(pair.image, place)
-        pair = replace(pair, image=picture)  # without the bytes of one that lay inside the data file
+        # Without the bytes of a picture that lay inside the data file.
+        pair = replace(pair, image=self.pictures.look(pair.image, place))
         self.findings.take(place, odd(pair))
         self.findings.take(place, self.repeats.see(pair, place))
         if self.tokens is not None:
             self.findings.take(place, self.tokens.see(pair))
         self.lengths.see(pair)
         self.makers.see(pair)
-        self.sample.offer(pair)
+        # Vitter's algorithm R: each pair is as likely as any other, without knowing how many will come.
+        count = self.lengths.pairs
+        won = count - 1 if count <= SAMPLE else self.rng.randrange(count)
+        if won < SAMPLE:
+            self.sample.pop(won, None)
+            self.sample[won] = pair
 
     def report(self) -> CheckReport:
         for place, why in self.pictures.broken():
             self.findings.add("missing or unreadable picture", place, why)
-        sample = self.sample.in_order()
+        sample = list(self.sample.values())
         return CheckReport(
             path=self.source.path,
             format=self.source.format,
@@ -112,22 +116,3 @@ class _Pass:
             makers=self.makers.summary(),
             leak=leak(sample, self.seed),
         )
-
-
-class _Sample:
-    """Some of the pairs, each as likely as any other, without knowing how many will come (Vitter's algorithm R)."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.rng, self.count = size, random.Random(seed), 0
-        self.pairs: list[tuple[int, Pair]] = []
-
-    def offer(self, pair: Pair) -> None:
-        self.count += 1
-        if len(self.pairs) < self.size:
-            self.pairs.append((self.count, pair))
-        elif (place := self.rng.randrange(self.count)) < self.size:
-            self.pairs[place] = (self.count, pair)
-
-    def in_order(self) -> list[Pair]:
-        """Those that were drawn, in the order of the file."""
-        return [pair for _, pair in sorted(self.pairs, key=lambda each: each[0])]

@@ -6,15 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 KEPT = 1_000  # rows that are named per kind of defect; all are counted
-
-
 # What stops a training run, or teaches two contrary things; all other kinds are only worth knowing.
-GRAVE = frozenset(
-    (
-        *("unusable row", "missing or unreadable picture", "cannot be tokenised", "too long"),
-        *("placeholder in the text", "contradiction"),
-    )
-)
+GRAVE = {
+    *("unusable row", "missing or unreadable picture", "cannot be tokenised", "too long"),
+    *("placeholder in the text", "contradiction"),
+}
 
 
 class Finding(NamedTuple):

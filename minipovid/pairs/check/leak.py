@@ -15,7 +15,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -98,9 +98,8 @@ def leak(pairs: Sequence[Pair], seed: int = 0) -> Leak | None:
     for fold in range(folds.max() + 1):
         margins = rows.of(folds == fold).times(fit(rows.of(folds != fold)))
         right[folds == fold] = (np.sign(margins[folds == fold]) + 1) / 2
-    accuracy = float(right.mean())
-    error = float(np.sqrt(accuracy * (1 - accuracy) / len(pairs)))
-    return Leak(accuracy, error, len(pairs), tuple(_telling(features, rows)))
+    accuracy, telling = float(right.mean()), tuple(_telling(features, rows))
+    return Leak(accuracy, float(np.sqrt(accuracy * (1 - accuracy) / len(pairs))), len(pairs), telling)
 
 
 def _folds(images: Sequence[str], seed: int) -> npt.NDArray[np.int64] | None:
@@ -133,9 +132,8 @@ def _features(pairs: Sequence[Pair]) -> tuple[list[str], SparseRows]:
 
 
 def _counts(text: str) -> Counter[str]:
-    """Its words, and every two in a row."""
-    words = ["^", *_TOKEN.findall(text.casefold()), "$"]
-    return Counter(chain(words[1:-1], map(" ".join, pairwise(words))))
+    words = _TOKEN.findall(text.casefold())
+    return Counter([*words, *map(" ".join, pairwise(["^", *words, "$"]))])
 
 
 def fit(rows: SparseRows) -> npt.NDArray[np.float64]:

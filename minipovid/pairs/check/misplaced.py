@@ -22,25 +22,19 @@ COPIED = 20  # characters of a question that an answer opens with; shorter ones 
 
 
 def odd(pair: Pair) -> Iterator[Finding]:
-    """What is odd about the texts of a pair."""
-    yield from _other_picture(pair)
+    question, own = pair.prompt.strip(), PurePosixPath(pair.image.replace("\\", "/")).name
+    others = (name for name in _FILE.findall(question) if not own.casefold().endswith(name.casefold()))
+    if name := next(others, ""):
+        yield Finding("another picture", f"the question names {name}, and the row's picture is {own}")
     texts = {"question": pair.prompt, "chosen answer": pair.chosen, "rejected answer": pair.rejected}
     for name, text in texts.items():
         if IMAGE in text:
             yield Finding("placeholder in the text", f"{IMAGE} stands in the {name}; take it out")
         if mark := _ROLE.search(text):
             yield Finding("marks of a chat", f"the {name} holds {short(mark.group().strip())}, a chat's own format")
-    question = pair.prompt.strip()
-    for side, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        if answer.strip() == question or (len(question) >= COPIED and answer.strip().startswith(question)):
+    for side, answer in pair.texts().items():
+        opens = len(question) >= COPIED and answer.strip().startswith(question)
+        if opens or answer.strip() == question:
             yield Finding("question in the answer", f"the {side} answer opens with the question itself")
         if phrase := talk(answer):
             yield Finding("refusal or talk", f"the {side} answer refuses or talks about its task ({short(phrase)})")
-
-
-def _other_picture(pair: Pair) -> Iterator[Finding]:
-    own = PurePosixPath(pair.image.replace("\\", "/")).name
-    for name in _FILE.findall(pair.prompt):
-        if name.casefold() != own.casefold() and not own.casefold().endswith(name.casefold()):
-            yield Finding("another picture", f"the question names {name}, and the row's picture is {own}")
-            return

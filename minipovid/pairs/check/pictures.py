@@ -43,9 +43,7 @@ class PictureCheck:
         while self.works:
             self._settle()
         self.pool.shutdown()
-        for name, why in self.whys.items():
-            for place in self.rows[name]:
-                yield place, why
+        yield from ((place, why) for name, why in self.whys.items() for place in self.rows[name])
 
     def _settle(self) -> None:
         name, work = self.works.popleft()

@@ -22,9 +22,13 @@ class Repeats:
     def see(self, pair: Pair, place: str) -> list[Finding]:
         """What this row repeats, the worst alone."""
         about, good, bad = (pair.image, pair.prompt.strip()), pair.chosen.strip(), pair.rejected.strip()
-        row, contrary = (_hash(*about, good, bad), _hash(*about, bad, good))
+        row, contrary = _hash(*about, good, bad), _hash(*about, bad, good)
         question, answers = _hash(*about), _hash(good, bad)
-        findings = list(_renamed(pair, place))
+        findings = []
+        # A foreign row whose id was taken has got one of its own from the reader: "17 (row 12)".
+        number, _, name = place.removesuffix(")").partition(" (id ")
+        if name and str(pair.id) == f"{name} ({number})":
+            findings.append(Finding("repeated id", f"an earlier row has the id {name!r} too"))
         if contrary in self.whole:
             findings.append(Finding("contradiction", f"it prefers what {self.places[self.whole[contrary]]} rejects"))
         elif row in self.whole:
@@ -33,21 +37,12 @@ class Repeats:
             earlier = self.places[self.questions[question]]
             findings.append(Finding("repeated question", f"it asks what {earlier} asks of the same picture"))
         elif len(good.split()) >= LONG and answers in self.answers:
-            earlier = self.places[self.answers[answers]]
-            findings.append(
-                Finding("repeated answers", f"both answers are those of {earlier}, which asks something else")
-            )
+            why = f"both answers are those of {self.places[self.answers[answers]]}, which asks something else"
+            findings.append(Finding("repeated answers", why))
         for known, key in ((self.whole, row), (self.questions, question), (self.answers, answers)):
             known.setdefault(key, len(self.places))
         self.places.append(place)
         return findings
-
-
-def _renamed(pair: Pair, place: str) -> list[Finding]:
-    """A foreign row whose id was taken has got one of its own from the reader: "17 (row 12)"."""
-    row, _, name = place.removesuffix(")").partition(" (id ")
-    renamed = bool(name) and str(pair.id) == f"{name} ({row})"
-    return [Finding("repeated id", f"an earlier row has the id {name!r} too")] if renamed else []
 
 
 def _hash(*texts: str) -> int:

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minipovid.pairs.check.findings import GRAVE, Findings
-
-if TYPE_CHECKING:
-    from minipovid.pairs.check.leak import Leak
-    from minipovid.pairs.check.lengths import LengthGap
-    from minipovid.pairs.check.sources import SourceCounts
-    from minipovid.pairs.check.tokens import TokenCounts
-    from minipovid.pairs.check.wording import Wording
-
+from minipovid.pairs.check.leak import Leak
+from minipovid.pairs.check.lengths import LengthGap
+from minipovid.pairs.check.sources import SourceCounts
+from minipovid.pairs.check.tokens import TokenCounts
+from minipovid.pairs.check.wording import Wording
 
 SHOWN = 10
 
@@ -44,7 +41,7 @@ class CheckReport:
     @property
     def problems(self) -> list[str]:
         """What must be mended before these pairs can train."""
-        nothing = [] if self.pairs else [f"no usable pair among {self.rows:,} rows."]
+        nothing = () if self.pairs else (f"no usable pair among {self.rows:,} rows.",)
         return [*nothing, *self.findings.sentences(grave=True)]
 
     @property
@@ -54,8 +51,7 @@ class CheckReport:
         return [*self.findings.sentences(grave=False), *(each for each in measured if each)]
 
     def table(self) -> list[dict[str, str]]:
-        """Rows of the summary."""
-        return [{"what": what, "found": found} for what, found in self._lines() if found]
+        return [{"what": what, "found": found} for what, found in self._lines()]
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         unpaired = f", {self.unpaired:,} give none by the format's rule" if self.unpaired else ""
@@ -66,41 +62,26 @@ class CheckReport:
         if self.pairs:
             lengths = f"chosen {gap.chosen:.0f}, rejected {gap.rejected:.0f} ({gap.gap:+.0%})"
             yield "characters", f"{lengths}; rejected longer in {gap.rejected_longer:.0%}, equal in {gap.equal:.0%}"
-        yield "tokens", self._tokens()
-        yield "words changed", self._wording()
-        yield from self._kinds()
-        for names, count in self.makers.sources.items():
+        if t := self.tokens:
+            row = f"median {t.median:,}, 95 % up to {t.most:,}, longest {t.longest:,} of {t.max_length:,}"
+            yield "tokens", f"{row} (picture {t.picture:,}; {t.model}); {t.too_long:,} do not fit"
+        words, makers = self.wording, self.makers
+        if words.pairs:
+            of = f" ({self._sampled(words.pairs)})" if words.pairs < self.pairs else ""
+            yield "words changed", f"{words.changed:.0%} on average, {words.low:.0%} to {words.high:.0%}{of}"
+        for by, kinds, pairs in (("spans", makers.kinds, makers.marked), ("words", words.kinds, words.unspanned)):
+            if kinds:
+                counts = ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())
+                yield f"kinds, by {by}", f"{counts} of {pairs:,} pairs"
+        for names, count in makers.sources.items():
             yield "made by", f"{names}: {count:,}"
-        yield "", f"and others: {self.makers.others:,}" if self.makers.others else ""
-        yield "style leak", self._leak()
-
-    def _tokens(self) -> str:
-        if self.tokens is None:
-            return ""
-        t = self.tokens
-        return (
-            f"median {t.median:,}, 95 % up to {t.most:,}, longest {t.longest:,} of {t.max_length:,} "
-            f"(picture {t.picture:,}; {t.model}); {t.too_long:,} do not fit"
-        )
-
-    def _wording(self) -> str:
-        words = self.wording
-        of = f" ({self._sampled(words.pairs)})" if words.pairs < self.pairs else ""
-        return f"{words.changed:.0%} on average, {words.low:.0%} to {words.high:.0%}{of}" if words.pairs else ""
-
-    def _kinds(self) -> Iterator[tuple[str, str]]:
-        if self.makers.kinds:
-            counts = ", ".join(f"{kind} {count:,}" for kind, count in self.makers.kinds.items())
-            yield "kinds, by spans", f"{counts} of {self.makers.marked:,} pairs"
-        if self.wording.kinds:
-            counts = ", ".join(f"{kind} {count:,}" for kind, count in self.wording.kinds.items())
-            yield "kinds, by words", f"{counts} of {self.wording.unspanned:,} pairs"
-
-    def _leak(self) -> str:
-        if self.leak is None:
-            return "not measured: it takes two pictures" if self.pairs else ""
-        leak = self.leak
-        return f"{leak.accuracy:.2f} +- {leak.error:.2f} ({self._sampled(leak.pairs)}; 0.50 is chance)"
+        if makers.others:
+            yield "", f"and others: {makers.others:,}"
+        if leak := self.leak:
+            share = f"{leak.accuracy:.2f} +- {leak.error:.2f}"
+            yield "style leak", f"{share} ({self._sampled(leak.pairs)}; 0.50 is chance)"
+        elif self.pairs:
+            yield "style leak", "not measured: it takes two pictures"
 
     def _sampled(self, pairs: int) -> str:
         return f"{pairs:,} pairs" if pairs == self.pairs else f"a sample of {pairs:,} pairs"

@@ -5,18 +5,18 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from minipovid.common.errors import MinipovidError
+from minipovid.models import chat_template, families
+from minipovid.models.encoder import Encoder
+from minipovid.models.hub import resolve_model
 from minipovid.pairs.check.findings import Finding
 from minipovid.pairs.pair import Pair
 from minipovid.pairs.source import PairSource
-
-if TYPE_CHECKING:
-    from minipovid.models.encoder import Encoder
-    from minipovid.recipe.schema import ModelSection
+from minipovid.recipe.schema import ModelSection
 
 
 class TokenCounts(NamedTuple):
@@ -51,12 +51,11 @@ class TokenLengths:
         except MinipovidError as error:
             yield Finding("cannot be tokenised", str(error))
             return
-        answers = {kind: len(ids) for kind, ids in example.answers.items()}
-        longer = max(answers, key=lambda kind: answers[kind])
-        total = len(example.prompt) + answers[longer]
+        longer, length = max(((side, len(ids)) for side, ids in example.answers.items()), key=lambda each: each[1])
+        total = len(example.prompt) + length
         self.lengths.append(total)
         if total > self.max_length:
-            why = f"prompt and picture ({len(example.prompt)}) and the {longer} answer ({answers[longer]})"
+            why = f"prompt and picture ({len(example.prompt)}) and the {longer} answer ({length})"
             yield Finding("too long", f"{why} take {total} tokens, more than the {self.max_length} of data.max_length")
 
     def summary(self) -> TokenCounts:
@@ -72,10 +71,6 @@ def _encoder(section: ModelSection) -> Encoder:
     models/load.py, which reads configurations too, is left alone: what it imports takes 200 MiB.
     """
     from transformers import AutoConfig, AutoTokenizer
-
-    from minipovid.models import chat_template, families
-    from minipovid.models.encoder import Encoder
-    from minipovid.models.hub import resolve_model
 
     folder = resolve_model(section.path, section.revision, weights=False)
     try:

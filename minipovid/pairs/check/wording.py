@@ -42,15 +42,14 @@ class Wording(NamedTuple):
 def wording(pairs: Sequence[Pair]) -> Wording:
     shares, kinds, unspanned = [], Counter[str](), 0
     for pair in pairs:
-        chosen, rejected = words(pair.chosen)[:LONGEST], words(pair.rejected)[:LONGEST]
+        chosen, rejected = (words(text)[:LONGEST] for text in pair.texts().values())
         share, new = _compared(chosen, rejected)
         shares.append(share)
         if not pair.spans:
             unspanned += 1
             kinds.update(_kinds(rejected, new))
-    low, high = np.percentile(shares, [5, 95]) if shares else (0.0, 0.0)
-    mean = float(np.mean(shares)) if shares else 0.0
-    return Wording(len(pairs), mean, float(low), float(high), dict(kinds.most_common()), unspanned)
+    mean, low, high = (np.mean(shares), *np.percentile(shares, [5, 95])) if shares else (0.0, 0.0, 0.0)
+    return Wording(len(pairs), float(mean), float(low), float(high), dict(kinds.most_common()), unspanned)
 
 
 def _compared(chosen: list[str], rejected: list[str]) -> tuple[float, set[int]]:
