@@ -39,26 +39,13 @@ PairOrSeed = TypeVar("PairOrSeed", Pair, Seed)
 
 
 def pairs_of(
-    rows: Iterable[tuple[int | str, Any]], pair_of: Callable[[dict[str, Any]], Pair], foreign: bool = False
-) -> Iterator[Pair | BadRow]:
-    """Each (number, row) as a Pair or, with the sentence why not, as a BadRow. A row may be a Bad already.
+    rows: Iterable[tuple[int | str, Any]], pair_of: Callable[[dict[str, Any]], PairOrSeed], foreign: bool = False
+) -> Iterator[PairOrSeed | BadRow]:
+    """Each (number, row) as a Pair or Seed or, with the sentence why not, as a BadRow. A row may be a Bad already.
 
     An id may come once: what is kept of a row (cached scores, noise) is kept under its id. In a `foreign` data set,
     which minds no such rule, an id that is empty or taken is made one of its own with the row's number.
     """
-    return _items(rows, lambda row: _sound(pair_of(row)), foreign)
-
-
-def seeds_of(
-    rows: Iterable[tuple[int | str, Any]], seed_of: Callable[[dict[str, Any]], Seed]
-) -> Iterator[Seed | BadRow]:
-    """`pairs_of` for seeds, whose data sets are always foreign."""
-    return _items(rows, lambda row: _fertile(seed_of(row)), foreign=True)
-
-
-def _items(
-    rows: Iterable[tuple[int | str, Any]], item_of: Callable[[dict[str, Any]], PairOrSeed], foreign: bool
-) -> Iterator[PairOrSeed | BadRow]:
     seen: set[str] = set()
     for number, row in rows:
         name = row.get("id") if isinstance(row, dict) else None
@@ -68,29 +55,24 @@ def _items(
                 raise row
             if not isinstance(row, dict):
                 raise Bad(f"the row is {short(row)}, not an object in braces")
-            yield _unique(item_of(row), seen, place, f"row {number}" if foreign else None)
+            yield _unique(_sound(pair_of(row)), seen, place, f"row {number}" if foreign else None)
         except NoPair as why:
             yield Unpaired(place, str(why))
         except Bad as bad:
             yield BadRow(place, str(bad))
 
 
-def _sound(pair: Pair) -> Pair:
-    if not pair.prompt.strip():
-        raise Bad("the question is empty")
-    for side, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        if not answer.strip():
-            raise Bad(f"the {side} answer is empty")
-    if pair.chosen.strip() == pair.rejected.strip():
-        raise Bad("the chosen and the rejected answer are equal, so there is nothing to prefer")
-    return pair
-
-
-def _fertile(seed: Seed) -> Seed:
-    for what, words in (("question", seed.prompt), ("answer", seed.answer)):
+def _sound(item: PairOrSeed) -> PairOrSeed:
+    if isinstance(item, Seed):
+        texts = {"question": item.prompt, "answer": item.answer}
+    else:
+        texts = {"question": item.prompt, "chosen answer": item.chosen, "rejected answer": item.rejected}
+    for what, words in texts.items():
         if not words.strip():
             raise Bad(f"the {what} is empty")
-    return seed
+    if isinstance(item, Pair) and item.chosen.strip() == item.rejected.strip():
+        raise Bad("the chosen and the rejected answer are equal, so there is nothing to prefer")
+    return item
 
 
 def _unique(item: PairOrSeed, seen: set[str], place: str, own: str | None) -> PairOrSeed:

@@ -13,7 +13,7 @@ from minipovid.common.data_files import Bad
 from minipovid.common.errors import MinipovidError
 from minipovid.images.embedded import extension
 from minipovid.pairs.pair import BadRow, Seed
-from minipovid.pairs.reading import seeds_of
+from minipovid.pairs.reading import pairs_of
 
 PROMPT = "Describe this image in detail."  # what a caption answers
 
@@ -22,7 +22,7 @@ def seeds(path: Path) -> Iterator[Seed | BadRow]:
     """Every picture and every caption of the folder, by name; one without the other is a bad row."""
     if not path.is_dir():
         raise MinipovidError(f"{path} is not a folder; captions are a folder of pictures with a .txt beside each.")
-    yield from seeds_of(enumerate(_rows(path), 1), _seed)
+    yield from pairs_of(enumerate(_rows(path), 1), _seed, foreign=True)
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -34,14 +34,11 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
         row = beside.setdefault(file.stem, {"id": file.stem, "caption": None, "pictures": []})
         if file.suffix.lower() == ".txt":
             row["caption"] = file
-        elif _is_picture(file):
-            row["pictures"].append(file.name)
+        else:
+            with file.open("rb") as opened:
+                if extension(opened.read(16)):
+                    row["pictures"].append(file.name)
     yield from (row for row in beside.values() if row["caption"] is not None or row["pictures"])
-
-
-def _is_picture(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return extension(opened.read(16)) is not None
 
 
 def _seed(row: dict[str, Any]) -> Seed:

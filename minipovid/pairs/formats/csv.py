@@ -17,19 +17,17 @@ from minipovid.common.data_files import Cells, text
 from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.pair import BadRow, Pair, Seed
-from minipovid.pairs.reading import identity, known, pairs_of, rows, seeds_of
+from minipovid.pairs.reading import identity, known, pairs_of, rows
 
 SOURCE = {"chosen": "table", "rejected": "table"}
 
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
-    """Every row of the table, in order."""
     yield from pairs_of(rows(path), _pair, foreign=True)
 
 
 def seeds(path: Path) -> Iterator[Seed | BadRow]:
-    """Every row of a table with one answer, in order."""
-    yield from seeds_of(rows(path), _seed)
+    yield from pairs_of(rows(path), _seed, foreign=True)
 
 
 def claims(row: Mapping[str, Any]) -> int:

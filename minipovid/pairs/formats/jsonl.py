@@ -26,7 +26,9 @@ def read(path: Path) -> Iterator[Pair | BadRow]:
 
     Raises MinipovidError where the file as a whole is not this format.
     """
-    yield from pairs_of(_rows(path), _pair)
+    if looks_like(path, PAIRS) == "list":
+        raise MinipovidError(f"{path} is a JSON list; data.format jsonl is one object per line (povid is a JSON list).")
+    yield from pairs_of(of_text(path, "lines", PAIRS), _pair)
 
 
 def claims(row: Mapping[str, Any]) -> int:
@@ -38,15 +40,8 @@ def write(path: Path, pairs: Iterable[Pair]) -> None:
     with finished(path) as draft, draft.open("w", encoding="utf-8") as file:
         for pair in pairs:
             row = {key: getattr(pair, key) for key in KEYS}
-            row["source"] = dict(pair.source)
-            row["spans"] = [span._asdict() for span in pair.spans]
+            row |= {"source": dict(pair.source), "spans": [span._asdict() for span in pair.spans]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    if looks_like(path, PAIRS) == "list":
-        raise MinipovidError(f"{path} is a JSON list; data.format jsonl is one object per line (povid is a JSON list).")
-    return of_text(path, "lines", PAIRS)
 
 
 def _pair(row: dict[str, Any]) -> Pair:
@@ -65,13 +60,11 @@ def _spans(row: dict[str, Any]) -> tuple[Span, ...]:
     spans = row.get("spans", [])
     if not isinstance(spans, list):
         raise Bad(f"spans is {short(spans)}, but it must be a list")
-    return tuple(_span(span, len(row["rejected"])) for span in spans)
-
-
-def _span(span: Any, length: int) -> Span:
-    if not isinstance(span, dict) or set(span) != set(Span._fields):
-        raise Bad(f"a span is {short(span)}, but it must be an object with start, end and kind")
-    start, end = span["start"], span["end"]
-    if type(start) is not int or type(end) is not int or not 0 <= start < end <= length:
-        raise Bad(f"a span is {short(span)}, which lies outside the {length} characters of the rejected answer")
-    return Span(start, end, text(span, "kind"))
+    length = len(row["rejected"])
+    for span in spans:
+        if not isinstance(span, dict) or set(span) != set(Span._fields):
+            raise Bad(f"a span is {short(span)}, but it must be an object with start, end and kind")
+        start, end = span["start"], span["end"]
+        if type(start) is not int or type(end) is not int or not 0 <= start < end <= length:
+            raise Bad(f"a span is {short(span)}, which lies outside the {length} characters of the rejected answer")
+    return tuple(Span(span["start"], span["end"], text(span, "kind")) for span in spans)

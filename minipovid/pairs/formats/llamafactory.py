@@ -22,7 +22,6 @@ SOURCE = {"chosen": "LLaMA-Factory data set", "rejected": "LLaMA-Factory data se
 
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
-    """Every row of the file or folder of shards, in order."""
     yield from pairs_of(rows(path), _pair, foreign=True)
 
 

@@ -15,12 +15,11 @@ from typing import Any
 from minipovid.images import embedded
 from minipovid.pairs.conversations import exchange, turns_of
 from minipovid.pairs.pair import BadRow, Seed
-from minipovid.pairs.reading import identity, known, rows, seeds_of
+from minipovid.pairs.reading import identity, known, pairs_of, rows
 
 
 def seeds(path: Path) -> Iterator[Seed | BadRow]:
-    """The first exchange of every row, in order."""
-    yield from seeds_of(rows(path), _seed)
+    yield from pairs_of(rows(path), _seed, foreign=True)
 
 
 def claims(row: Mapping[str, Any]) -> int:

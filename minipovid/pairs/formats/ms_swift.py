@@ -23,7 +23,6 @@ SOURCE = {"chosen": "ms-swift data set", "rejected": "ms-swift data set"}
 
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
-    """Every row of the file or folder of shards, in order."""
     yield from pairs_of(rows(path), _pair, foreign=True)
 
 

@@ -28,17 +28,13 @@ SOURCE = {"chosen": "ground truth", "rejected": "GPT-4V (POVID)"}
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
     """Every row of the file, in order. Raises MinipovidError where the file as a whole is not a JSON list."""
-    yield from pairs_of(_rows(path), _pair)
+    if looks_like(path, PAIRS) != "list":
+        raise _no_list(path)
+    yield from pairs_of(of_text(path, "list", PAIRS), _pair)
 
 
 def claims(row: Mapping[str, Any]) -> int:
     return known(row, ("image", "conversations", "rejected_conversations"), ("id",))
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    if looks_like(path, PAIRS) != "list":
-        raise _no_list(path)
-    return of_text(path, "list", PAIRS)
 
 
 def _no_list(path: Path) -> MinipovidError:

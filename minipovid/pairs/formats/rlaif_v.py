@@ -24,7 +24,6 @@ SOURCE = {"chosen": "RLAIF-V", "rejected": "RLAIF-V"}
 
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
-    """Every row of the file or folder of shards, in order."""
     yield from pairs_of(rows(path), _pair, foreign=True)
 
 

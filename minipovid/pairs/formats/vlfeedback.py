@@ -33,8 +33,7 @@ class Rated(NamedTuple):
 
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
-    """Every pair of every row, in order."""
-    yield from pairs_of(_pairs(path), _pair)
+    yield from pairs_of(_pairs(path), lambda row: row["pair"])
 
 
 def claims(row: Mapping[str, Any]) -> int:
@@ -46,31 +45,30 @@ def _pairs(path: Path) -> Iterator[tuple[str, Any]]:
     for number, row in rows(path):
         try:
             for pair in _combined(number, row) if isinstance(row, dict) else [row]:
-                yield number, pair
+                yield number, {"id": pair.id, "pair": pair} if isinstance(pair, Pair) else pair
         except Bad as bad:
             yield number, bad
 
 
-def _combined(number: str, row: dict[str, Any]) -> list[dict[str, Any]]:
-    rated = [
-        Rated(text=answer(text(each, "response"), "response"), model=text(each, "model"), score=_score(each))
-        for each in _completions(row)
-    ]
-    common = {"prompt": question(text(row, "prompt"), "prompt"), "image": _picture(row)}
+def _combined(number: str, row: dict[str, Any]) -> list[Pair]:
+    rated = [_rated(completion) for completion in _completions(row)]
+    prompt, image = question(text(row, "prompt"), "prompt"), _picture(row)
     pairs = []
     for (i, one), (j, other) in combinations(enumerate(rated), 2):
         if one.score is None or other.score is None or one.score == other.score:
             continue
         chosen, rejected = (one, other) if one.score > other.score else (other, one)
-        pairs.append({"id": f"{identity(row)}:{number}:{i}-{j}", "chosen": chosen, "rejected": rejected, **common})
+        sides = {"chosen": chosen, "rejected": rejected}
+        source = {side: f"{each.model} (VLFeedback, {each.score:.2f})" for side, each in sides.items()}
+        pairs.append(Pair(f"{identity(row)}:{number}:{i}-{j}", image, prompt, chosen.text, rejected.text, source))
     if not pairs:
         raise NoPair("no two of its answers have different scores")
     return pairs
 
 
-def _pair(pair: dict[str, Any]) -> Pair:
-    source = {side: f"{pair[side].model} (VLFeedback, {pair[side].score:.2f})" for side in ("chosen", "rejected")}
-    return Pair(pair["id"], pair["image"], pair["prompt"], pair["chosen"].text, pair["rejected"].text, source)
+def _rated(completion: Mapping[str, Any]) -> Rated:
+    words = answer(text(completion, "response"), "response")
+    return Rated(text(completion, "model"), words, _score(completion))
 
 
 def _picture(row: dict[str, Any]) -> str:
