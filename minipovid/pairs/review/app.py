@@ -61,7 +61,7 @@ def application(book: Book, decisions: Decisions) -> Starlette:
             Route("/picture/{n:int}", desk.picture),
         ],
         middleware=[Middleware(_PageGate)],
-        exception_handlers={HTTPException: _refused, MinipovidError: _wrong, OSError: _disk},
+        exception_handlers={HTTPException: _failure, MinipovidError: _failure, OSError: _failure},
     )
 
 
@@ -80,8 +80,7 @@ class _PageGate:
             await send(message)
 
         why = _stranger(scope)
-        answer = self.app if why is None else JSONResponse({"error": why}, 403)
-        await answer(scope, receive, sealed)
+        await (JSONResponse({"error": why}, 403) if why else self.app)(scope, receive, sealed)
 
 
 def _stranger(scope: Scope) -> str | None:
@@ -202,8 +201,7 @@ class _Handlers:
             sheet = self._sheet(n)
             if wish.get("of") != sheet.row.of:
                 raise HTTPException(409, "The pairs have changed since this page was loaded; load it again.")
-            self._keep(sheet.row, _next_state(sheet.row, sheet.state, wish))
-            return self._answer(n)
+            return self._keep(n, sheet.row, _next_state(sheet.row, sheet.state, wish))
 
     def _undo(self) -> Response:
         with self.turn:
@@ -211,15 +209,12 @@ class _Handlers:
             n = self.book.number(last[0].id) if last is not None else None
             if last is None or n is None:
                 raise HTTPException(404, "There is nothing to undo.")
-            self._keep(*last, undo=True)
-            return self._answer(n)
+            return self._keep(n, *last, undo=True)
 
-    def _keep(self, row: ReviewRow, state: State, undo: bool = False) -> None:
+    def _keep(self, n: int, row: ReviewRow, state: State, undo: bool = False) -> Response:
         """On the disk first."""
         self.decisions.decide(row, state, undo)
         self.book.settle(row.id, state)
-
-    def _answer(self, n: int) -> Response:
         return JSONResponse({"row": _as_json(self._sheet(n)), "counts": self.book.counts()})
 
 
@@ -288,15 +283,9 @@ def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
 
 
-def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code)
-
-
-def _wrong(request: Request, error: Exception) -> Response:
+def _failure(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return JSONResponse({"error": error.detail}, error.status_code)
+    if isinstance(error, OSError):
+        return JSONResponse({"error": f"It could not be kept: {error.strerror or error}."}, 507)
     return JSONResponse({"error": str(error)}, 404)
-
-
-def _disk(request: Request, error: Exception) -> Response:
-    assert isinstance(error, OSError)
-    return JSONResponse({"error": f"It could not be kept: {error.strerror or error}."}, 507)

@@ -15,7 +15,7 @@ from minipovid.pairs import formats
 from minipovid.pairs.formats import jsonl
 from minipovid.pairs.pair import Pair
 from minipovid.pairs.reading import where
-from minipovid.pairs.review.decisions import History, ReviewRow, State, decisions_file
+from minipovid.pairs.review.decisions import LABELS, History, ReviewRow, State, decisions_file
 from minipovid.pairs.source import PairSource, find
 
 PERSON = "person"
@@ -94,11 +94,7 @@ class _Applying:
         left_out = states["undecided"] if self.decided_only else 0
         return ApplyCounts(
             pairs=states.total() - states["rejected"] - left_out,
-            accepted=states["accepted"],
-            edited=states["edited"],
-            swapped=states["swapped"],
-            undecided=states["undecided"],
-            rejected=states["rejected"],
+            **{label: states[label] for label in LABELS},
             left_out=left_out,
             bad=self.bad,
             stale=len(self.history.states) - self.met,

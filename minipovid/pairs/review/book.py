@@ -68,9 +68,8 @@ class Filter:
 
     def condition(self) -> tuple[str, list[str]]:
         """SQL and its values."""
-        tests = [("label = ?", self.state), ("maker = ?", self.maker)]
-        tests += [("n IN (SELECT n FROM kinds WHERE kind = ?)", self.kind)]
-        tests += [("instr(folded, ?)", self.search.casefold())]
+        kind, search = "n IN (SELECT n FROM kinds WHERE kind = ?)", self.search.casefold()
+        tests = (("label = ?", self.state), ("maker = ?", self.maker), (kind, self.kind), ("instr(folded, ?)", search))
         used = [(test, value) for test, value in tests if value]
         return " AND ".join(["1", *(test for test, _ in used)]), [value for _, value in used]
 
@@ -110,8 +109,8 @@ class Book:
                     self.bad += 1
                     continue
                 columns = self._columns(pair, where(pair, number))
-                row = self.file.execute(f"INSERT INTO rows VALUES ({marks})", columns).lastrowid
-                kinds = {(row, span.kind) for span in pair.spans}
+                added = self.file.execute(f"INSERT INTO rows VALUES ({marks})", columns)
+                kinds = {(added.lastrowid, span.kind) for span in pair.spans}
                 self.file.executemany("INSERT INTO kinds VALUES (?, ?)", kinds)
         self.file.executescript(_INDEXES)
         total = self._one("SELECT count(*) FROM rows")
@@ -120,9 +119,8 @@ class Book:
         return int(total)
 
     def _columns(self, pair: Pair, place: str) -> tuple[Any, ...]:
-        image, inside_file = pair.image, isinstance(pair.image, Embedded)
+        row, image, inside_file = ReviewRow.of_pair(pair), pair.image, isinstance(pair.image, Embedded)
         image = self.store.keep(image) if isinstance(image, Embedded) else placed(self.source.root, image)
-        row = ReviewRow.of_pair(pair)
         return (
             *(None, row.id, place, image, int(inside_file), pair.prompt, pair.chosen, pair.rejected),
             *(json.dumps(dict(pair.source)), maker(pair.source), json.dumps(pair.spans), row.of),
@@ -130,11 +128,8 @@ class Book:
         )
 
     def row(self, n: int) -> FullRow | None:
-        rows = self._all(
-            "SELECT place, image, prompt, source, spans, id, of, chosen, rejected, label, new_chosen, new_rejected "
-            "FROM rows WHERE n = ?",
-            (n,),
-        )
+        columns = "place, image, prompt, source, spans, id, of, chosen, rejected, label, new_chosen, new_rejected"
+        rows = self._all(f"SELECT {columns} FROM rows WHERE n = ?", (n,))
         if not rows:
             return None
         place, image, prompt, source, spans, *row = rows[0]
@@ -167,12 +162,9 @@ class Book:
         """
         test, values = wanted.condition()
         side, order, edge = ("n < ?", "DESC", before) if before else ("n > ?", "ASC", after)
-        selection = self._all(
-            f"SELECT n, id, label, substr(prompt, 1, {EXCERPT}), "
-            f"substr(coalesce(new_rejected, rejected), 1, {EXCERPT}) "
-            f"FROM rows WHERE {test} AND {side} ORDER BY n {order} LIMIT {PAGE}",
-            (*values, edge),
-        )
+        columns = f"substr(prompt, 1, {EXCERPT}), substr(coalesce(new_rejected, rejected), 1, {EXCERPT})"
+        query = f"SELECT n, id, label, {columns} FROM rows WHERE {test} AND {side} ORDER BY n {order} LIMIT {PAGE}"
+        selection = self._all(query, (*values, edge))
         keys = ("n", "id", "state", "prompt", "rejected")
         rows = sorted((dict(zip(keys, row, strict=True)) for row in selection), key=lambda row: int(row["n"]))
         matches = self._one(f"SELECT count(*) FROM rows WHERE {test}", values)

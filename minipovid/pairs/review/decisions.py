@@ -54,15 +54,13 @@ class ReviewRow(NamedTuple):
 
     @classmethod
     def of_pair(cls, pair: Pair) -> ReviewRow:
-        return cls(str(pair.id), digest(pair), pair.chosen, pair.rejected)
+        content = json.dumps([str(pair.image), pair.prompt, pair.chosen, pair.rejected])
+        of = hashlib.sha256(content.encode()).hexdigest()[:16]
+        return cls(str(pair.id), of, pair.chosen, pair.rejected)
 
     def state(self, label: str, chosen: str, rejected: str) -> State:
         """The state with these texts; those that are the row's own are left out."""
-        return State(
-            label,
-            None if chosen == self.chosen else chosen,
-            None if rejected == self.rejected else rejected,
-        )
+        return State(label, None if chosen == self.chosen else chosen, None if rejected == self.rejected else rejected)
 
     def as_wanted(self, chosen: str, rejected: str) -> State:
         """The row as a person wants it to be: accepted, swapped or edited, as the texts say."""
@@ -88,20 +86,6 @@ def decisions_file(pairs: Path) -> Path:
     return pairs.with_name(f"{pairs.name}.decisions.jsonl")
 
 
-def digest(pair: Pair) -> str:
-    content = json.dumps([str(pair.image), pair.prompt, pair.chosen, pair.rejected])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-class DecisionLine(NamedTuple):
-    """A line of the file."""
-
-    id: str
-    of: str
-    state: State
-    undo: bool
-
-
 class History:
     """The lines replayed: where each row stands, and what undoing would bring back, through every restart."""
 
@@ -121,7 +105,7 @@ class History:
         for line in data.split(b"\n"):
             entry = _entry(line)
             if entry is not None:
-                history.add(entry)
+                history.add(*entry)
             elif line.strip():
                 history.torn += 1
         return history
@@ -130,16 +114,16 @@ class History:
         known = self.states.get(id)
         return known[1] if known is not None and known[0] == of else UNDECIDED
 
-    def add(self, entry: DecisionLine) -> None:
-        if not entry.undo:
-            self.before.append((entry.id, entry.of, self.state(entry.id, entry.of)))
+    def add(self, id: str, of: str, state: State, undo: bool) -> None:
+        if not undo:
+            self.before.append((id, of, self.state(id, of)))
         elif self.before:
             self.before.pop()
-        self.states[entry.id] = entry.of, entry.state
+        self.states[id] = of, state
 
 
-def _entry(line: bytes) -> DecisionLine | None:
-    """None for what is no decision: a line cut short by a crash."""
+def _entry(line: bytes) -> tuple[str, str, State, bool] | None:
+    """(id, of, state, undo); None for what is no decision: a line cut short by a crash."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -149,9 +133,7 @@ def _entry(line: bytes) -> DecisionLine | None:
     texts = [row.get("id"), row.get("of"), row.get("chosen", ""), row.get("rejected", "")]
     if not all(isinstance(each, str) for each in texts):
         return None
-    return DecisionLine(
-        row["id"], row["of"], State(row["decision"], row.get("chosen"), row.get("rejected")), "undo" in row
-    )
+    return row["id"], row["of"], State(row["decision"], row.get("chosen"), row.get("rejected")), "undo" in row
 
 
 class Decisions:
@@ -205,7 +187,7 @@ class Decisions:
             line["undo"] = True
         with self.turn:
             self._append(line)
-            self.history.add(DecisionLine(row.id, row.of, state, undo))
+            self.history.add(row.id, row.of, state, undo)
 
     def _append(self, line: Mapping[str, Any]) -> None:
         """All of the line or, where the disk is full, none of it."""
