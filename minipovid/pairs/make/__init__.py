@@ -29,16 +29,13 @@ from minipovid.images import load as images
 from minipovid.images.embedded import Embedded, Store
 from minipovid.inference.remote import Stopped, Usage
 from minipovid.pairs.formats import jsonl
-from minipovid.pairs.make.counts import MakeCounts as MakeCounts
-from minipovid.pairs.make.counts import RowCounter
+from minipovid.pairs.make.counts import MakeCounts, RowCounter
 from minipovid.pairs.make.journal import NAME, Journal
 from minipovid.pairs.make.makers import Maker, MakerInputs, Outcome, Seeds
 from minipovid.pairs.make.progress import MakeProgress
 from minipovid.pairs.pair import BadRow, Pair, Seed
 from minipovid.recipe import run_folder
 from minipovid.recipe.strict import validated
-
-_KEPT = "What was finished is kept; the same command goes on from there."
 
 
 class Task(NamedTuple):
@@ -83,8 +80,7 @@ def answers() -> Path:
 
 def estimate(seeds: Seeds, maker: Maker, to: Path, *, root: Path) -> Estimate:
     """What `make` would still take; nothing is sent."""
-    rows = settled = 0
-    usage = Usage()
+    rows, settled, usage = 0, 0, Usage()
     journal = Journal(to, maker.identity()) if (to / NAME).is_file() else None
     for row in seeds():
         rows += 1
@@ -116,7 +112,7 @@ def make(seeds: Seeds, maker: Maker, to: Path, *, root: Path, progress: bool = T
     if isinstance(end, KeyboardInterrupt):
         raise end
     if end is not None and end.mend:
-        raise MinipovidError(f"{end} {_KEPT}")
+        raise MinipovidError(f"{end} What was finished is kept; the same command goes on from there.")
     return counts
 
 
@@ -144,11 +140,12 @@ def _make_all(
     """Make them all, into the journal. Returns what ended it early."""
 
     def work(task: Task) -> tuple[Seed, Outcome | Stopped]:
+        if task.why:
+            return task.seed, Outcome(None, (task.why,), heals=True)
         try:
-            outcome = Outcome(None, (task.why,), heals=True) if task.why else maker.make(task.seed, task.picture)
+            return task.seed, maker.make(task.seed, task.picture)
         except Stopped as stopped:
             return task.seed, stopped
-        return task.seed, outcome
 
     end: Stopped | None = None
     try:
@@ -180,9 +177,8 @@ def _write(seeds: Seeds, journal: Journal, maker: Maker, to: Path, stopped: str)
     with finished(to / "failures.jsonl") as draft, draft.open("w", encoding="utf-8", errors="replace") as file:
         jsonl.write(to / run_folder.PAIRS, pairs())
     counts = counter.counts
-    counts.stopped, counts.cost = stopped, maker.cost(counts.usage)
-    counts.this_run = maker.spent()
-    counts.cost_of_this_run = maker.cost(counts.this_run)
+    counts.stopped, counts.this_run = stopped, maker.spent()
+    counts.cost, counts.cost_of_this_run = maker.cost(counts.usage), maker.cost(counts.this_run)
     with finished(to / "make.json") as draft:
         content = {**counts.as_dict(), "maker": maker.identity()}
         draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")

@@ -7,14 +7,13 @@ The everyday captions are counted, and not the seeds, because the seeds' picture
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from minipovid import tinyworld
 from minipovid.common.caches import cache_folder
 from minipovid.pairs import formats, make
 from minipovid.pairs.make.makers import MakerInputs, rule
-from minipovid.pairs.pair import BadRow, Seed
 from minipovid.recipe import run_folder
 from minipovid.tinyworld.world import SEEDS_FORMAT, once
 
@@ -28,8 +27,6 @@ def pairs() -> tuple[Path, Path]:
 
 
 def _make(world: Path, to: Path) -> None:
-    def seeds() -> Iterator[Seed | BadRow]:
-        return formats.seeds(world / "seeds.json", SEEDS_FORMAT)
-
+    seeds = partial(formats.seeds, world / "seeds.json", SEEDS_FORMAT)
     maker = make.maker("rule", MakerInputs(seeds), {"count_on": str(world / "everyday.txt")})
     make.make(seeds, maker, to, root=world, progress=False)

@@ -54,10 +54,7 @@ class RowCounter:
             self.counts.failures += 1
             known = {"id": row.id, "image": str(row.image), "prompt": row.prompt, "chosen": row.answer}
             return {**known, "reasons": list(outcome.reasons)}
-        self._pair(outcome.pair)
-        return outcome.pair
-
-    def _pair(self, pair: Pair) -> None:
+        pair = outcome.pair
         self.counts.pairs += 1
         for span in pair.spans:
             self.counts.kinds[span.kind] = self.counts.kinds.get(span.kind, 0) + 1
@@ -65,3 +62,4 @@ class RowCounter:
         first = self._rejected.setdefault(answer, pair.id)
         if first != pair.id:
             self.counts.duplicates.append((pair.id, first))
+        return pair

@@ -47,14 +47,11 @@ class Journal:
 
     def add(self, seed: Seed, outcome: Outcome) -> None:
         """It outlives the process as soon as this returns."""
-        key = self._key(seed)
-        row = {
-            "key": key.hex(),
-            "pair": None if outcome.pair is None else _row(outcome.pair),
-            "reasons": outcome.reasons,
-            "usage": asdict(outcome.usage),
-            "heals": outcome.heals,
-        }
+        key, pair = self._key(seed), None
+        if made := outcome.pair:
+            pair = {**asdict(made), "source": dict(made.source), "spans": [list(span) for span in made.spans]}
+        reasons, usage = outcome.reasons, asdict(outcome.usage)
+        row = {"key": key.hex(), "pair": pair, "reasons": reasons, "usage": usage, "heals": outcome.heals}
         self._note(key, self._lines.add(row), outcome.heals)
 
     def get(self, seed: Seed) -> Outcome | None:
@@ -62,10 +59,9 @@ class Journal:
         at = self._at.get(self._key(seed))
         if at is None:
             return None
-        row = self._lines.at(at)
-        pair = row["pair"]
-        if pair is not None:
-            pair = Pair(**{**pair, "spans": tuple(Span(*span) for span in pair["spans"])})
+        row, pair = self._lines.at(at), None
+        if made := row["pair"]:
+            pair = Pair(**{**made, "spans": tuple(Span(*span) for span in made["spans"])})
         return Outcome(pair, tuple(row["reasons"]), Usage(**row["usage"]), row["heals"])
 
     def _key(self, seed: Seed) -> bytes:
@@ -74,7 +70,3 @@ class Journal:
     def _note(self, key: bytes, at: int, heals: bool) -> None:
         self._at[key] = at
         (self._healing.add if heals else self._healing.discard)(key)
-
-
-def _row(pair: Pair) -> dict[str, Any]:
-    return {**asdict(pair), "source": dict(pair.source), "spans": [list(span) for span in pair.spans]}

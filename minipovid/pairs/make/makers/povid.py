@@ -9,7 +9,7 @@ reason, and given up after the third time.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -99,13 +99,8 @@ class Injector:
         return 2 * self.teacher.concurrency
 
     def identity(self) -> dict[str, Any]:
-        return {
-            **self.teacher.identity(),
-            "maker": "povid",
-            "prompts": sorted(PROMPTS.values()),
-            "kind": self.options.kind,
-            "picture": self.options.picture,
-        }
+        asked = {"prompts": sorted(PROMPTS.values()), "kind": self.options.kind, "picture": self.options.picture}
+        return {**self.teacher.identity(), "maker": "povid", **asked}
 
     def stop(self) -> None:
         self.teacher.stop()
@@ -137,7 +132,9 @@ class Injector:
                 return Outcome(self._pair(seed, wording, reply), tuple(reasons), usage)
             except NotInjected as error:
                 reasons.append(str(error))
-            messages = [*messages, *_again(wording, reply, reasons[-1])]
+            text = reply.text.strip() or reply.refused or "(nothing)"  # some servers take no empty turn
+            again = _fill(wording.again, {"reason": reasons[-1]})
+            messages = [*messages, Message("assistant", text), Message("user", again)]
         return Outcome(None, tuple(reasons), usage)
 
     def _prompt(self, seed: Seed) -> PromptFile:
@@ -167,12 +164,6 @@ def _object(reply: Reply) -> dict[str, Any]:
     except ValueError as error:
         cut = " and was cut off at the limit of its length" if reply.finish_reason == "length" else ""
         raise NotInjected(f"{error}{cut}") from None
-
-
-def _again(wording: PromptFile, reply: Reply, reason: str) -> Sequence[Message]:
-    # Some servers take no empty turn.
-    text = reply.text.strip() or reply.refused or "(nothing)"
-    return Message("assistant", text), Message("user", _fill(wording.again, {"reason": reason}))
 
 
 def _fill(template: str, words: Mapping[str, str]) -> str:

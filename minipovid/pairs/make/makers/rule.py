@@ -47,7 +47,6 @@ ADDED = 0.3  # of the objects are added where they can be, the others take the p
 _BESIDE = (" with {} nearby", " next to {}")
 _SENTENCE = re.compile(r"(?:^|(?<=[.!?] ))[A-Z][^.!?\n]*\.(?=\s|$)", re.MULTILINE)
 _NUMBER = re.compile(r"(?<![\w.,:/-])(?:[2-9]|1\d)(?![\w:/-]|[.,]\d)")
-_YES_NO = re.compile(r"^(yes|no)\b", re.IGNORECASE)
 # An answer's opening and its contrary; what is in no group keeps its place.
 _CONTRARY = (
     (r"yes(\W*)$", r"No\1"),
@@ -189,8 +188,7 @@ class Rules:
 
     def _edits(self, seed: Seed, rng: random.Random) -> list[Edit]:
         """Edits that do not meet, of different kinds in turn."""
-        contrary = list(_contrary(seed.answer))
-        if contrary:
+        if contrary := list(_contrary(seed.answer)):
             return contrary
         wanted = min(MOST_CHANGES, 1 + len(WORD.findall(seed.answer)) // WORDS_A_CHANGE)
         by_kind = {"object": list(self._objects(seed, rng)), "attribute": [], "relation": []}
@@ -288,8 +286,7 @@ def _numbers(text: str, rng: random.Random) -> Iterator[Edit]:
 def _contrary(text: str) -> Iterator[Edit]:
     """The contrary of an answer that is a yes or a no and little more."""
     for pattern, other in _CONTRARY:
-        match = re.match(pattern, text, re.IGNORECASE)
-        if match:
+        if match := re.match(pattern, text, re.IGNORECASE):
             space = " " if match.group().endswith(" ") else ""
             yield Edit("object", (Replacement(*match.span(), match.expand(other).rstrip() + space),))
             return
@@ -297,8 +294,7 @@ def _contrary(text: str) -> Iterator[Edit]:
 
 def _in_place(text: str, start: int, end: int, other: str) -> Iterator[Replacement]:
     """`other` in the place of a word, with a capital where it had one, and the article before it made to fit."""
-    before = re.search(r"\b([Aa])n? $", text[:start])
-    if before:
+    if before := re.search(r"\b([Aa])n? $", text[:start]):
         right = article(other) if before[1] == "a" else article(other).capitalize()
         if right != before.group().rstrip():
             yield Replacement(before.start(), start - 1, right, false=False)
