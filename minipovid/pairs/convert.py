@@ -61,7 +61,8 @@ def import_pairs(
     _claim(to, begun)
     work = _Import(images or (path if path.is_dir() else path.parent), to, progress)
     jsonl.write(to / run_folder.PAIRS, work.pairs(islice(shelf.reader(name).read(path), limit)))
-    counts = work.counts(name)
+    sizes = work.sizes.values()
+    counts = ImportCounts(name, work.good, len(work.bad), len(work.unpaired), len(sizes), sum(sizes))
     rows = {"bad_rows": [row._asdict() for row in work.bad], "unpaired_rows": [row._asdict() for row in work.unpaired]}
     _note(to, {**begun, "finished": True, **counts._asdict(), **rows})
     if not counts.pairs:
@@ -74,7 +75,11 @@ def _claim(to: Path, begun: dict[str, str]) -> None:
     """Make the folder this import's own, or raise MinipovidError where it is somebody else's."""
     note = to / "import.json"
     if note.is_file():
-        theirs = _read_note(note)
+        try:
+            theirs = json.loads(note.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise MinipovidError(f"{note} cannot be read ({error}); remove it, or choose another folder.") from None
+        theirs = theirs if isinstance(theirs, dict) else {}
         if any(theirs.get(key) != value for key, value in begun.items()):
             raise MinipovidError(
                 f"{to} holds the import of {theirs.get('source')} as {theirs.get('format')}; choose another folder."
@@ -84,14 +89,6 @@ def _claim(to: Path, begun: dict[str, str]) -> None:
     _note(to, {**begun, "finished": False})
     if (to / PICTURES).is_dir():
         sweep(to / PICTURES)
-
-
-def _read_note(note: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MinipovidError(f"{note} cannot be read ({error}); remove it, or choose another folder.") from None
-    return content if isinstance(content, dict) else {}
 
 
 def _note(to: Path, content: dict[str, Any]) -> None:
@@ -137,27 +134,19 @@ class _Import:
         """The name under which the picture now lies in the store. Raises MinipovidError where it is no good one."""
         if isinstance(image, Embedded):
             name = self.store.keep(image)
+            file = self.store.folder / name
+            try:
+                if name not in self.sizes:  # a new one: its first bytes alone were seen, and a broken one is not kept
+                    load(file)
+            except MinipovidError:
+                file.unlink()
+                raise
         else:
             source = inside(self.root, placed(self.root, image))
             load(source)
             name = self.store.adopt(source)
-        file = self.store.folder / name
-        if name not in self.sizes and isinstance(image, Embedded):
-            self._look(file)
-        self.sizes[name] = file.stat().st_size
+        self.sizes[name] = (self.store.folder / name).stat().st_size
         return name
-
-    def _look(self, file: Path) -> None:
-        """Decode a picture whose first bytes alone were seen so far, and do not keep a broken one."""
-        try:
-            load(file)
-        except MinipovidError:
-            file.unlink()
-            raise
-
-    def counts(self, format: str) -> ImportCounts:
-        sizes = self.sizes.values()
-        return ImportCounts(format, self.good, len(self.bad), len(self.unpaired), len(sizes), sum(sizes))
 
 
 def export_trl(pairs: Path, to: Path, images: Path | None = None) -> int:
@@ -227,8 +216,7 @@ def _write_parquet(pairs: Iterator[Pair], root: Path, to: Path) -> None:
 
 def _groups(pairs: Iterator[Pair], root: Path) -> Iterator[list[dict[str, Any]]]:
     """Rows with their pictures' bytes, as many as are written at once."""
-    group: list[dict[str, Any]] = []
-    size = 0
+    group, size = list[dict[str, Any]](), 0
     for pair in pairs:
         picture = _picture(root, pair)
         data = picture.read_bytes()
@@ -248,12 +236,8 @@ def _picture(root: Path, pair: Pair) -> Path:
     return path
 
 
-def _features() -> str:
-    """What datasets keeps beside a table's schema, in the notation that its old and new versions read."""
-    text = {"dtype": "string", "_type": "Value"}
-    message = [{"role": text, "content": text}]
-    columns = {"id": text, "images": [{"_type": "Image"}], **dict.fromkeys(["prompt", "chosen", "rejected"], message)}
-    return json.dumps({"info": {"features": columns}})
-
-
-_FEATURES = _features()
+_TEXT = {"dtype": "string", "_type": "Value"}
+_MESSAGES = [{"role": _TEXT, "content": _TEXT}]
+_TYPES = {"id": _TEXT, "images": [{"_type": "Image"}], **dict.fromkeys(["prompt", "chosen", "rejected"], _MESSAGES)}
+# What datasets keeps beside a table's schema, in the notation that its old and new versions read.
+_FEATURES = json.dumps({"info": {"features": _TYPES}})

@@ -87,8 +87,7 @@ class Injection(NamedTuple):
 def injection(chosen: str, reply: dict[str, Any]) -> Injection:
     """The rejected answer of a reply as `schema` wants it, with its spans placed. Raises NotInjected."""
     rejected = _rejected(reply)
-    for rule in (_no_talk, _differs, _same_length, _same_language):
-        rule(chosen, rejected)
+    _refuse(chosen, rejected)
     return Injection(rejected, _spans(chosen, rejected, reply.get("spans")))
 
 
@@ -110,34 +109,24 @@ def talk(text: str) -> str:
     return match.group().strip() if match else ""
 
 
-def _no_talk(chosen: str, rejected: str) -> None:
+def _refuse(chosen: str, rejected: str) -> None:
+    """The rules about the answer as a whole: talk, difference, length, language. Raises NotInjected."""
     for pattern in _TALK:
         match = pattern.search(rejected)
         if match and not pattern.search(chosen):
             raise NotInjected(f"the rewritten answer refuses or talks about the task ({match.group().strip()!r})")
-
-
-def _differs(chosen: str, rejected: str) -> None:
-    if words(chosen) == words(rejected):
+    before, after = words(chosen), words(rejected)
+    if before == after:
         raise NotInjected("the rewritten answer says the same as the correct one")
-
-
-def _same_length(chosen: str, rejected: str) -> None:
     least, most = _bounds(chosen)
     if not least <= len(rejected) <= most:
-        much = "short" if len(rejected) < least else "long"
-        raise NotInjected(
-            f"the rewritten answer is too {much}: {len(rejected)} characters, and the correct one has {len(chosen)}"
-        )
-
-
-def _same_language(chosen: str, rejected: str) -> None:
+        much = f"{'short' if len(rejected) < least else 'long'}: {len(rejected)} characters"
+        raise NotInjected(f"the rewritten answer is too {much}, and the correct one has {len(chosen)}")
     mine, theirs = script(chosen), script(rejected)
     if mine and theirs and mine != theirs:
         raise NotInjected(f"the rewritten answer is in another script ({theirs} in place of {mine}); keep the language")
-    before, after = Counter(words(chosen)), Counter(words(rejected))
-    common, least = (before & after).total(), max(2.0, KEPT * min(before.total(), after.total()))
-    if min(before.total(), after.total()) >= FEW and common < least:
+    common, fewer = (Counter(before) & Counter(after)).total(), min(len(before), len(after))
+    if fewer >= FEW and common < max(2.0, KEPT * fewer):
         raise NotInjected("the rewritten answer keeps too few of the words; keep the language and the wording")
 
 

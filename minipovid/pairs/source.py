@@ -39,25 +39,21 @@ class PairSource:
 
 def find(path: Path | str, format: str | None = None, images: Path | None = None) -> PairSource:
     """The pairs that `path` names. Raises MinipovidError where there are none, or there is no such image folder."""
-    if str(path) == BUILTIN and not Path(path).exists():
+    given, path = str(path), Path(path)
+    if given == BUILTIN and not path.exists():
         file, root = builtin.pairs()
         source = PairSource(file, "jsonl", root, ModelSection(path=BUILTIN))
+    elif not path.exists():
+        raise MinipovidError(f"There is no file {path}; name a file of pairs, a run folder, or {BUILTIN}.")
+    elif (path / run_folder.RECIPE).is_file():
+        source = _of_run(path)
     else:
-        source = _of_path(Path(path), format)
+        source = PairSource(path, format or formats.detect(path), path if path.is_dir() else path.parent)
     if images is not None:
         source = replace(source, root=images)
     if not source.root.is_dir():
         raise MinipovidError(f"There is no image folder {source.root}; name the one that the picture paths begin in.")
     return source
-
-
-def _of_path(path: Path, format: str | None) -> PairSource:
-    if not path.exists():
-        raise MinipovidError(f"There is no file {path}; name a file of pairs, a run folder, or {BUILTIN}.")
-    if (path / run_folder.RECIPE).is_file():
-        return _of_run(path)
-    root = path if path.is_dir() else path.parent
-    return PairSource(path, format or formats.detect(path), root)
 
 
 def _of_run(run: Path) -> PairSource:
@@ -79,14 +75,8 @@ def load_pairs(section: DataSection, encoder: Encoder) -> tuple[list[Pair], list
     read = enumerate(islice(formats.reader(section.format).read(path), section.limit), 1)
     rows = [_as_file(row, number, root) for number, row in read]
     bad_pictures = _bad_pictures(root, {row.image for row in rows if isinstance(row, Pair)})
-    pairs: list[Pair] = []
-    bad: list[BadRow] = []
-    for number, row in enumerate(rows, 1):
-        verdict = _judge(row, number, bad_pictures, encoder)
-        if isinstance(verdict, BadRow):
-            bad.append(verdict)
-        else:
-            pairs.append(verdict)
+    rows = [_judge(row, number, bad_pictures, encoder) for number, row in enumerate(rows, 1)]
+    pairs, bad = [row for row in rows if isinstance(row, Pair)], [row for row in rows if isinstance(row, BadRow)]
     wrong = [row for row in bad if not isinstance(row, Unpaired)]
     if wrong and section.on_bad_row == "stop":
         first = "\n".join(f"{path.name}: {row.where}: {row.why}." for row in wrong[:10])
