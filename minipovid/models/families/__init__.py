@@ -16,6 +16,8 @@ llama.cpp reads a vision side. It imports torch only within functions: export, r
 Shapes: B pictures, N image tokens of a picture, H width of the language model, S side of the tower's square, in pixels.
 Every member may raise MinipovidError with a sentence for what the user can mend: a folder without its processor's
 settings, or a model of this kind that is known but cannot be computed rightly by llama.cpp.
+
+tests/models/test_families_shelf.py holds each file to this page; a family brings it a tests/helpers/tiny_<family>.py.
 """
 
 from __future__ import annotations
