@@ -46,7 +46,9 @@ class _Manual(click.Group):
 
 
 @click.group(
-    "minipovid", cls=_Manual, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    "minipovid",
+    cls=_Manual,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
 )
 @click.version_option(__version__, prog_name="minipovid", message="%(prog)s %(version)s")
 def main() -> None:

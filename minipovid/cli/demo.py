@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from minipovid.cli.options import PATH
 from minipovid.cli.output import JSON, print_result
 from minipovid.recipe import run_folder
 
@@ -32,7 +33,7 @@ FIGURES = {
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="The run.")
+@click.option("--out", type=PATH, default=Path("runs/demo"), help="The run.")
 @JSON
 @click.pass_context
 def demo(ctx: click.Context, out: Path, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from minipovid.cli.options import RUN, runtime_options
+from minipovid.cli.options import COUNT, PATH, RUN, runtime_options
 from minipovid.cli.output import JSON, cell, print_json, print_table
 from minipovid.common.errors import MinipovidError
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     help="hf: the trained model as it was trained, merged, or the model that it began with.  [default: adapter]",
 )
 @click.option("--model", metavar="NAME", help="openai: the model, as its server calls it.")
-@click.option("--concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Requests at a time.")
-@click.option("--predictions", type=click.Path(path_type=Path), metavar="FILE", help="predictions: the answers.")
+@click.option("--concurrency", type=COUNT, default=8, help="Requests at a time.")
+@click.option("--predictions", type=PATH, metavar="FILE", help="predictions: the answers.")
 @click.option(
     "--option",
     "options",
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     metavar="NAME=VALUE",
     help="An option of the backend, where there is no flag for it. May be given more than once.",
 )
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: greedy.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what is drawn.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="0: greedy.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is drawn.")
 @click.option("--judge", metavar="MODEL", help="The model that reads the answers, where a benchmark wants one.")
-@click.option("--max-requests", type=click.IntRange(min=1), metavar="N", help="Of the judge: stop after so many.")
+@click.option("--max-requests", type=COUNT, metavar="N", help="Of the judge: stop after so many.")
 @click.option(
     "--images",
     multiple=True,

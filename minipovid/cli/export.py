@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from minipovid.cli.options import RUN
+from minipovid.cli.options import COUNT, PATH, RUN
 from minipovid.cli.output import JSON, bars, print_json, print_table
 from minipovid.common.errors import MinipovidError
 from minipovid.recipe import run_folder
@@ -44,7 +44,7 @@ from minipovid.recipe import run_folder
 @click.option("--merged", is_flag=True, help="Write the merged model as safetensors (RUN/merged) instead.")
 @click.option(
     "--lm-studio",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
     help="Put the GGUF pair where LM Studio looks for it as well, usually ~/.lmstudio/models.",
 )
@@ -89,8 +89,8 @@ def export(
 @click.command()
 @RUN
 @click.option("--quant", "quants", multiple=True, metavar="NAME", help="Only this file.  [default: all in RUN/gguf]")
-@click.option("--pairs", type=click.IntRange(min=1), default=32, show_default=True, help="Held-out pairs to ask about.")
-@click.option("--n-gpu-layers", type=int, default=0, show_default=True, help="Layers on a GPU; -1: all.")
+@click.option("--pairs", type=COUNT, default=32, help="Held-out pairs to ask about.")
+@click.option("--n-gpu-layers", type=int, default=0, help="Layers on a GPU; -1: all.")
 @JSON
 @click.pass_context
 def verify(

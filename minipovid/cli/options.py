@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-RUN = click.argument("run", type=click.Path(path_type=Path))
+PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+RUN = click.argument("run", type=PATH)
 
 
 def runtime_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -21,11 +23,9 @@ def runtime_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--n-ctx", type=context, help="Tokens that it can remember.  [default: 2048, if it was trained on so many]"
         ),
-        click.option("--n-gpu-layers", type=int, default=0, show_default=True, help="Layers on a GPU; -1: all."),
-        click.option(
-            "--n-threads", type=click.IntRange(min=1), help="Of the CPU.  [default: one per core; one for tiny models]"
-        ),
-        click.option("--lora", type=click.Path(path_type=Path), metavar="FILE", help="A LoRA GGUF to add to it."),
+        click.option("--n-gpu-layers", type=int, default=0, help="Layers on a GPU; -1: all."),
+        click.option("--n-threads", type=COUNT, help="Of the CPU.  [default: one per core; one for tiny models]"),
+        click.option("--lora", type=PATH, metavar="FILE", help="A LoRA GGUF to add to it."),
     )
     for option in reversed(options):
         command = option(command)

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from minipovid.cli.options import COUNT, PATH
 from minipovid.cli.output import JSON, print_json, print_result, print_table
 
 if TYPE_CHECKING:
     from minipovid.inference.remote.client import Teacher
 
-_FILE = click.argument("file", type=click.Path(path_type=Path))
-_IMAGES = click.option(
-    "--images", type=click.Path(path_type=Path), metavar="FOLDER", help="The pictures' folder.  [default: the file's]"
-)
+_FILE = click.argument("file", type=PATH)
+_IMAGES = click.option("--images", type=PATH, metavar="FOLDER", help="The pictures' folder.  [default: the file's]")
 _FORMAT = click.option(
     "--format", metavar="NAME", help="On the pairs shelf: povid, trl, rlaif_v, ...  [default: as recognised]"
 )
@@ -29,10 +28,8 @@ def pairs() -> None:
 
 @pairs.command()
 @_FILE
-@click.option("--to", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Where the pairs go.")
-@click.option(
-    "--maker", default="povid", show_default=True, metavar="NAME", help="povid asks a teacher model, rule needs none."
-)
+@click.option("--to", type=PATH, required=True, metavar="FOLDER", help="Where the pairs go.")
+@click.option("--maker", default="povid", metavar="NAME", help="povid asks a teacher model, rule needs none.")
 @click.option("--model", metavar="NAME", help="The teacher model, as its server calls it.")
 @_FORMAT
 @_IMAGES
@@ -40,13 +37,12 @@ def pairs() -> None:
     "--kind",
     type=click.Choice(["auto", "description", "reasoning"]),
     default="auto",
-    show_default=True,
     help="What the answers are; auto: as each looks.",
 )
-@click.option("--picture/--no-picture", default=True, show_default=True, help="Does the teacher see the picture?")
-@click.option("--concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Requests at a time.")
-@click.option("--max-requests", type=click.IntRange(min=1), metavar="N", help="Stop after so many requests.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Stop after so many tokens.")
+@click.option("--picture/--no-picture", default=True, help="Does the teacher see the picture?")
+@click.option("--concurrency", type=COUNT, default=8, help="Requests at a time.")
+@click.option("--max-requests", type=COUNT, metavar="N", help="Stop after so many requests.")
+@click.option("--max-tokens", type=COUNT, metavar="N", help="Stop after so many tokens.")
 @click.option("--max-cost", type=click.FloatRange(min=0), metavar="X", help="Stop at this cost; needs --price.")
 @click.option(
     "--price",
@@ -55,7 +51,7 @@ def pairs() -> None:
     metavar="PROMPT ANSWER",
     help="What a million tokens cost you, of prompts and of answers.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what the rules draw.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what the rules draw.")
 @click.option(
     "--count-on",
     type=click.Path(),
@@ -144,10 +140,10 @@ def _teacher(
 
 @pairs.command("import")
 @_FILE
-@click.option("--to", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Where the pairs go.")
+@click.option("--to", type=PATH, required=True, metavar="FOLDER", help="Where the pairs go.")
 @_FORMAT
 @_IMAGES
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first rows.")
+@click.option("--limit", type=COUNT, metavar="N", help="Only the first rows.")
 @JSON
 def import_(file: Path, to: Path, format: str | None, images: Path | None, limit: int | None, as_json: bool) -> None:
     """Bring anyone's pairs into a folder of their own, pictures included.
@@ -166,7 +162,7 @@ def import_(file: Path, to: Path, format: str | None, images: Path | None, limit
 
 @pairs.command("export")
 @_FILE
-@click.option("--to", type=click.Path(path_type=Path), required=True, metavar="FILE", help="*.jsonl or *.parquet.")
+@click.option("--to", type=PATH, required=True, metavar="FILE", help="*.jsonl or *.parquet.")
 @_IMAGES
 def export_(file: Path, to: Path, images: Path | None) -> None:
     """Write pairs in TRL's columns.
@@ -187,7 +183,7 @@ def export_(file: Path, to: Path, images: Path | None) -> None:
 @_FORMAT
 @_IMAGES
 @click.option("--model", metavar="MODEL", help="Count tokens as this model does: a Hub id, a folder, or tinyworld.")
-@click.option("--max-length", type=click.IntRange(min=1), metavar="N", help="Tokens that a row may have.")
+@click.option("--max-length", type=COUNT, metavar="N", help="Tokens that a row may have.")
 @JSON
 @click.pass_context
 def check(
@@ -226,14 +222,10 @@ def check(
 @_FILE
 @_FORMAT
 @_IMAGES
-@click.option("--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0 takes any free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8090, help="0 takes any free one.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
 @click.option(
-    "--apply",
-    "to",
-    type=click.Path(path_type=Path),
-    metavar="TO",
-    help="Do not show: write the reviewed pairs to this .jsonl file.",
+    "--apply", "to", type=PATH, metavar="TO", help="Do not show: write the reviewed pairs to this .jsonl file."
 )
 @click.option("--decided-only", is_flag=True, help="With --apply: leave out what nobody has looked at.")
 @JSON

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from minipovid.cli.options import PATH
 from minipovid.cli.output import JSON, print_json, print_table
 from minipovid.common.errors import MinipovidError
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),

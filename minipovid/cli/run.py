@@ -7,15 +7,15 @@ from typing import Any
 
 import click
 
-from minipovid.cli.options import RUN, runtime_options
+from minipovid.cli.options import COUNT, PATH, RUN, runtime_options
 
 
 @click.command()
 @RUN
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=PATH)
 @click.argument("prompt")
 @runtime_options
-@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--max-tokens", type=COUNT, default=256)
 def ask(run: Path, image: Path, prompt: str, max_tokens: int, **runtime: Any) -> None:
     """Ask RUN about one picture, offline.
 
@@ -33,9 +33,9 @@ def ask(run: Path, image: Path, prompt: str, max_tokens: int, **runtime: Any) ->
 @click.command()
 @RUN
 @runtime_options
-@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of one answer.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: greedy.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--max-tokens", type=COUNT, default=256, help="Of one answer.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="0: greedy.")
+@click.option("--seed", type=click.IntRange(min=0), default=0)
 def chat(run: Path, max_tokens: int, temperature: float, seed: int, **runtime: Any) -> None:
     """Talk with RUN in the terminal.
 
@@ -54,8 +54,8 @@ def chat(run: Path, max_tokens: int, temperature: float, seed: int, **runtime: A
 @click.command()
 @RUN
 @runtime_options
-@click.option("--host", default="127.0.0.1", show_default=True, help="An address; beyond this machine a key is asked.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes any free one.")
+@click.option("--host", default="127.0.0.1", help="An address; beyond this machine a key is asked.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, help="0 takes any free one.")
 @click.option(
     "--api-key-env",
     metavar="NAME",

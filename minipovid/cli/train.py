@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from minipovid.cli.options import PATH
 from minipovid.cli.output import JSON, print_json, print_table
 from minipovid.common.errors import MinipovidError
 
@@ -26,7 +27,7 @@ def _recipe_argument(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command()
 @_recipe_argument
-@click.option("--out", type=click.Path(path_type=Path), help="The run folder.  [default: runs/<name of the recipe>]")
+@click.option("--out", type=PATH, help="The run folder.  [default: runs/<name of the recipe>]")
 def train(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     """Train RECIPE, or go on where it stopped.
 
@@ -123,7 +124,7 @@ def show(name: str) -> None:
 
 @recipes.command()
 @click.argument("name")
-@click.argument("to", type=click.Path(path_type=Path), required=False)
+@click.argument("to", type=PATH, required=False)
 def copy(name: str, to: Path | None) -> None:
     """Copy a recipe here (or to the path TO), to edit it.
 

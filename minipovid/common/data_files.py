@@ -243,14 +243,11 @@ def _table(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
     names = next(csv.reader(io.StringIO(header), delimiter=delimiter), [])
     csv.field_size_limit(LONGEST)
     for number, cells in enumerate(csv.reader(file, delimiter=delimiter), 2):
-        if cells:
-            yield number, _cells(names, cells)
-
-
-def _cells(names: list[str], cells: list[str]) -> Cells | Bad:
-    if len(cells) != len(names):
-        return Bad(f"the row has {len(cells)} cells, the header {len(names)}; a text with a comma in it needs quotes")
-    return Cells(zip((name.strip() for name in names), cells, strict=True))
+        if cells and len(cells) == len(names):
+            yield number, Cells(zip((name.strip() for name in names), cells, strict=True))
+        elif cells:
+            why = f"the row has {len(cells)} cells, the header {len(names)}; a text with a comma in it needs quotes"
+            yield number, Bad(why)
 
 
 def text(row: Mapping[str, Any], key: str) -> str:

@@ -90,7 +90,10 @@ def _upright_rgb(image: Image.Image, name: Path | str, max_pixels: int) -> Image
         image.load()
     except _DAMAGE as error:
         raise _damaged(name, error) from None
-    turn = _turn(image)
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except _DAMAGE:  # a tag block that makes no sense: viewers show such a picture as it lies
+        turn = None
     upright = _rgb(image, name)
     upright = upright if turn is None else upright.transpose(turn)
     for key in _TELLS_IT:  # Pillow hands it on, and whoever looks again would turn the picture again
@@ -156,13 +159,6 @@ def _check_size(image: Image.Image, path: Path | str, max_pixels: int) -> None:
         )
     if width * height > max_pixels:  # Pillow's own limit may have been switched off by another library
         raise _bomb(path, max_pixels)
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except _DAMAGE:  # a tag block that makes no sense: viewers show such a picture as it lies
-        return None
 
 
 def _rgb(image: Image.Image, path: Path | str) -> Image.Image:

@@ -113,6 +113,11 @@ class TrainSection(_Section):
     dataloader_num_workers: Workers | Auto = "auto"  # processes that decode, noise and tokenise ahead of the step
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []  # trackers beside log.jsonl, through accelerate
 
+    @property
+    def pairs_per_step(self) -> int:
+        """Of one process."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
 
 class ExportSection(_Section):
     """The GGUF files."""

@@ -17,62 +17,35 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 T = TypeVar("T")
 
 
-# Other tools' names (LLaMA-Factory, axolotl, TRL and transformers, ms-swift) and where ours stand.
-FOREIGN_KEYS = {
-    "model_name_or_path": "model.path",
-    "base_model": "model.path",
-    "model_id": "model.path",
-    "quantization_bit": "model.load_in_4bit",
-    "quant_bits": "model.load_in_4bit",
-    "load_in_8bit": "model.load_in_4bit",
-    "torch_dtype": "model.dtype",
-    "bf16": "model.dtype",
-    "fp16": "model.dtype",
-    "adapter": "lora.r",
-    "lora_r": "lora.r",
-    "lora_rank": "lora.r",
-    "rank": "lora.r",
-    "lora_alpha": "lora.alpha",
-    "use_rslora": "lora.rslora",
-    "peft_use_rslora": "lora.rslora",
-    "dataset": "data.path",
-    "datasets": "data.path",
-    "dataset_name": "data.path",
-    "dataset_dir": "data.path",
-    "image_dir": "data.images",
-    "media_dir": "data.images",
-    "image_folder": "data.images",
-    "cutoff_len": "data.max_length",
-    "sequence_len": "data.max_length",
-    "model_max_length": "data.max_length",
-    "max_samples": "data.limit",
-    "pref_beta": "stages.0.loss.beta",
-    "dpo_beta": "stages.0.loss.beta",
-    "rl_beta": "stages.0.loss.beta",
-    "beta": "stages.0.loss.beta",
-    "pref_loss": "stages.0.loss.name",
-    "loss_type": "stages.0.loss.name",
-    "dpo_loss_type": "stages.0.loss.name",
-    "rl": "stages.0.loss.name",
-    "rpo_alpha": "stages.0.loss.anchor",
-    "rlhf_type": "stages.0.loss.name",
-    "num_train_epochs": "stages.0.epochs",
-    "num_epochs": "stages.0.epochs",
-    "micro_batch_size": "train.per_device_train_batch_size",
-    "batch_size": "train.per_device_train_batch_size",
-    "lr": "train.learning_rate",
-    "lr_scheduler": "train.lr_scheduler_type",
-    "gradient_clipping": "train.max_grad_norm",
-    "warmup_steps": "train.warmup_ratio",
-    "logging_dir": "name",
-    "output_dir": "name",
-    "run_name": "name",
-    "noise_step": "noise.step",
-    "precompute_ref_log_probs": "reference.precompute",
-    "optimizer": "train.optim",
-    "num_workers": "train.dataloader_num_workers",
-    "quantization": "export.quants",
+# Where ours stand, and other tools' names for them (LLaMA-Factory, axolotl, TRL and transformers, ms-swift).
+_FOREIGN = {
+    "model.path": "model_name_or_path base_model model_id",
+    "model.load_in_4bit": "quantization_bit quant_bits load_in_8bit",
+    "model.dtype": "torch_dtype bf16 fp16",
+    "lora.r": "adapter lora_r lora_rank rank",
+    "lora.alpha": "lora_alpha",
+    "lora.rslora": "use_rslora peft_use_rslora",
+    "data.path": "dataset datasets dataset_name dataset_dir",
+    "data.images": "image_dir media_dir image_folder",
+    "data.max_length": "cutoff_len sequence_len model_max_length",
+    "data.limit": "max_samples",
+    "stages.0.loss.beta": "pref_beta dpo_beta rl_beta beta",
+    "stages.0.loss.name": "pref_loss loss_type dpo_loss_type rl rlhf_type",
+    "stages.0.loss.anchor": "rpo_alpha",
+    "stages.0.epochs": "num_train_epochs num_epochs",
+    "train.per_device_train_batch_size": "micro_batch_size batch_size",
+    "train.learning_rate": "lr",
+    "train.lr_scheduler_type": "lr_scheduler",
+    "train.max_grad_norm": "gradient_clipping",
+    "train.warmup_ratio": "warmup_steps",
+    "name": "logging_dir output_dir run_name",
+    "noise.step": "noise_step",
+    "reference.precompute": "precompute_ref_log_probs",
+    "train.optim": "optimizer",
+    "train.dataloader_num_workers": "num_workers",
+    "export.quants": "quantization",
 }
+FOREIGN_KEYS = {theirs: ours for ours, names in _FOREIGN.items() for theirs in names.split()}
 
 
 def validated(wanted: type[T], tree: Mapping[Any, Any], origin: str | Callable[[Sequence[str]], str]) -> T:
@@ -138,7 +111,10 @@ def _sentence(wanted: type, error: Any, dotted: str) -> str:
         "string_pattern_mismatch": "letters, digits, '.', '_' and '-' alone",
         "literal_error": _one_of(context.get("expected", "")),
         "too_short": "a list with at least one entry",
-        **{key: f"{text} {context.get(bound, 0):g}" for key, text, bound in _BOUNDS},
+        "greater_than": f"greater than {context.get('gt', 0):g}",
+        "greater_than_equal": f"at least {context.get('ge', 0):g}",
+        "less_than": f"less than {context.get('lt', 0):g}",
+        "less_than_equal": f"at most {context.get('le', 0):g}",
     }.get(kind)
     if must_be is None:
         return f"{dotted} is {value!r}: {error['msg']}."
@@ -149,14 +125,6 @@ def _one_of(expected: str) -> str:
     """Pydantic's "'a', 'b' or 'c'" without quotes."""
     names = expected.replace("'", "").replace(" or ", ", ")
     return f"one of {names}" if "," in names else names
-
-
-_BOUNDS = [
-    ("greater_than", "greater than", "gt"),
-    ("greater_than_equal", "at least", "ge"),
-    ("less_than", "less than", "lt"),
-    ("less_than_equal", "at most", "le"),
-]
 
 
 def _unknown(wanted: type, dotted: str) -> str:

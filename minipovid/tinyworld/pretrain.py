@@ -13,7 +13,6 @@ import argparse
 import io
 import json
 import math
-import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -315,16 +314,12 @@ def _warm_cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr
 def batch_loss(model: LlavaForConditionalGeneration, words: Words, name: str) -> Tensor:
     """Mean caption loss per token plus mean conversation loss per answer, over the scenes `name` 0, 1, 2, ..."""
     scenes = [habit_scene(f"{name} {number}") for number in range(BATCH)]
-    captions = [[(_caption_prompt(scene), text.describe(scene).text)] for scene in scenes[:CAPTIONS]]
+    captions = [[(text.caption_prompt(scene), text.describe(scene).text)] for scene in scenes[:CAPTIONS]]
     talks = [(text.tour if number % 2 else text.conversation)(scene) for number, scene in enumerate(scenes[CAPTIONS:])]
     told, tokens = _summed(model, words, scenes[:CAPTIONS], captions)
     asked, _ = _summed(model, words, scenes[CAPTIONS:], talks)
     # Of an answer only a token or two are hard: dividing by answers keeps the rest from diluting them.
     return told / tokens + asked / sum(len(talk) for talk in talks)
-
-
-def _caption_prompt(scene: Scene) -> str:
-    return random.Random(f"{scene.name} prompt").choice(text.CAPTION_PROMPTS)
 
 
 def _summed(

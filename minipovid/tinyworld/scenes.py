@@ -146,20 +146,11 @@ def _arc(radius: float, start: float, stop: float, steps: int = 24) -> list[tupl
     return [(radius * math.cos(angle), radius * math.sin(angle)) for angle in angles]
 
 
-def _star() -> list[tuple[float, float]]:
-    radii = (1.15, 0.5)
-    return [point for k in range(10) for point in _arc(radii[k % 2], 36 * k - 90, 36 * k - 90, 1)[:1]]
-
-
 def _heart() -> list[tuple[float, float]]:
     angles = [2 * math.pi * step / 30 for step in range(30)]
-    return [
-        (
-            16 * math.sin(t) ** 3 / 16,
-            -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 15,
-        )
-        for t in angles
-    ]
+    across = [16 * math.sin(t) ** 3 / 16 for t in angles]
+    up = [13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) for t in angles]
+    return [(x, -y / 15) for x, y in zip(across, up, strict=True)]
 
 
 # Outlines in units of the radius, y pointing down. The ring's inner edge is walked backwards: even-odd filling leaves
@@ -176,6 +167,6 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
     "moon": [*_arc(1, 60, 300), *[(0.45 + x, y) for x, y in _arc(0.866, 268, 92)]],
     "ring": [*_arc(1, 0, 360), *_arc(0.5, 360, 0)],
     "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
-    "star": _star(),
+    "star": [_arc((1.15, 0.5)[k % 2], 36 * k - 90, 36 * k - 90)[0] for k in range(10)],
     "triangle": [(0, -1.05), (1, 0.8), (-1, 0.8)],
 }

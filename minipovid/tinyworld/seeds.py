@@ -19,8 +19,7 @@ Row = Mapping[str, object]
 
 def about(scene: Scene, image: str, number: int) -> Iterator[Row]:
     """The scene's caption; for every other `number` a question as well, to be answered no and yes in turn."""
-    prompt = random.Random(f"{scene.name} prompt").choice(text.CAPTION_PROMPTS)
-    yield _row(scene.name, image, prompt, text.describe(scene).text)
+    yield _row(scene.name, image, text.caption_prompt(scene), text.describe(scene).text)
     if number % 2:
         present = number % 4 == 1
         shape = suspect(scene, present)

@@ -16,12 +16,7 @@ from minipovid.tinyworld.scenes import PLACES, SHAPES, Scene, Thing
 
 OBJECTS = SHAPES  # the names that a caption can mention
 CAPTION_PROMPTS = ("Describe the picture.", "What is in the picture?", "Tell me what you see.")
-SYNONYMS = {
-    "circle": ("disc", "dot"),
-    "diamond": ("rhombus",),
-    "moon": ("crescent",),
-    "ring": ("hoop", "annulus"),
-}
+SYNONYMS = {"circle": ("disc", "dot"), "diamond": ("rhombus",), "moon": ("crescent",), "ring": ("hoop", "annulus")}
 
 
 class Relation(NamedTuple):
@@ -57,6 +52,11 @@ def _sentence(thing: Thing, style: int) -> str:
 
 def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
+
+
+def caption_prompt(scene: Scene) -> str:
+    """One of CAPTION_PROMPTS, drawn by the scene's name."""
+    return random.Random(f"{scene.name} prompt").choice(CAPTION_PROMPTS)
 
 
 def describe(scene: Scene) -> Caption:
@@ -109,8 +109,5 @@ def tour(scene: Scene, turns: int = 5) -> list[tuple[str, str]]:
     at = {thing.place: thing for thing in scene.things}
     full = min(len(at), turns // 2 + rng.randrange(2))
     places = rng.sample(sorted(at), full) + rng.sample([place for place in PLACES if place not in at], turns - full)
-    return [(f"What is at the {place}?", _there(at.get(place))) for place in rng.sample(places, turns)]
-
-
-def _there(thing: Thing | None) -> str:
-    return f"{_article(thing.colour).capitalize()} {thing.colour} {thing.shape}." if thing else "Nothing."
+    what = {place: f"{_article(each.colour).capitalize()} {each.colour} {each.shape}." for place, each in at.items()}
+    return [(f"What is at the {place}?", what.get(place, "Nothing.")) for place in rng.sample(places, turns)]

@@ -177,9 +177,9 @@ def append(log: Path, line: dict[str, Any]) -> None:
 
 def rewind(log: Path, step: int) -> None:
     """Drop what a run wrote after `step`, the half of a line at the end included."""
-    kept = []
     if not log.is_file():
         return
+    kept = []
     for text in log.read_text(encoding="utf-8").splitlines():
         try:
             line = json.loads(text)

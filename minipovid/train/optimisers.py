@@ -32,12 +32,8 @@ BITSANDBYTES = {"adamw_8bit": AdamW8bit, "paged_adamw_32bit": PagedAdamW32bit, "
 def build(train: TrainSection, weights: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """The optimiser `train.optim` over `weights`: Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2."""
     weights = list(weights)
-    settings: dict[str, Any] = {
-        "lr": learning_rate,
-        "weight_decay": train.weight_decay,
-        "betas": (0.9, 0.999),
-        "eps": 1e-8,
-    }
+    settings: dict[str, Any] = {"lr": learning_rate, "weight_decay": train.weight_decay}
+    settings |= {"betas": (0.9, 0.999), "eps": 1e-8}
     if train.optim == "adamw_torch":
         fused = all(weight.device.type in FUSED for weight in weights)
         return torch.optim.AdamW(weights, **settings, fused=fused)

@@ -70,12 +70,10 @@ class Run:
         if (folder / run_folder.ADAPTER).is_dir():
             tracked.finish(accelerator)
             return None
-        recipe = run_folder.recipe(folder)
+        recipe, device = run_folder.recipe(folder), accelerator.device
         checkpointing = recipe.train.gradient_checkpointing
         assert checkpointing != "auto"
-        model = load(
-            recipe.model, recipe.lora, seed=recipe.seed, checkpointing=checkpointing, device=accelerator.device
-        )
+        model = load(recipe.model, recipe.lora, seed=recipe.seed, checkpointing=checkpointing, device=device)
         datasets = _datasets(recipe, folder, model, accelerator)
         position = _begin(recipe, folder, model, accelerator)
         return cls(recipe, folder, model, datasets, accelerator, tracked, position, progress)
@@ -86,13 +84,11 @@ def _datasets(recipe: Recipe, run: Path, model: Model, accelerator: Accelerator)
     step and written to the run folder, from where a resumed run reads them."""
     pairs = _pairs(recipe.data, run / run_folder.PAIRS, model, accelerator)
     shared = _dataset(split(pairs, recipe.data).trained, recipe.data, recipe, model)
-    datasets = []
+    datasets = [shared] * len(recipe.stages)
     for index, stage in enumerate(recipe.stages):
-        if stage.data is None:
-            datasets.append(shared)
-        else:
+        if stage.data is not None:
             pairs = _pairs(stage.data, run / run_folder.STAGE_PAIRS.format(index), model, accelerator, index)
-            datasets.append(_dataset(pairs, stage.data, recipe, model))
+            datasets[index] = _dataset(pairs, stage.data, recipe, model)
     return datasets
 
 

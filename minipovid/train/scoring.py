@@ -13,7 +13,7 @@ answer positions of all pairs, padding left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +140,8 @@ class _Vocabulary(torch.autograd.Function):
         for start in range(0, weight.shape[0], VOCAB_CHUNK):
             part = weight[start : start + VOCAB_CHUNK].float()
             offset = None if bias is None else bias[start : start + VOCAB_CHUNK].float()
-            for some in _pieces(len(rows)):
+            for first in range(0, len(rows), ROW_CHUNK):
+                some = slice(first, first + ROW_CHUNK)
                 logits = F.linear(rows[some], part, offset)
                 value, index = logits.max(-1)
                 best[some] = torch.where(value > top[some], index + start, best[some])
@@ -160,11 +161,6 @@ class _Vocabulary(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (mean,) = ctx.saved_tensors
         return mean * grad[:, None], None, None
-
-
-def _pieces(rows: int) -> Iterator[slice]:
-    for start in range(0, rows, ROW_CHUNK):
-        yield slice(start, min(start + ROW_CHUNK, rows))
 
 
 def _logits(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

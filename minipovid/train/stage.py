@@ -37,8 +37,7 @@ class Stage:
         first = sum(stage.epochs for stage in run.recipe.stages[:index])
         epochs = range(first, first + section.epochs)
         self.order = list(visiting_order(len(self.dataset), epochs, run.recipe.seed))
-        per_process = self.settings.per_device_train_batch_size * self.settings.gradient_accumulation_steps
-        self.pairs_per_step = per_process * self.accelerator.num_processes
+        self.pairs_per_step = self.settings.pairs_per_step * self.accelerator.num_processes
         self.total = min(math.ceil(len(self.order) / self.pairs_per_step), self.settings.max_steps or sys.maxsize)
         weights = [value for value in run.model.adapter().values() if value.requires_grad]
         self.optimizer = optimisers.build(self.settings, weights, section.learning_rate or self.settings.learning_rate)
@@ -46,17 +45,15 @@ class Stage:
         schedule = get_scheduler(self.settings.lr_scheduler_type, self.optimizer, warmup, self.total)
         self.rate = schedule.lr_lambdas[0]  # type: ignore[union-attr]
         begins = not self.position.step
-        self.open_sums = {} if begins else self._restored()
+        self.open_sums: Mapping[str, Any] = {}  # of the log
+        if not begins:
+            newest = checkpoint.latest(run.folder)
+            assert newest is not None
+            checkpoint.restore_optimizer(newest.folder, self.optimizer)
+            self.open_sums = newest.meter
         self.objective = stages.open(StageContext(run.model, run.recipe, index, begins))
         self.step = Step(self.accelerator, self.objective, weights, self.optimizer, self.settings.max_grad_norm)
         self.name = f"stage {index + 1}/{len(run.recipe.stages)}"
-
-    def _restored(self) -> Mapping[str, Any]:
-        """Take up the optimiser where the newest checkpoint left it; returns the log's open sums."""
-        newest = checkpoint.latest(self.run.folder)
-        assert newest is not None
-        checkpoint.restore_optimizer(newest.folder, self.optimizer)
-        return newest.meter
 
     def steps(self) -> Iterator[Position]:
         """Train to the end of the stage; after the last step the position is where the next stage begins."""
@@ -75,7 +72,8 @@ class Stage:
                 self.position = self.position.after_step()
                 over = self.position.step == self.total
                 if is_main:
-                    line = log.add(figures, work.pairs, self.position.global_step, self._epoch(), over, *work[1:])
+                    epoch = min(self.position.step * self.pairs_per_step, len(self.order)) / len(self.dataset)
+                    line = log.add(figures, work.pairs, self.position.global_step, epoch, over, *work[1:])
                     bar.update()
                     if line is not None:
                         run.tracked.log(self.accelerator, line)
@@ -140,9 +138,6 @@ class Stage:
             keep, processes = self.settings.save_total_limit, self.accelerator.num_processes
             checkpoint.save(self.run.folder, self.run.model, self.optimizer, self.position, log, keep, processes)
         self.accelerator.wait_for_everyone()
-
-    def _epoch(self) -> float:
-        return min(self.position.step * self.pairs_per_step, len(self.order)) / len(self.dataset)
 
     def _interrupted(self) -> bool:
         """Has any process received Ctrl-C? All must stop after the same step."""

@@ -72,16 +72,12 @@ def noised(
     """The noised view [3, S, S] of an RGB picture, rounded to what the cache stores, cached or not."""
     if domain == "normalized":
         return diffuse(transform(image), step, rng).astype(np.float16)
-    return transform(_noised_rgb(image, step, domain, rng)).astype(np.float16)
-
-
-def _noised_rgb(image: Image.Image, step: int, domain: Domain, rng: np.random.Generator) -> Image.Image:
     rgb = np.array(image)
     flat = rgb.reshape(-1)
     for start in range(0, flat.size, _BAND):
         band = flat[start : start + _BAND]
         band[:] = to_bytes(diffuse(band.astype(np.float32) / np.float32(255), step, rng), domain)
-    return Image.fromarray(rgb)
+    return transform(Image.fromarray(rgb)).astype(np.float16)
 
 
 def is_fresh_each_epoch(settings: Settings) -> bool:

@@ -30,9 +30,6 @@ from minipovid.recipe.strict import validated
 ViewKey = tuple[str, str]
 
 
-Asked = Literal["nothing", "own", "any"]
-
-
 class View(NamedTuple):
     """One scored sequence that a loss asks for: which answer under which picture.
 
@@ -44,7 +41,7 @@ class View(NamedTuple):
     answer: str
     image: str
     grad: bool = True
-    reference: Asked = "any"
+    reference: Literal["nothing", "own", "any"] = "any"
 
     @property
     def key(self) -> ViewKey:
@@ -115,8 +112,9 @@ def of_stages(recipe: Recipe) -> list[Loss]:
         losses.append(build(stage.loss, origin))
         for view in losses[index].views:
             if view.answer not in ANSWERS:
-                known = " and ".join(ANSWERS)
-                raise MinipovidError(f"{origin}: pairs have no answer {view.answer!r}; they have {known}.")
+                raise MinipovidError(
+                    f"{origin}: pairs have no answer {view.answer!r}; they have {' and '.join(ANSWERS)}."
+                )
             if view.image != CLEAN:
                 view_settings(view.image, recipe, origin)
     return losses

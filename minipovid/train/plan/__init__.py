@@ -4,9 +4,9 @@
     verdict(predicted, recipe, 8)        # does it fit 8 GiB, and what to change where it does not
     settle(recipe)                       # the recipe with every `auto` replaced by what fits this machine
 
-The arithmetic is in costs.py, the cards are in cards.py. Memory is predicted for the longest row that data.max_length
-admits, time for a question of 60 tokens and answers of 100. Nothing of this is measured on a GPU yet: memory may be
-25 % more or less, time 50 %.
+The arithmetic is in costs.py, the cards are in cards.py, what is told of them in forecast.py. Memory is predicted for
+the longest row that data.max_length admits, time for a question of 60 tokens and answers of 100. Nothing of this is
+measured on a GPU yet: memory may be 25 % more or less, time 50 %.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from minipovid.images.views import CLEAN, is_fresh_each_epoch, view_settings
 from minipovid.models.shapes import CPU_LIMIT, Shapes, shapes
@@ -27,100 +26,11 @@ from minipovid.train import losses
 from minipovid.train.losses import View
 from minipovid.train.plan import costs
 from minipovid.train.plan.cards import CARDS, Card
-from minipovid.train.plan.costs import GIB, Memory, Setting
+from minipovid.train.plan.costs import GIB, Memory, Setting, Tree
+from minipovid.train.plan.forecast import RESERVE, FitVerdict, Forecast, OnCard, is_tight, layers_in_words
 
 PROMPT, ANSWER = 60, 100  # tokens of a usual question and answer, for the time alone
-RESERVE = 0.08  # of the memory that `settle` leaves alone
 WORKERS = 4  # processes that prepare pictures, at most
-
-
-@dataclass(frozen=True)
-class OnCard:
-    """What a recipe is on one card, its `auto` settled for it."""
-
-    card: Card
-    peak_gib: float
-    micro_batch: int
-    gradient_checkpointing: bool | int
-    seconds_per_step: float
-    seconds_per_pair: float
-
-    @property
-    def fits(self) -> bool:
-        return self.peak_gib <= self.card.gib
-
-    @property
-    def word(self) -> str:
-        if not self.fits:
-            return "no"
-        return "tight" if is_tight(self.peak_gib, self.card.gib) else "yes"
-
-    def as_dict(self, visits: int | None) -> dict[str, Any]:
-        """`visits` of a pair, where they are known, take hours."""
-        return {
-            "gib": self.card.gib,
-            "fits": self.fits,
-            "peak_gib": round(self.peak_gib, 2),
-            "micro_batch": self.micro_batch,
-            "gradient_checkpointing": self.gradient_checkpointing,
-            "seconds_per_step": float(f"{self.seconds_per_step:.3g}"),
-            "hours": None if visits is None else float(f"{self.seconds_per_pair * visits / 3600:.3g}"),
-        }
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a recipe will need."""
-
-    device: str  # "GPU" or "CPU"
-    moment: str  # when most memory is taken
-    memory: dict[str, float]  # GiB by part, at that moment
-    disk: dict[str, float]  # GiB by part
-    visits: int | None  # pairs times epochs, all stages together; none where the data is not here yet
-    cards: list[OnCard] = field(default_factory=list)
-    paged_gib: float = 0.0  # moments of a paged optimiser, which may leave the card for the computer's memory
-
-    @property
-    def peak_gib(self) -> float:
-        return sum(self.memory.values())
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "device": self.device,
-            "peak_gib": round(self.peak_gib, 2),
-            "peak_when": self.moment,
-            "memory_gib": {part: round(size, 2) for part, size in self.memory.items()},
-            "paged_gib": round(self.paged_gib, 2),
-            "disk_gib": {part: round(size, 2) for part, size in self.disk.items()},
-            "visits": self.visits,
-            "cards": {each.card.name: each.as_dict(self.visits) for each in self.cards},
-        }
-
-    def table(self) -> str:
-        lines = [f"{self.device} memory at its peak, when {self.moment}, GiB (predicted)", *_column(self.memory)]
-        if self.paged_gib:
-            lines.append(f"  and up to {self.paged_gib:.2f} in the computer's own memory (paged optimiser)")
-        lines += ["Disk, GiB", *_column(self.disk)]
-        lines += [f"Cards, and the time for {self.visits or 1000:,} visits of a pair (predicted)", _HEAD]
-        for each in self.cards:
-            lines.append(
-                f"  {each.card.name:<10}{each.card.gib:>5g}{each.peak_gib:>7.1f}  {each.word:<6}"
-                f"{_layers(each.gradient_checkpointing):<15}{each.micro_batch:<13}{each.seconds_per_step:<8.2f}"
-                f"{_duration(each.seconds_per_pair * (self.visits or 1000))}"
-            )
-        return "\n".join(lines)
-
-
-_HEAD = f"  {'':<10}{'GiB':>5}{'needs':>7}  {'fits':<6}{'checkpointing':<15}{'micro_batch':<13}{'s/step':<8}time"
-
-
-class FitVerdict(NamedTuple):
-    """Does it fit a card, and what to change where it does not."""
-
-    fits: bool
-    card_gib: float
-    changes: dict[str, Any]  # recipe keys and values for --set, the least harmful first
-    sentence: str
 
 
 def predict(recipe: Recipe, card_gib: float | None = None) -> Forecast:
@@ -138,7 +48,7 @@ def predict(recipe: Recipe, card_gib: float | None = None) -> Forecast:
 def forecast(model: Shapes, recipe: Recipe, memory_gib: float = 0.0, on_gpu: bool = True) -> Forecast:
     """What the recipe will need where there are `memory_gib`; the least that it can do with where that is 0."""
     settled = settled_for(model, recipe, memory_gib, on_gpu)
-    peak = peak_memory(model, settled, on_gpu)
+    peak = _peak(model, settled, on_gpu, _policies(model, settled))
     return Forecast(
         device="GPU" if on_gpu else "CPU",
         moment=peak.moment,
@@ -155,11 +65,17 @@ def verdict(predicted: Forecast, recipe: Recipe, card_gib: float) -> FitVerdict:
     model = shapes(recipe.model.path, recipe.model.revision)
     recipe = settled_for(model, recipe, card_gib)
     start = _gib(model, recipe)
-    known = [each.card.name for each in predicted.cards if each.fits]
-    cards = f" Of the known cards, {_listed(known)} can do it." if known else ""
+    *others, last = [each.card.name for each in predicted.cards if each.fits] or [""]
+    known = ", ".join(others) + " and " * bool(others) + last
+    cards = f" Of the known cards, {known} can do it." if known else ""
     if start <= card_gib:
         fits = "It fits, but tightly" if is_tight(start, card_gib) else "It fits"
-        return FitVerdict(True, card_gib, {}, f"{fits}: {start:.1f} of {card_gib:g} GiB{_how(recipe)}.{cards}")
+        layers, pairs = Setting.of(recipe, on_gpu=True).checkpointing, int(recipe.train.micro_batch)
+        way = (
+            f"with gradient checkpointing of {layers_in_words(layers)}" if layers else "without gradient checkpointing"
+        )
+        how = f"{way}, {pairs} pair{'s' * (pairs > 1)} at once"
+        return FitVerdict(True, card_gib, {}, f"{fits}: {start:.1f} of {card_gib:g} GiB, {how}.{cards}")
     changes, peak = economise(model, recipe, card_gib)
     if not changes:
         return FitVerdict(
@@ -207,15 +123,15 @@ def settle(recipe: Recipe, memory_gib: float | None = None) -> Recipe:
 def settled_for(model: Shapes, recipe: Recipe, memory_gib: float, on_gpu: bool = True) -> Recipe:
     """`micro_batch` and `gradient_checkpointing` as they fit into `memory_gib`; the leanest where nothing does."""
     train = recipe.train
-    total = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    total = train.pairs_per_step
     sizes = range(total, 0, -1) if train.micro_batch == "auto" else [int(train.micro_batch)]
     given = train.gradient_checkpointing
     ways = [False, *range(1, model.layers - 1), True] if given == "auto" else [given]
-    candidate = recipe
+    candidate, policies = recipe, _policies(model, recipe)  # which neither of the two changes
     for way in ways:
         for size in sizes:
             candidate = changed(changed(recipe, "train.gradient_checkpointing", way), "train.micro_batch", size)
-            if not is_tight(_gib(model, candidate, on_gpu), memory_gib):
+            if not is_tight(_peak(model, candidate, on_gpu, policies).total / GIB, memory_gib):
                 even = -(-total // -(-total // size)) if train.micro_batch == "auto" else size
                 return changed(candidate, "train.micro_batch", even)  # 16 pairs, 10 fit: 8 and 8
     return candidate
@@ -223,24 +139,23 @@ def settled_for(model: Shapes, recipe: Recipe, memory_gib: float, on_gpu: bool =
 
 def free_gib() -> float:
     """What this machine could give a training now: the GPU's free memory, else the computer's."""
-    import torch
-
-    if torch.cuda.is_available():
-        return float(torch.cuda.mem_get_info()[0]) / GIB
-    import psutil
-
-    return float(psutil.virtual_memory().available) / GIB
+    return _machine_memory()[0] / GIB
 
 
 def total_gib() -> float:
     """What the GPU holds, else the computer."""
+    return _machine_memory()[1] / GIB
+
+
+def _machine_memory() -> tuple[int, int]:
+    """Bytes that are free, and all."""
+    import psutil
     import torch
 
     if torch.cuda.is_available():
-        return float(torch.cuda.mem_get_info()[1]) / GIB
-    import psutil
-
-    return float(psutil.virtual_memory().total) / GIB
+        return torch.cuda.mem_get_info()
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
 
 
 def economise(model: Shapes, recipe: Recipe, target_gib: float, on_gpu: bool = True) -> tuple[dict[str, Any], float]:
@@ -284,16 +199,20 @@ def changed(recipe: Recipe, dotted: str, value: Any) -> Recipe:
     return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={key: value})})
 
 
-def peak_memory(model: Shapes, recipe: Recipe, on_gpu: bool = True) -> Memory:
+def _peak(model: Shapes, recipe: Recipe, on_gpu: bool, policies: list[list[Tree]]) -> Memory:
     """The hungriest stage of a settled recipe."""
     setting = Setting.of(recipe, on_gpu)
-    prefix, answer = _lengths(model, _longest(recipe))
-    each = [costs.memory(model, setting, costs.trees(views, prefix, answer)) for views in _views(recipe)]
-    return max(each, key=lambda memory: memory.total)
+    return max((costs.memory(model, setting, policy) for policy in policies), key=lambda memory: memory.total)
 
 
 def _gib(model: Shapes, recipe: Recipe, on_gpu: bool = True) -> float:
-    return peak_memory(model, recipe, on_gpu).total / GIB
+    return _peak(model, recipe, on_gpu, _policies(model, recipe)).total / GIB
+
+
+def _policies(model: Shapes, recipe: Recipe) -> list[list[Tree]]:
+    """What each stage's policy scores of the longest pair."""
+    lengths = _lengths(model, _longest(recipe))
+    return [costs.trees(views, *lengths) for views in _views(recipe)]
 
 
 def _views(recipe: Recipe) -> list[list[View]]:
@@ -315,21 +234,20 @@ def _lengths(model: Shapes, length: int) -> tuple[int, int]:
 def _on_card(model: Shapes, recipe: Recipe, card: Card) -> OnCard:
     settled = settled_for(model, recipe, card.gib)
     seconds = seconds_per_step(model, settled, card)
-    step = settled.train.per_device_train_batch_size * settled.train.gradient_accumulation_steps
     return OnCard(
         card=card,
         peak_gib=_gib(model, settled),
         micro_batch=int(settled.train.micro_batch),
         gradient_checkpointing=Setting.of(settled, on_gpu=True).checkpointing,
         seconds_per_step=seconds,
-        seconds_per_pair=seconds / step,
+        seconds_per_pair=seconds / settled.train.pairs_per_step,
     )
 
 
 def seconds_per_step(model: Shapes, recipe: Recipe, card: Card) -> float:
     """A step over usual pairs, averaged over the stages by their epochs; the reference counts where it is computed."""
     setting = Setting.of(recipe, on_gpu=True)
-    pairs = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
+    pairs = recipe.train.pairs_per_step
     prefix, answer = _lengths(model, min(model.image_tokens + PROMPT + ANSWER, _longest(recipe)))
     total = 0.0
     for number, (stage, views) in enumerate(zip(recipe.stages, _views(recipe), strict=True)):
@@ -346,45 +264,37 @@ def seconds_per_step(model: Shapes, recipe: Recipe, card: Card) -> float:
     return total / sum(stage.epochs for stage in recipe.stages)
 
 
-def _reference(recipe: Recipe, views: list[View], epochs: int) -> Iterator[tuple[int, list[View]]]:
+def _reference(recipe: Recipe, views: list[View], epochs: int) -> list[tuple[int, list[View]]]:
     """How often the reference scores which views of a pair: once where the cache may keep them, and every epoch where
     it may not or where the picture is drawn anew."""
-    lasting: list[View] = []
-    anew: list[View] = []
-    for view in costs.reference(views):
-        fresh = not recipe.reference.cache_gib or is_fresh_each_epoch(view.image, recipe)
-        (anew if fresh else lasting).append(view)
-    if lasting:
-        yield 1, lasting
-    if anew:
-        yield epochs, anew
+    asked = costs.reference(views)
+    cached = recipe.reference.cache_gib > 0
+    lasting = [view for view in asked if cached and not is_fresh_each_epoch(view.image, recipe)]
+    anew = [view for view in asked if view not in lasting]
+    return [(times, some) for times, some in ((1, lasting), (epochs, anew)) if some]
 
 
 def _disk(model: Shapes, recipe: Recipe) -> dict[str, float]:
     adapter = model.adapter_per_rank * recipe.lora.r
     text = model.linear + model.embeddings
-    kept = 4 + costs.MOMENTS[recipe.train.optim]  # a checkpoint's bytes per weight
+    moments = costs.MOMENTS[recipe.train.optim]
     bytes_by_part = {
         "base model, 16-bit": 2 * (text + model.vision),
-        "checkpoints": kept * adapter * recipe.train.save_total_limit,
+        "checkpoints": (4 + moments) * adapter * recipe.train.save_total_limit,
         "adapter": 4 * adapter,
         "GGUF files": sum(text * _bits(quant) / 8 for quant in recipe.export.quants) + 2 * model.vision,
     }
     sizes = {part: size / GIB for part, size in bytes_by_part.items()}
-    for name in dict.fromkeys(view.image for views in _views(recipe) for view in views if view.image != CLEAN):
+    stages = _views(recipe)
+    for name in dict.fromkeys(view.image for views in stages for view in views if view.image != CLEAN):
         settings = view_settings(name, recipe)
         if hasattr(settings, "cache_gib"):
             sizes[f"{name} pictures, at most"] = settings.cache_gib
-    if _keeps_hidden_rows(recipe):
+    # Log-probabilities take some megabytes; hidden rows gigabytes, where a loss asks for any token more than once.
+    again = [views for section, views in zip(recipe.stages, stages, strict=True) if recipe.asks_again(section)]
+    if recipe.reference.cache_gib and any(view.reference == "any" for views in again for view in views):
         sizes["reference scores, at most"] = recipe.reference.cache_gib
     return sizes
-
-
-def _keeps_hidden_rows(recipe: Recipe) -> bool:
-    """Log-probabilities take some megabytes; hidden rows gigabytes, where a loss asks for any token more than once."""
-    again = map(recipe.asks_again, recipe.stages)
-    asked = [any(view.reference == "any" for view in views) for views in _views(recipe)]
-    return recipe.reference.cache_gib > 0 and any(map(all, zip(again, asked, strict=True)))
 
 
 def _bits(quant: str) -> float:
@@ -396,8 +306,8 @@ def _bits(quant: str) -> float:
 
 def _visits(recipe: Recipe) -> int | None:
     """How often a pair is visited in all stages together."""
-    step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
-    limit = None if recipe.train.max_steps is None else recipe.train.max_steps * step
+    steps = recipe.train.max_steps
+    limit = None if steps is None else steps * recipe.train.pairs_per_step
     pairs_of = {data: _pairs(data) for data in recipe.data_sections()}
     visits = 0
     for stage in recipe.stages:
@@ -429,36 +339,3 @@ def _cpus() -> int:
 
 def _settings(changes: dict[str, Any]) -> str:
     return " and ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
-
-
-def _how(recipe: Recipe) -> str:
-    given, pairs = Setting.of(recipe, on_gpu=True).checkpointing, int(recipe.train.micro_batch)
-    how = f"with gradient checkpointing of {_layers(given)}" if given else "without gradient checkpointing"
-    return f", {how}, {pairs} pair{'s' * (pairs > 1)} at once"
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
-
-
-def _column(sizes: dict[str, float]) -> list[str]:
-    rows = [f"  {part:<30}{size:>7.2f}" for part, size in sizes.items()]
-    return [*rows, f"  {'together':<30}{sum(sizes.values()):>7.2f}"]
-
-
-def is_tight(peak_gib: float, card_gib: float) -> bool:
-    """Whether a prediction leaves less than the reserve."""
-    return peak_gib > (1 - RESERVE) * card_gib
-
-
-def _layers(checkpointing: bool | int) -> str:
-    """How many layers are checkpointed, in words."""
-    if isinstance(checkpointing, bool):
-        return "all layers" if checkpointing else "none"
-    return f"{checkpointing} layer{'s' * (checkpointing > 1)}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

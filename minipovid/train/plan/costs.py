@@ -115,8 +115,7 @@ class Setting:
     def of(cls, recipe: Recipe, on_gpu: bool) -> Setting:
         """Raises TypeError where train.micro_batch is still auto."""
         train = recipe.train
-        total = train.per_device_train_batch_size * train.gradient_accumulation_steps
-        pairs = min(int(train.micro_batch), total)
+        pairs = min(int(train.micro_batch), train.pairs_per_step)
         wide = recipe.model.dtype == "float32" or (recipe.model.dtype == "auto" and not on_gpu)
         return cls(
             rank=recipe.lora.r,
@@ -125,7 +124,7 @@ class Setting:
             on_gpu=on_gpu,
             checkpointing=False if train.gradient_checkpointing == "auto" else train.gradient_checkpointing,
             pairs=pairs,
-            passes=-(-total // pairs),
+            passes=-(-train.pairs_per_step // pairs),
             optim=train.optim,
             frozen_adapter=len(recipe.stages) > 1 or recipe.start_from is not None,
         )
@@ -147,23 +146,20 @@ class Memory(NamedTuple):
 
 def memory(model: Shapes, setting: Setting, policy: Sequence[Tree]) -> Memory:
     """The peak of a step whose policy scores these trees of each pair, in this order."""
-    always, own = _weights(model, setting), CUDA_OWN if setting.on_gpu else CPU_OWN
-    moments = 0 if _is_paged(setting) else MOMENTS[setting.optim] * _adapter(model, setting)
+    always = {
+        "language model": model.linear * (NF4_BYTES if setting.in_4bit else setting.width),
+        "embeddings and output head": model.embeddings * setting.width,
+        "vision tower and projector": model.vision * setting.width,
+        "adapters": 4 * _adapter(model, setting) * (2 if setting.frozen_adapter else 1),
+    }
+    own = CUDA_OWN if setting.on_gpu else CPU_OWN
+    moments = MOMENTS[setting.optim] * _adapter(model, setting) - paged(model, setting)
 
     def at(moment: str, gradients: float, activations: float, head: float, work: float) -> Memory:
         passing = {"activations": activations, "logits": head, "workspace": own + work}
         return Memory(moment, always | {"optimiser": moments + gradients} | passing)
 
     return max((at(*each) for each in _moments(model, setting, policy)), key=lambda memory: memory.total)
-
-
-def _weights(model: Shapes, setting: Setting) -> dict[str, float]:
-    return {
-        "language model": model.linear * (NF4_BYTES if setting.in_4bit else setting.width),
-        "embeddings and output head": model.embeddings * setting.width,
-        "vision tower and projector": model.vision * setting.width,
-        "adapters": 4 * _adapter(model, setting) * (2 if setting.frozen_adapter else 1),
-    }
 
 
 def _moments(
@@ -183,11 +179,7 @@ def _moments(
 
 def paged(model: Shapes, setting: Setting) -> float:
     """Bytes of the optimiser's moments that may leave the card for the computer's memory."""
-    return MOMENTS[setting.optim] * _adapter(model, setting) if _is_paged(setting) else 0.0
-
-
-def _is_paged(setting: Setting) -> bool:
-    return setting.optim.startswith("paged_")
+    return MOMENTS[setting.optim] * _adapter(model, setting) if setting.optim.startswith("paged_") else 0.0
 
 
 def _adapter(model: Shapes, setting: Setting) -> int:
