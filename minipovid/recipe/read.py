@@ -236,14 +236,14 @@ def _absolute(recipe: Recipe) -> Recipe:
         images = data.images if data.images is not None else str(path if path.is_dir() else path.parent)
         return data.model_copy(update={"path": local(data.path), "images": local(images)})
 
-    model, start = recipe.model, recipe.start_from
     stages = [
         stage if stage.data is None else stage.model_copy(update={"data": with_local_paths(stage.data)})
         for stage in recipe.stages
     ]
+    model = recipe.model
     if model.path != BUILTIN and Path(model.path).expanduser().is_dir():
         model = model.model_copy(update={"path": local(model.path)})
-    start = local(start) if start is not None else None
+    start = None if recipe.start_from is None else local(recipe.start_from)
     return recipe.model_copy(
         update={"model": model, "data": with_local_paths(recipe.data), "stages": stages, "start_from": start}
     )

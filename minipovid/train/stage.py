@@ -68,12 +68,12 @@ class Stage:
             for number, parts in enumerate(plan, self.position.step):
                 pairs = len(self._pairs(number))
                 name = f"step {number + 1} of stage {self.index + 1}"
-                figures, work = self.step(parts, batches, pairs, self.rate(number), name)
+                figures, tokens, waited_s = self.step(parts, batches, pairs, self.rate(number), name)
                 self.position = self.position.after_step()
                 over = self.position.step == self.total
                 if is_main:
                     epoch = min(self.position.step * self.pairs_per_step, len(self.order)) / len(self.dataset)
-                    line = log.add(figures, work.pairs, self.position.global_step, epoch, over, *work[1:])
+                    line = log.add(figures, pairs, self.position.global_step, epoch, over, tokens, waited_s)
                     bar.update()
                     if line is not None:
                         run.tracked.log(self.accelerator, line)

@@ -26,14 +26,6 @@ class MicroBatch(NamedTuple):
     counts: bool
 
 
-class Work(NamedTuple):
-    """What a step took: pairs and tokens of all processes together, and seconds spent waiting for data."""
-
-    pairs: int
-    tokens: int
-    waited_s: float
-
-
 class Step:
     """A stage's objective, its weights and its optimiser: call it once a step."""
 
@@ -52,11 +44,12 @@ class Step:
 
     def __call__(
         self, parts: Sequence[MicroBatch], batches: Iterator[Batch | MinipovidError], pairs: int, rate: float, name: str
-    ) -> tuple[dict[str, float], Work]:
+    ) -> tuple[dict[str, float], int, float]:
         """Take one step over this process's `parts` of the step's `pairs`, read from `batches`.
 
         `rate`: the learning rate's share of the stage's own, 0 to 1. Returns the means over the pairs, to be logged,
-        and what it took. Raises MinipovidError, calling the step by `name`, where a number is no longer finite.
+        the tokens of all processes together, and the seconds spent waiting for data. Raises MinipovidError, calling the
+        step by `name`, where a number is no longer finite.
         """
         device, processes = self.accelerator.device, self.accelerator.num_processes
         sums: dict[str, Tensor] = {}
@@ -96,7 +89,7 @@ class Step:
         self.objective.after_step()
         self.optimizer.zero_grad()
         means["weights/changed"] = self.changed.share()
-        return means, Work(pairs, tokens, waited)
+        return means, tokens, waited
 
 
 def sound(batch: Batch | MinipovidError) -> Batch:

@@ -188,7 +188,8 @@ class _Ring:
         slot = self.where.get(key)
         if slot is None:
             return None
-        entry = self._entry(slot)
+        start = self._entry_at(slot)
+        entry = np.frombuffer(self.map[start : start + _ENTRY.itemsize], _ENTRY)[0]
         record = bytearray(os.pread(self.fd, self.record, self._record_at(slot)))
         sound = entry["full"] == 1 and entry["key"].tobytes() == key and entry["crc"] == _checksum(key, record)
         return record if sound else None
@@ -214,24 +215,17 @@ class _Ring:
         """Learn the insertions since the last look; a count that makes no sense costs records, never an answer."""
         count = self._count()
         for number in range(max(self.seen, count - self.slots), count):
-            self._learn(number % self.slots)
+            slot = number % self.slots
+            start = self._entry_at(slot)
+            key, replaced = self.map[start : start + 32], self.keys.get(slot)
+            if replaced is not None and self.where.get(replaced) == slot:
+                del self.where[replaced]
+            self.where[key] = slot
+            self.keys[slot] = key
         self.seen = count
-
-    def _learn(self, slot: int) -> None:
-        start = self._entry_at(slot)
-        key = self.map[start : start + 32]
-        replaced = self.keys.get(slot)
-        if replaced is not None and self.where.get(replaced) == slot:
-            del self.where[replaced]
-        self.where[key] = slot
-        self.keys[slot] = key
 
     def _count(self) -> int:
         return int(_COUNT.unpack_from(self.map, _COUNT_AT)[0])
-
-    def _entry(self, slot: int) -> Any:
-        start = self._entry_at(slot)
-        return np.frombuffer(self.map[start : start + _ENTRY.itemsize], _ENTRY)[0]
 
     def _entry_at(self, slot: int) -> int:
         return _HEADER + slot * _ENTRY.itemsize
