@@ -28,8 +28,6 @@ _WORSE = 40  # of the pictures, so many are kept for what got worse, if there ar
 
 @dataclass(frozen=True)
 class ShownAnswer:
-    """One model's answer."""
-
     text: Markup
     verdict: str
     right: bool | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,11 @@ def read(run: NamedRun, stages: Sequence[str] = ()) -> Log:
     """Lines that are none, as the half of one that a killed run leaves, are passed over."""
     path = run.folder / run_folder.LOG
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    lines = [_parsed(line) for line in text.splitlines()]
+    lines: list[dict[str, Any]] = []
+    for line in text.splitlines():
+        with suppress(ValueError):
+            tree = json.loads(line)
+            lines += [tree] if isinstance(tree, dict) else []
     steps = [line for line in lines if _is_number(line.get("step")) and "loss" in line]
     return Log(run, steps, [str(line["warning"]) for line in lines if "warning" in line], stages)
 
@@ -115,11 +120,3 @@ def _short(key: str) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return {}
-    return line if isinstance(line, dict) else {}

@@ -62,8 +62,6 @@ class Head:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A benchmark's results."""
-
     label: str
     protocols: Sequence[str]
     heads: Sequence[Head]
@@ -74,7 +72,6 @@ class ResultTable:
 
 
 def html(results: Results, verdict: ReportVerdict) -> str:
-    """The whole page."""
     recipe = _recipe(results.last.folder)
     logs = [curves.read(run, _stages(_recipe(run.folder))) for run in results.runs]
     charts = curves.charts(logs)
@@ -101,15 +98,11 @@ def html(results: Results, verdict: ReportVerdict) -> str:
         "data": _json({chart.key: chart.data for chart in charts}),
     }
     shown["missing"] = _missing(shown, results)
-    return _environment().get_template("page.html").render(shown)
-
-
-def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["set"] = typeset
-    return environment
+    return environment.get_template("page.html").render(shown)
 
 
 def typeset(text: str) -> Markup:

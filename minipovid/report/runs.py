@@ -88,13 +88,9 @@ class Scored:
         for part in parts if len(parts) > 1 else [""]:
             own = [(old, new) for id, old, new in both if not part or id.partition("/")[0] == part]
             if own:
-                yield _pairing(part, own)
-
-
-def _pairing(part: str, both: Sequence[tuple[bool, bool]]) -> Pairing:
-    right_twice, mended, lost, neither = (both.count(case) for case in _CASES)
-    p = mcnemar([old for old, _ in both], [new for _, new in both])
-    return Pairing(part, right_twice, mended, lost, neither, p)
+                right_twice, mended, lost, neither = (own.count(case) for case in _CASES)
+                p = mcnemar([old for old, _ in own], [new for _, new in own])
+                yield Pairing(part, right_twice, mended, lost, neither, p)
 
 
 _CASES = ((True, True), (False, True), (True, False), (False, False))
@@ -127,8 +123,6 @@ class ExamScores:
 
 @dataclass(frozen=True)
 class Results:
-    """All runs of a report."""
-
     runs: Sequence[NamedRun]  # as they were named, and RUN/base before a single one that has it
     exams: Sequence[ExamScores]
 

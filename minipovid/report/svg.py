@@ -96,8 +96,12 @@ def curves(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]]
     names = {line: _cut(line.name) for line in lines} if len(lines) > 1 else {}
     right = WIDTH - _RIGHT - max((len(name) * _CHAR for name in names.values()), default=0)
     across, up = Scale.exact(xs, _LEFT, right), Scale.round(ys, HEIGHT - _BOTTOM, _TOP)
-    parts = [*_axes(across, up, "step"), *_marks(marks, across), *(_curve(line, across, up) for line in lines)]
-    parts += _names(names, right, up)
+    parts = list(_axes(across, up, "step"))
+    for x, name in marks:
+        at, upright = across(x), Markup('<line class="stage" x1="{}" x2="{}" y1="{}" y2="{}"/>')
+        parts.append(upright.format(at, at, _TOP - 4, HEIGHT - _BOTTOM))
+        parts.append(Markup('<text class="stage-name" x="{}" y="{}">{}</text>').format(at + 4, _TOP - 3, name))
+    parts += [*(_curve(line, across, up) for line in lines), *_names(names, right, up)]
     head = Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" tabindex="0" aria-label="{}" data-chart="{}" '
     ).format(WIDTH, HEIGHT, _sentence(title, lines), key)
@@ -128,13 +132,6 @@ def _axes(across: Scale, up: Scale, name: str) -> Iterator[Markup]:
             across(value), HEIGHT - _BOTTOM + 16, label(value)
         )
     yield Markup('<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>').format(across.end, HEIGHT - 6, name)
-
-
-def _marks(marks: Sequence[tuple[float, str]], across: Scale) -> Iterator[Markup]:
-    for x, name in marks:
-        at = across(x)
-        yield Markup('<line class="stage" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(at, at, _TOP - 4, HEIGHT - _BOTTOM)
-        yield Markup('<text class="stage-name" x="{}" y="{}">{}</text>').format(at + 4, _TOP - 3, name)
 
 
 def _curve(line: Line, across: Scale, up: Scale) -> Markup:
@@ -168,7 +165,13 @@ def whiskers(
     xs, ys = [point.x for point in points], [bound for point in points for bound in (point.low, point.high)]
     across = Scale.round([0, *xs], _LEFT, WIDTH - _RIGHT - 8)
     up = Scale.round([0, *ys, *([level[1]] if level else [])], HEIGHT - _BOTTOM, _TOP)
-    parts = [*_axes(across, up, axis), *(_level(*level, up) if level else ())]
+    parts = list(_axes(across, up, axis))
+    if level:
+        name, y = level[0], up(level[1])
+        dashed = Markup('<line class="line line-0 dashed" x1="{}" x2="{}" y1="{}" y2="{}"/>')
+        parts.append(dashed.format(_LEFT, WIDTH - _RIGHT, y, y))
+        text = Markup('<text class="name ink-0" x="{}" y="{}">{}</text>')
+        parts.append(text.format(_LEFT + 4, round(y - 6, 1), name))
     occupied: list[tuple[float, float, float]] = []
     for point in sorted(points, key=lambda each: each.x):
         parts += _whisker(point, across, up, occupied)
@@ -177,14 +180,6 @@ def whiskers(
         WIDTH, HEIGHT, f"{title}: {values}"
     )
     return head + Markup("").join(parts) + Markup("</svg>")
-
-
-def _level(name: str, value: float, up: Scale) -> Iterator[Markup]:
-    y = up(value)
-    yield Markup('<line class="line line-0 dashed" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-        _LEFT, WIDTH - _RIGHT, y, y
-    )
-    yield Markup('<text class="name ink-0" x="{}" y="{}">{}</text>').format(_LEFT + 4, round(y - 6, 1), name)
 
 
 def _whisker(point: Point, across: Scale, up: Scale, occupied: list[tuple[float, float, float]]) -> Iterator[Markup]:

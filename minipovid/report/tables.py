@@ -22,16 +22,14 @@ def _with(exam: ExamScores, figure: str) -> list[Scored]:
 
 def rows(results: Results) -> list[dict[str, str]]:
     """As the terminal and a model card show it. The columns of the comparison are there where anything is compared."""
-    table = [_cells(exam, figure, scored) for exam, figure, scored in _cases(results)]
+    table = [
+        _cells(exam, figure, scored)
+        for exam in results.exams
+        for figure in exam.figures
+        for scored in _with(exam, figure)
+    ]
     used = {column for row in table for column, cell in row.items() if cell}
     return [{column: cell for column, cell in row.items() if column in used} for row in table]
-
-
-def _cases(results: Results) -> Iterator[tuple[ExamScores, str, Scored]]:
-    for exam in results.exams:
-        for figure in exam.figures:
-            for scored in _with(exam, figure):
-                yield exam, figure, scored
 
 
 def _cells(exam: ExamScores, figure: str, scored: Scored) -> dict[str, str]:

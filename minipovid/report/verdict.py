@@ -38,7 +38,6 @@ class FigureFinding:
 
     @property
     def text(self) -> str:
-        """In one sentence."""
         return f"{self.sentence} ({self.test})."
 
 
@@ -53,17 +52,13 @@ class ReportVerdict:
     @classmethod
     def of(cls, results: Results) -> ReportVerdict:
         findings = [finding for exam in results.exams for finding in _findings(exam)]
-        if not findings:
-            return cls(_without(results), "", [])
-        return cls(_headline(findings), _bounds(results, findings), findings)
-
-
-def _without(results: Results) -> str:
-    if not results.exams:
-        return "Nothing was examined yet."
-    if any(scored.why_not for exam in results.exams for scored in exam.scores):
-        return "These results cannot be compared."
-    return "These are the scores; there is nothing to hold them against yet."
+        if findings:
+            return cls(_headline(findings), _bounds(results, findings), findings)
+        if not results.exams:
+            return cls("Nothing was examined yet.", "", [])
+        if any(scored.why_not for exam in results.exams for scored in exam.scores):
+            return cls("These results cannot be compared.", "", [])
+        return cls("These are the scores; there is nothing to hold them against yet.", "", [])
 
 
 def _findings(exam: ExamScores) -> Iterator[FigureFinding]:
@@ -171,19 +166,11 @@ def _bounds(results: Results, findings: Sequence[FigureFinding]) -> str:
     first = next(each for each in mains.values() if each and each.against)
     assert first.against is not None
     text = f"{first.name} against {first.against.name}: {', '.join(counts)}."
-    unharmed = [finding for finding in findings if _is_unharmed(finding)]
-    losses = ", ".join(
-        f"{numbers.spoken(each.figure, each.exam.label_of(each.figure))} by more than {_loss(each)}"
-        for each in unharmed
-    )
-    return f"{text} A loss of {losses} is unlikely." if losses else text
-
-
-def _is_unharmed(finding: FigureFinding) -> bool:
-    is_share = finding.is_coverage and numbers.last(finding.figure) != "words"
-    return finding.kind == "unclear" and is_share and finding.change.low < 0
-
-
-def _loss(finding: FigureFinding) -> str:
-    unit = tables.unit(finding.exam, finding.figure)
-    return f"{unit.plain(-finding.change.low)}{unit.difference or unit.sign}"
+    losses = []
+    for each in findings:
+        is_share = each.is_coverage and numbers.last(each.figure) != "words"
+        if each.kind == "unclear" and is_share and each.change.low < 0:
+            name = numbers.spoken(each.figure, each.exam.label_of(each.figure))
+            unit = tables.unit(each.exam, each.figure)
+            losses.append(f"{name} by more than {unit.plain(-each.change.low)}{unit.difference or unit.sign}")
+    return f"{text} A loss of {', '.join(losses)} is unlikely." if losses else text
