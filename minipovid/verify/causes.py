@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 
 class Cause(NamedTuple):
-    """A fault that was found."""
-
     fault: str  # in two or three words, for the table
     file: str  # where it lies
     sentence: str  # which file, what is wrong with it, what it should be

@@ -41,8 +41,6 @@ class TrainedAnswer:
 
 @dataclass(frozen=True)
 class TrainedPair:
-    """One pair."""
-
     digest: str  # of what training saw of it
     prompt_ids: Array  # int32 [P], -1 where the picture stands
     answers: Mapping[str, TrainedAnswer]

@@ -60,7 +60,12 @@ class VerifyTable:
         saved = sheets.load(path, key)
         sheet = saved.only(digests) if saved is not None else None
         if sheet is None:
-            self._need_means(path)
+            if not self.can_compute:
+                lack = "the base model" if self.origin is None else "a GPU, and on a CPU it is too large"
+                raise MinipovidError(
+                    f"{path} does not hold what the trained model says of these pairs, and to compute it this machine "
+                    f"lacks {lack}; run `minipovid verify` once where the run was trained, and copy that file here."
+                )
             from minipovid.verify import trained
 
             assert self.origin is not None
@@ -79,15 +84,6 @@ class VerifyTable:
         settings = [model.path, model.revision, model.load_in_4bit, model.dtype, self.recipe.data.max_length]
         return json.dumps([sheets.FORMAT, lora.sha256(self.run / run_folder.ADAPTER), *settings])
 
-    def _need_means(self, path: Path) -> None:
-        if self.can_compute:
-            return
-        lack = "the base model" if self.origin is None else "a GPU, and on a CPU it is too large"
-        raise MinipovidError(
-            f"{path} does not hold what the trained model says of these pairs, and to compute it this machine lacks "
-            f"{lack}; run `minipovid verify` once where the run was trained, and copy that file here."
-        )
-
     @cached_property
     def can_compute(self) -> bool:
         """Can transformers run the model here?"""
@@ -100,7 +96,6 @@ class VerifyTable:
         return torch.cuda.is_available() or sum(tensor.size for tensor in self.origin.base.values()) <= CPU_LIMIT
 
     def rows(self, quants: Sequence[str], notes: list[str]) -> list[Measured]:
-        """The whole table."""
         same = measures.margins(self.margins, self.margins)
         base = self._training_base
         trained = Measured("trained (transformers)", base, kl=0.0, agreement=1.0, parity=1.0, margins=same)
@@ -108,7 +103,6 @@ class VerifyTable:
 
     @property
     def _training_base(self) -> str:
-        """Which base training saw."""
         return "nf4" if self.recipe.model.load_in_4bit else "original"
 
     def _base(self) -> Measured:
@@ -156,21 +150,17 @@ class VerifyTable:
             row.merge_base = str(files.value(header, "minipovid.merge_base") or "")
             row.same_base = row.merge_base == self._training_base
             row.stamp = str(files.value(header, STAMP) or "")
-            row.causes += self._look_into(text, header)
+            row.causes += tokens.examine(text.name, header, self.sheet.chat)
+            expected = self._expected("text", row.merge_base or "original")
+            if expected is not None:
+                other = self._expected("text", "original" if expected.merge_base == "nf4" else "nf4")
+                row.causes += files.examine(text.name, header, expected, other)
             notes += files.unread(text.name, header) if self.origin is not None else ()
         row.causes += [mmproj] if isinstance(mmproj, Cause) else self._look_at(vision, mmproj)
         if not isinstance(header, Cause) and not isinstance(mmproj, Cause):
             self._load(row, text, vision, header)
         row.causes = distinct(row.causes)
         return row
-
-    def _look_into(self, text: Path, header: GGUFReader) -> Iterator[Cause]:
-        yield from tokens.examine(text.name, header, self.sheet.chat)
-        merge_base = str(files.value(header, "minipovid.merge_base") or "original")
-        expected = self._expected("text", merge_base)
-        if expected is not None:
-            other = self._expected("text", "original" if merge_base == "nf4" else "nf4")
-            yield from files.examine(text.name, header, expected, other)
 
     def _look_at(self, vision: Path, header: GGUFReader) -> Sequence[Cause]:
         """The mmproj, once for all files beside it."""
@@ -195,8 +185,13 @@ class VerifyTable:
             with Runtime(text, vision, n_ctx=self._n_ctx(header), n_gpu_layers=self.n_gpu_layers) as runtime:
                 doing = "asked"
                 self._read(row, runtime, header)
-                self._see(row, runtime, vision)
-                row.fill_in(list(self._comparisons(runtime, row.file)), self.margins)
+                if not any(cause.file == vision.name for cause in row.causes):  # else the mmproj is known to be wrong
+                    row.causes += filter(None, [sight.compare(runtime, self.sheet.features, vision.name)])
+                pairs = list[PairComparison]()
+                for trained, pair in zip(self.sheet.rows, self.pairs, strict=True):
+                    pairs.append(ask(runtime, trained, pair, inside(self.root, pair.image)))
+                    self.progress(row.file, len(pairs), len(self.pairs))
+                row.fill_in(pairs, self.margins)
         except MinipovidError as error:
             if not row.causes:
                 row.causes.append(Cause.of(row.file, f"cannot be {doing}", str(error).rstrip(".")))
@@ -226,13 +221,3 @@ class VerifyTable:
             for kind in ANSWERS
         )
         row.causes += [cause for cause in [next(filter(None, answers), None)] if cause is not None]
-
-    def _see(self, row: Measured, runtime: Runtime, vision: Path) -> None:
-        """What the pictures look like, unless the mmproj is known to be wrong."""
-        if not any(cause.file == vision.name for cause in row.causes):
-            row.causes += filter(None, [sight.compare(runtime, self.sheet.features, vision.name)])
-
-    def _comparisons(self, runtime: Runtime, file: str) -> Iterator[PairComparison]:
-        for done, (trained, pair) in enumerate(zip(self.sheet.rows, self.pairs, strict=True), 1):
-            yield ask(runtime, trained, pair, inside(self.root, pair.image))
-            self.progress(file, done, len(self.pairs))

@@ -45,8 +45,12 @@ def examine(file: str, header: Any, chat: Chat) -> Iterator[Cause]:
     if not template:
         yield Cause.of(file, "wrong template", "it has no chat template; other programs would make one up")
         return
-    for turns, opened in _conversations(chat):
-        written, wanted = _rendered(template, turns, opened, header), first + chat.render(turns, opened)
+    question, answer = Turn("user", QUESTION, PICTURE), Turn("assistant", ANSWER)
+    conversations = [[question], [question, answer, Turn("user", "Why?")]]
+    if chat.system is not None:
+        conversations.append([Turn("system", "Be brief."), question])
+    for turns in conversations:
+        written, wanted = _rendered(template, turns, header), first + chat.render(turns, True)
         begin = _text(header, "bos")
         if value(header, "tokenizer.ggml.add_bos_token") and begin and written.removeprefix(first).startswith(begin):
             yield Cause.of(file, "double BOS", f"its chat template writes {begin}, which llama.cpp adds by itself")
@@ -117,15 +121,7 @@ def _is_flat(header: Any) -> bool:
     return len({score for score, kind in zip(scores, kinds, strict=False) if kind == NORMAL}) <= 1
 
 
-def _conversations(chat: Chat) -> Iterator[tuple[list[Turn], bool]]:
-    question, answer = Turn("user", QUESTION, PICTURE), Turn("assistant", ANSWER)
-    yield [question], True
-    yield [question, answer, Turn("user", "Why?")], True
-    if chat.system is not None:
-        yield [Turn("system", "Be brief."), question], True
-
-
-def _rendered(template: str, turns: Sequence[Turn], opened: bool, header: Any) -> str:
+def _rendered(template: str, turns: Sequence[Turn], header: Any) -> str:
     """By Jinja, in its sandbox: the file may be anybody's."""
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -138,7 +134,7 @@ def _rendered(template: str, turns: Sequence[Turn], opened: bool, header: Any) -
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         return environment.from_string(template).render(
             messages=messages,
-            add_generation_prompt=opened,
+            add_generation_prompt=True,
             bos_token=_text(header, "bos"),
             eos_token=_text(header, "eos"),
         )

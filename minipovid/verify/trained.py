@@ -9,7 +9,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,35 +169,22 @@ def _array(tensor: Tensor) -> Array:
 # --- what the tower sees ---
 
 
-class _Fault(NamedTuple):
-    """One way to see a picture wrongly."""
-
-    name: str  # see vision.SENTENCES
-    canvas: Callable[[Image, ImageTransform], Array]
-    plant: Callable[[], Any] = nullcontext  # makes a context manager under which the model has the fault
-
-
 @torch.inference_mode()
 def _features(model: Model, transform: ImageTransform) -> dict[str, Array]:
     """float32 [pictures, N, k] of the probe pictures: as they should be, and under each fault that can be had here.
 
     The model computes in float32 (float32.widen): faults are told apart by less than bfloat16's rounding.
     """
-    features = {fault.name: _features_under(model, transform, fault) for fault in _faults(model)}
+    canvases = {vision.TRUE: vision.padded, **vision.CANVASES}
+    ways: list[tuple[str, Callable[[Image, ImageTransform], Array], Callable[[], Any]]] = [
+        *((name, canvas, nullcontext) for name, canvas in canvases.items()),
+        *((name, vision.padded, plant) for name, plant in model.family.vision_faults(model.base).items()),
+    ]
+    features: dict[str, Array] = {}
+    for name, canvas, plant in ways:
+        pixels = np.stack([transform.normalise(canvas(picture, transform)) for picture in vision.probes()])
+        with plant():  # the model has the fault in this context
+            seen = model.family.image_features(model.base, torch.from_numpy(pixels).to(model.device))
+        features[name] = vision.projected(_array(seen.float()))
     shape = features[vision.TRUE].shape
     return {name: value for name, value in features.items() if value.shape == shape}
-
-
-def _features_under(model: Model, transform: ImageTransform, fault: _Fault) -> Array:
-    pixels = np.stack([transform.normalise(fault.canvas(picture, transform)) for picture in vision.probes()])
-    with fault.plant():
-        features = model.family.image_features(model.base, torch.from_numpy(pixels).to(model.device))
-    return vision.projected(_array(features.float()))
-
-
-def _faults(model: Model) -> Iterator[_Fault]:
-    yield _Fault(vision.TRUE, vision.padded)
-    for name, canvas in vision.CANVASES.items():
-        yield _Fault(name, canvas)
-    for name, plant in model.family.vision_faults(model.base).items():
-        yield _Fault(name, vision.padded, plant)

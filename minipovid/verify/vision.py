@@ -101,16 +101,13 @@ def compare(runtime: PictureEncoder, features: Mapping[str, Any], file: str) -> 
             f"a picture's features are off by {errors[TRUE]:.0%}, and no known fault of the model's own tower does that"
         )
         return Cause.of(file, "mmproj of another model", what)
-    return None if best == TRUE else _cause(file, best)
+    if best in SENTENCES:
+        return Cause.of(file, *SENTENCES[best])
+    what = f"the features are those behind {best} of the tower"
+    return None if best == TRUE else Cause.of(file, "wrong feature layer", what)
 
 
 def _error(rows: Array, expected: Array) -> float:
     """Relative, and no number that is none: a tower that overflows is like no other."""
     a, b = rows.astype(np.float64), expected.astype(np.float64)
     return float(np.nan_to_num(np.linalg.norm(a - b) / np.linalg.norm(b), nan=np.inf))
-
-
-def _cause(file: str, name: str) -> Cause:
-    if name not in SENTENCES:
-        return Cause.of(file, "wrong feature layer", f"the features are those behind {name} of the tower")
-    return Cause.of(file, *SENTENCES[name])

@@ -65,13 +65,9 @@ def _structure(fits: Sequence[TensorFit], expected: Expected, file: str) -> Iter
             yield Cause.of(file, fault, what)
         else:
             what = f"{where} hold other weights ({len(those)} of {len(fits)} tensors)"
-            yield Cause.of(file, _strangers(those, fits, expected), what)
-
-
-def _strangers(those: Sequence[TensorFit], fits: Sequence[TensorFit], expected: Expected) -> str:
-    if len(those) <= len(fits) / 2:
-        return "damaged weights"
-    return "mmproj of another model" if "v.patch_embd.weight" in expected.names else "weights of another model"
+            whole = "mmproj" if "v.patch_embd.weight" in expected.names else "weights"
+            name = "damaged weights" if len(those) <= len(fits) / 2 else f"{whole} of another model"
+            yield Cause.of(file, name, what)
 
 
 # --- how much of the adapter is in them ---
@@ -80,7 +76,13 @@ def _strangers(those: Sequence[TensorFit], fits: Sequence[TensorFit], expected: 
 def _adapter(shares: Sequence[TensorFit], expected: Expected, file: str) -> Iterator[Cause]:
     """Faults of the adapter's part, where the base's rows are right."""
     names = [each.name for each in shares]
-    yield from _rounded_away(shares, names, file)
+    lost = [each for each in shares if each.due < LOST]
+    if lost:
+        left = float(np.median([each.due for each in lost]))
+        what = f"{lost[0].kind.name} leaves {left:.0%} of the adapter in {places([each.name for each in lost], names)}"
+        yield Cause.of(
+            file, "adapter rounded away", f"{what}: its steps are wider than what training changed", left > 0.5
+        )
     groups = list(_groups([each for each in shares if each.due >= LOST]))
     missing = [each.name for group, share, doubt in groups for each in group if abs(share) <= max(SLACK, 3 * doubt)]
     if len(missing) == len(names) > 0:
@@ -96,16 +98,6 @@ def _adapter(shares: Sequence[TensorFit], expected: Expected, file: str) -> Iter
     ]
     if wrong:
         yield _scaled(wrong, names, expected, file)
-
-
-def _rounded_away(shares: Sequence[TensorFit], names: Sequence[str], file: str) -> Iterator[Cause]:
-    lost = [each for each in shares if each.due < LOST]
-    if lost:
-        left = float(np.median([each.due for each in lost]))
-        what = f"{lost[0].kind.name} leaves {left:.0%} of the adapter in {places([each.name for each in lost], names)}"
-        yield Cause.of(
-            file, "adapter rounded away", f"{what}: its steps are wider than what training changed", left > 0.5
-        )
 
 
 def _groups(shares: Sequence[TensorFit]) -> Iterator[tuple[list[TensorFit], float, float]]:
