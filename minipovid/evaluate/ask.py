@@ -48,7 +48,10 @@ def ask(
     Raises MinipovidError where some could not be had; those that could are kept.
     """
     identity, digests = backend.identity(), {image: images.digest(path).hex() for image, path in pictures.items()}
-    keys = [_key(identity, question, digests.get(question.image, "")) for question in questions]
+    keys = []
+    for question in questions:
+        content = [identity, question.id, question.prompt, digests.get(question.image, ""), question.max_tokens]
+        keys.append(hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32])
     with Lines(folder / NAME) as lines:
         rows = ((row.get("key"), row.get("answer")) for _, row in lines.read())
         answers = {key: text for key, text in rows if isinstance(key, str) and isinstance(text, str)}
@@ -71,11 +74,6 @@ def ask(
             "kept, and the same command asks these again."
         )
     return [Answer(question, answers[key]) for question, key in zip(questions, keys, strict=True)]
-
-
-def _key(identity: Mapping[str, object], question: Question, picture: str) -> str:
-    content = [identity, question.id, question.prompt, picture, question.max_tokens]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _todo(

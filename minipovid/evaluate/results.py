@@ -73,7 +73,6 @@ class Result:
         return last == "words" or last in self.built.coverage
 
     def label_of(self, figure: str) -> Label:
-        """What a reader calls it."""
         last = figure.rpartition("/")[2]
         if last == "words":
             return Label("words per answer", "who says less gets less wrong: read it beside every rate")
@@ -90,7 +89,9 @@ class Result:
 
     def brief(self) -> dict[str, Any]:
         """What scores.json says of it."""
-        figures = {name: [_number(each) for each in interval] for name, interval in self.figures.items()}
+        figures = {  # JSON knows no nan
+            name: [None if math.isnan(each) else each for each in interval] for name, interval in self.figures.items()
+        }
         counts = {"questions": self.questions, "unparsed": self.unparsed, "judge_failed": self.judge_failed}
         return {"protocol": self.protocol, **counts, "headline": list(self.headline()), "figures": figures}
 
@@ -123,18 +124,16 @@ def graded(benchmark: Benchmark, answers: Sequence[Answer]) -> Grades:
 
 def count(marks: Sequence[Mark]) -> dict[str, int]:
     verdicts = [mark.verdict for mark in marks]
-    return {
-        "questions": len(marks),
-        "unparsed": verdicts.count(UNPARSED),
-        "judge_failed": verdicts.count(FAILED),
-    }
+    return {"questions": len(marks), "unparsed": verdicts.count(UNPARSED), "judge_failed": verdicts.count(FAILED)}
 
 
 def write(run: Path, result: Result, answers: Sequence[Answer], marks: Sequence[Mark]) -> None:
     """The three files; scores.json tells of every result in RUN/eval."""
     with finished(run / run_folder.EVAL / f"{result.name}.jsonl") as draft, draft.open("w", encoding="utf-8") as file:
         for answer, mark in zip(answers, marks, strict=True):
-            file.write(json.dumps(_row(answer, mark), ensure_ascii=True) + "\n")
+            row = {"id": answer.question.id, "image": str(answer.question.image), "prompt": answer.question.prompt}
+            row |= {"answer": answer.text} | ({} if answer.judgement is None else {"judgement": answer.judgement})
+            file.write(json.dumps({**row, **mark._asdict()}, ensure_ascii=True) + "\n")
     with finished(run / run_folder.EVAL / f"{result.name}.json") as draft:
         draft.write_text(json.dumps(result.as_dict(), default=str) + "\n", encoding="utf-8")
     scores = {each.name: each.brief() for each in read(run)}
@@ -147,7 +146,10 @@ def read(run: Path) -> Iterator[Result]:
     for path in sorted((run / run_folder.EVAL).glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            figures = {name: Interval(*map(_float, each)) for name, each in content.pop("figures").items()}
+            figures = {
+                name: Interval(*(math.nan if each is None else float(each) for each in interval))
+                for name, interval in content.pop("figures").items()
+            }
             _ = validated(Result, {**content, "figures": figures}, path.name).built
             result = Result(**content, figures=figures)
         except (ValueError, LookupError, TypeError, AttributeError, MinipovidError):
@@ -162,19 +164,3 @@ def rows(run: Path, result: Result) -> list[dict[str, Any]]:
     lines = (run / run_folder.EVAL / f"{result.name}.jsonl").read_text(encoding="utf-8").splitlines()
     parsed = [json.loads(line) for line in lines]
     return [row for row in parsed if isinstance(row, dict) and {"id", "prompt", "answer", "verdict"} <= row.keys()]
-
-
-def _row(answer: Answer, mark: Mark) -> dict[str, Any]:
-    question = answer.question
-    row = {"id": question.id, "image": str(question.image), "prompt": question.prompt, "answer": answer.text}
-    judged = {} if answer.judgement is None else {"judgement": answer.judgement}
-    return {**row, **judged, **mark._asdict()}
-
-
-def _number(value: float) -> float | None:
-    """JSON knows no nan."""
-    return None if math.isnan(value) else value
-
-
-def _float(value: float | None) -> float:
-    return math.nan if value is None else float(value)

@@ -130,7 +130,6 @@ def build(name: str, options: Mapping[str, Any]) -> Benchmark:
 
 
 def total(units: Mapping[str, Counts]) -> dict[str, float]:
-    """The sums of the units' counts."""
     sums: dict[str, float] = {}
     for counts in units.values():
         for name, value in counts.items():

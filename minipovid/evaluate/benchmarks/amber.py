@@ -108,7 +108,13 @@ class Benchmark:
             files += [*lists, *([] if self.similarity == "equal" else [Path(self.similarity).expanduser()])]
             scenes = _scenes(*lists, similar_words(self.similarity), self.mode)
         questions = [question for file in queries.values() for question in self._questions(file, annotations, scenes)]
-        _no_twice(questions, folder)
+        ids: set[str] = set()
+        for question in questions:
+            if question.id in ids:
+                raise MinipovidError(
+                    f"{folder} asks question {question.id} twice; take its files as they were published."
+                )
+            ids.add(question.id)
         return Exam(questions, files, list(self._notes(files, len(questions), scenes is not None)))
 
     def _file(self, folder: Path, *names: str) -> Path:
@@ -285,12 +291,11 @@ _ARTICLES = frozenset(("a", "an", "the", "one", "another", "his", "her", "its", 
 
 def listed_nouns(text: str, names: Names) -> list[Mention]:
     """Our way: the words of the list, in any case and number."""
-    return [mention for mention in names.within(text) if mention.word not in _RARELY or _has_article(text, mention)]
-
-
-def _has_article(text: str, mention: Mention) -> bool:
-    before = text[: mention.start].split()
-    return bool(before) and before[-1].casefold() in _ARTICLES
+    return [
+        mention
+        for mention in names.within(text)
+        if mention.word not in _RARELY or {word.casefold() for word in text[: mention.start].split()[-1:]} & _ARTICLES
+    ]
 
 
 # --- the files ---
@@ -316,14 +321,6 @@ def _annotations(file: Path) -> dict[str, Truth]:
         else:
             raise MinipovidError(f"{file}: row {number} is not {_TOLD}.")
     return annotations
-
-
-def _no_twice(questions: Sequence[Question], folder: Path) -> None:
-    ids: set[str] = set()
-    for question in questions:
-        if question.id in ids:
-            raise MinipovidError(f"{folder} asks question {question.id} twice; take its files as they were published.")
-        ids.add(question.id)
 
 
 def _scenes(relation: Path, safe: Path, similar: Similar, mode: Mode) -> Scenes:

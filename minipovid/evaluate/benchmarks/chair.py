@@ -178,7 +178,13 @@ def _named(folder: Path, listed: Path) -> dict[int, str]:
         if number in wanted:
             raise MinipovidError(f"{listed}: row {row} asks for picture {number} again.")
         wanted[number] = "" if entry.isdigit() else entry
-    return wanted if all(wanted.values()) else _with_names(folder, wanted)
+    if all(wanted.values()):
+        return wanted
+    known: dict[int, str] = {}
+    for split in ("val2014", "train2014"):
+        if wanted.keys() - known.keys():
+            known |= _pictures(folder, split)
+    return {number: image or known.get(number, "") for number, image in wanted.items()}
 
 
 def _entries(listed: Path) -> Iterator[tuple[str, str]]:
@@ -189,14 +195,6 @@ def _entries(listed: Path) -> Iterator[tuple[str, str]]:
         return
     for number, row in objects(listed, _LISTED):
         yield number, str(row.get("image") or row.get("image_id"))
-
-
-def _with_names(folder: Path, wanted: dict[int, str]) -> dict[int, str]:
-    known: dict[int, str] = {}
-    for split in ("val2014", "train2014"):
-        if wanted.keys() - known.keys():
-            known |= _pictures(folder, split)
-    return {number: image or known.get(number, "") for number, image in wanted.items()}
 
 
 def _pictures(folder: Path, split: str) -> dict[int, str]:

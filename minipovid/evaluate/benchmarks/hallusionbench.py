@@ -94,7 +94,11 @@ class Benchmark:
         questions = list(self._questions(file))
         _ = self._wording
         files = [file, *([Path(self.prompt)] if self.prompt else [])]
-        return Exam(questions, files, [*_notes(file, questions), self._caution])
+        bare = sum(not question.image for question in questions)
+        known = digest(file).hex().startswith(PUBLISHED)
+        name = "HallusionBench as published in November 2023" if known else f"{file.name} is not the published file"
+        note = f"{name}: {len(questions):,} questions, {bare:,} of them about no picture."
+        return Exam(questions, files, [note, self._caution])
 
     def _questions(self, file: Path) -> Iterator[Question]:
         ids: set[str] = set()
@@ -272,10 +276,3 @@ def rule(answer: str) -> str:
         return "unclear"
     reading = says_yes(answer)
     return UNPARSED if reading is None else "yes" if reading else "no"
-
-
-def _notes(file: Path, questions: Sequence[Question]) -> list[str]:
-    bare = sum(not question.image for question in questions)
-    known = digest(file).hex().startswith(PUBLISHED)
-    first = "HallusionBench as published in November 2023" if known else f"{file.name} is not the published file"
-    return [f"{first}: {len(questions):,} questions, {bare:,} of them about no picture."]

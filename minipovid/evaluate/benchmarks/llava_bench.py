@@ -83,7 +83,11 @@ class Benchmark:
         questions = [
             self._question(file, row, captions, reference) for row, reference in zip(rows, references, strict=True)
         ]
-        _check(file, questions)
+        ids: set[str] = set()
+        for question in questions:
+            if question.id in ids:
+                raise MinipovidError(f"{file} has the question_id {question.id} twice; remove one.")
+            ids.add(question.id)
         _ = self._rules
         files = [file, context, answers, *benchmarks.named(self.rule)]
         return Exam(questions, files, self._notes(file, len(questions)))
@@ -234,14 +238,6 @@ def _rows(file: Path, what: str, *columns: str) -> list[dict[str, Any]]:
             raise MinipovidError(f"{file}: row {number} is not {what}.")
         rows.append(row)
     return rows
-
-
-def _check(file: Path, questions: Sequence[Question]) -> None:
-    ids: set[str] = set()
-    for question in questions:
-        if question.id in ids:
-            raise MinipovidError(f"{file} has the question_id {question.id} twice; remove one.")
-        ids.add(question.id)
 
 
 def official_marks(reply: str) -> tuple[float, float] | None:

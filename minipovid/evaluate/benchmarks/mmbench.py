@@ -66,7 +66,10 @@ class Benchmark:
     # --- the questions ---
 
     def read(self, path: Path) -> Exam:
-        file = _table(path, self.source)
+        tables = sorted(path.glob("*.tsv")) if path.is_dir() else [path]
+        if len(tables) != 1:
+            raise MinipovidError(f"{path} holds {len(tables)} tables (*.tsv); name one, as {self.source}.")
+        file = tables[0]
         questions = _illustrated(file, list(self._questions(file)))
         groups = {question.truth["group"] for question in questions}
         if lost := groups - {question.id for question in questions}:
@@ -118,7 +121,7 @@ class Benchmark:
         kinds: dict[str, list[str]] = {}
         for answer in answers:
             truth = answer.question.truth
-            letter = self._reads(answer.text, truth["options"])
+            letter = (official_choice if self.mode == "official" else chosen)(answer.text, truth["options"])
             marks.append(Mark(truth["group"], letter or UNPARSED, letter == truth["answer"]))
             kinds.setdefault(truth["group"], truth["kinds"])
             tally.add(truth["group"], **_counts("vanilla_accuracy", letter == truth["answer"]))
@@ -127,9 +130,6 @@ class Benchmark:
             for name in ("accuracy", *names):
                 tally.add(unit, **_counts(name, unit not in wrong))
         return Grades(marks, tally.units)
-
-    def _reads(self, answer: str, options: Mapping[str, str]) -> str | None:
-        return official_choice(answer, options) if self.mode == "official" else chosen(answer, options)
 
     def figures(self, totals: Counts) -> dict[str, float]:
         """Shares in [0, 1] by CircularEval, of all, of each l2-category and of each category; `vanilla_accuracy` counts
@@ -182,15 +182,6 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     cell = row.get(key)
     text = "" if cell is None else str(cell)
     return "" if text.strip().casefold() in _MISSING else text
-
-
-def _table(path: Path, source: str) -> Path:
-    if not path.is_dir():
-        return path
-    files = sorted(path.glob("*.tsv"))
-    if len(files) != 1:
-        raise MinipovidError(f"{path} holds {len(files)} tables (*.tsv); name one, as {source}.")
-    return files[0]
 
 
 def _md5(file: Path) -> str:

@@ -152,9 +152,10 @@ class Benchmark:
 
     def _question(self, file: Path, at: int, number: str, row: Mapping[str, Any]) -> Question:
         try:
-            image = (
-                embedded.of(row, "image") if row.get("image") else benchmarks.in_images(file, _name(row["image_src"]))
-            )
+            if row.get("image"):
+                image = embedded.of(row, "image")
+            else:
+                image = benchmarks.in_images(file, urlsplit(row["image_src"]).path.rpartition("/")[2])
             truth = {
                 "type": self._type(at, row),
                 "content": ", ".join(row["image_content"]),
@@ -232,10 +233,6 @@ def _counts(kind: str, rating: int) -> dict[str, float]:
     tells = rating - HONEST if honest else rating
     counts = {"answers": 1, "rating": rating, "invents": 0 if honest else 1, "tells": tells}
     return {f"{kind}/{name}": value for name, value in counts.items()}
-
-
-def _name(address: str) -> str:
-    return urlsplit(address).path.rpartition("/")[2]
 
 
 def official_rating(reply: str) -> int | None:

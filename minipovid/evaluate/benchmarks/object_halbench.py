@@ -307,12 +307,7 @@ class CocoNames(NamedTuple):
 
     def in_text(self, text: str) -> list[str]:
         """The objects' names that a sentence holds, in order, as often as it does."""
-        words, read, at = self.words(text), [], 0
-        while at < len(words):
-            pair = self.pairs.get(" ".join(words[at : at + 2]))
-            read.append(pair or words[at])
-            at += 2 if pair else 1
-        return self._known(read)
+        return self._known([pair or word for pair, word in self._paired(self.words(text))])
 
     def listed_names(self, listed: Sequence[str]) -> list[str]:
         """The objects' names among what the judge listed, each once.
@@ -323,16 +318,16 @@ class CocoNames(NamedTuple):
         read: dict[str, None] = {}
         for text in listed:
             words = self.words(text)
-            read |= dict.fromkeys(self._pairs_in(words) or _runs(words))
+            read |= dict.fromkeys([pair for pair, _ in self._paired(words) if pair] or _runs(words))
         return self._known(list(read))
 
-    def _pairs_in(self, words: Sequence[str]) -> list[str]:
-        pairs, at = [], 0
+    def _paired(self, words: Sequence[str]) -> Iterator[tuple[str | None, str]]:
+        """(what a known pair of words is read as, its first word) in order, or (None, a word alone)."""
+        at = 0
         while at < len(words):
             pair = self.pairs.get(" ".join(words[at : at + 2]))
-            pairs += [pair] if pair else []
+            yield pair, words[at]
             at += 2 if pair else 1
-        return pairs
 
     def _known(self, words: Sequence[str]) -> list[str]:
         """The seat of a toilet is no chair."""

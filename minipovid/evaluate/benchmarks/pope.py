@@ -96,7 +96,10 @@ class Benchmark:
         questions: list[Question] = []
         for file, (_, rule) in zip(files, published, strict=True):
             questions += self._questions(file, rule, f"{rule or file.stem}/" if len(files) > 1 else "")
-        return Exam(questions, files, [_note(path, versions.pop(), len(questions))])
+        note = f"{path.name} is none of the published COCO files of POPE ({len(questions):,} questions)."
+        if version := versions.pop():
+            note = f"POPE on COCO as published in {version}, {len(questions):,} questions."
+        return Exam(questions, files, [note])
 
     def _questions(self, file: Path, rule: str, prefix: str) -> Iterator[Question]:
         ids: set[str] = set()
@@ -125,7 +128,11 @@ class Benchmark:
             lines = listed.read_text(encoding="utf-8").splitlines()
             names = [line.split(",")[0].strip() for line in lines if line.strip()]
         census = Census(counted)
-        rich = [row for row in pictures[: self.pictures] if self._is_rich(row[1], names)]
+        rich = [
+            (image, there)
+            for image, there in pictures[: self.pictures]
+            if min(len(set(there)), len(set(names) - set(there))) >= self.each
+        ]
         if not rich:
             raise MinipovidError(
                 f"{file}: no picture has {self.each} objects, and as many absent; ask fewer: pope.each=1."
@@ -140,9 +147,6 @@ class Benchmark:
         notes = [f"POPE's questions over {len(rich)} pictures of your own, by the paper's three rules."]
         notes += [f"{left} pictures with too few objects were left out."] if left else []
         return Exam(questions, [each for each in (file, corpus, listed) if each.is_file()], notes)
-
-    def _is_rich(self, there: Sequence[str], names: Sequence[str]) -> bool:
-        return min(len(set(there)), len(set(names) - set(there))) >= self.each
 
     def _about(
         self, image: str, there: Sequence[str], rule: str, names: Sequence[str], census: Census, number: int
@@ -162,15 +166,13 @@ class Benchmark:
     def grade(self, answers: Sequence[Answer]) -> Grades:
         tally, marks = benchmarks.Tally(), []
         for answer in answers:
-            truth, reading = answer.question.truth["label"] == "yes", self._reads(answer.text)
+            truth = answer.question.truth["label"] == "yes"
+            reading = official_yes(answer.text) if self.mode == "official" else says_yes(answer.text)
             cell = f"{'unread' if reading is None else 'yes' if reading else 'no'} of {'yes' if truth else 'no'}"
             tally.add(answer.question.image, **{f"{answer.question.truth['category']}/{cell}": 1})
             verdict = UNPARSED if reading is None else "yes" if reading else "no"
             marks.append(Mark(answer.question.image, verdict, reading is truth))
         return Grades(marks, tally.units)
-
-    def _reads(self, answer: str) -> bool | None:
-        return official_yes(answer) if self.mode == "official" else says_yes(answer)
 
     def figures(self, totals: Counts) -> dict[str, float]:
         """Shares in [0, 1]. With several rules, each by itself, and `mean_f1`, LLaVA's headline, their mean F1."""
@@ -241,9 +243,3 @@ def _published(file: Path) -> tuple[str, str]:
     """(version, rule); the version is empty, and the rule by the file's name, where the file is not a published one."""
     known = PUBLISHED.get(digest(file).hex()[:16])
     return known or ("", next((rule for rule in RULES if rule in file.stem), ""))
-
-
-def _note(path: Path, version: str, count: int) -> str:
-    if version:
-        return f"POPE on COCO as published in {version}, {count:,} questions."
-    return f"{path.name} is none of the published COCO files of POPE ({count:,} questions)."

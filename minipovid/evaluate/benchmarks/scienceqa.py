@@ -93,16 +93,14 @@ class Benchmark:
         tally, marks = Tally(), []
         for answer in answers:
             question = answer.question
-            letter = self._reads(answer.text, question.truth["options"])
+            text, options = answer.text, question.truth["options"]
+            letter = official_letter(text) if self.mode == "official" else chosen(text, options)
             right = letter == question.truth["answer"]
             tally.add(question.id, answers=1, right=right)
             if question.image:
                 tally.add(question.id, **{"img answers": 1, "img right": right})
             marks.append(Mark(question.id, letter or UNPARSED, right))
         return Grades(marks, tally.units)
-
-    def _reads(self, answer: str, options: Mapping[str, str]) -> str | None:
-        return official_letter(answer) if self.mode == "official" else chosen(answer, options)
 
     def figures(self, totals: Counts) -> dict[str, float]:
         """Shares in [0, 1]; over all questions only where all were asked."""
