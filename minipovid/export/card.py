@@ -22,7 +22,7 @@ from minipovid.export.quants import HELP
 from minipovid.models.chat_template import IMAGE, Chat
 from minipovid.models.parts import mmproj
 from minipovid.recipe import run_folder
-from minipovid.recipe.schema import Recipe
+from minipovid.recipe.schema import Recipe, StageSection
 
 STAMP = "minipovid.inputs"  # what a file was made of
 QUESTION = "What is on the table?"
@@ -162,7 +162,10 @@ def _how_to_run(folder: Path, files: Files, facts: Facts) -> str:
         parts.append(f"{what}\n\n{_shell(*commands)}")
         parts.append(_with_llama_cpp(text, mmproj, facts.chat))
         if (folder / "Modelfile").is_file():
-            parts.append(_with_ollama(facts.title, facts.chat))
+            name = facts.title.stem.lower()
+            question = f"[img]{_around_picture(facts.chat)}{QUESTION}".encode("unicode_escape").decode()
+            create, ask = f"ollama create {name} -f Modelfile", f"ollama run {name} $'{question} ./photo.jpg'"
+            parts.append("**Ollama**:\n\n" + _shell(create, ask))
         place = f"~/.lmstudio/models/minipovid/{facts.title.stem}/"
         both = f"`{text.name}` and `{mmproj.name}`"
         parts.append(f"**LM Studio** lists the model when {both} lie together in `{place}`.")
@@ -182,13 +185,6 @@ def _with_llama_cpp(text: Path, mmproj: Path, chat: Chat) -> str:
         f"llama-mtmd-cli {pair} --jinja --temp 0 --image photo.jpg -p {prompt}",
     ]
     return "**llama.cpp**:\n\n" + _shell(*commands)
-
-
-def _with_ollama(title: Title, chat: Chat) -> str:
-    name = title.stem.lower()
-    question = f"[img]{_around_picture(chat)}{QUESTION}".encode("unicode_escape").decode()
-    commands = [f"ollama create {name} -f Modelfile", f"ollama run {name} $'{question} ./photo.jpg'"]
-    return "**Ollama**:\n\n" + _shell(*commands)
 
 
 def _limits(files: Files, facts: Facts) -> str:
@@ -261,7 +257,7 @@ def _training(facts: Facts) -> str:
     batch = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
     settings = {
         "pairs": f"`{Path(recipe.data.path).name}`",
-        **{f"stage {index}": _stage(stage) for index, stage in enumerate(_stages(recipe), 1)},
+        **{f"stage {index}": _stage(recipe, stage) for index, stage in enumerate(recipe.stages, 1)},
         "adapter": f"LoRA on the language model, {lora}",
         "base": "in 4 bits (NF4)" if recipe.model.load_in_4bit else f"in {recipe.model.dtype}",
         "batch": f"{batch} pairs for each optimiser step",
@@ -270,17 +266,11 @@ def _training(facts: Facts) -> str:
     return "## Training\n\n" + "\n".join(f"- {what}: {value}" for what, value in settings.items())
 
 
-def _stages(recipe: Recipe) -> list[dict[str, Any]]:
-    return [
-        {**stage.loss, "learning rate": stage.learning_rate or recipe.train.learning_rate, "epochs": stage.epochs}
-        | ({"at most steps": recipe.train.max_steps} if recipe.train.max_steps else {})
-        for stage in recipe.stages
-    ]
-
-
-def _stage(stage: Mapping[str, Any]) -> str:
-    rest = ", ".join(f"{key} {_cell(value)}" for key, value in stage.items() if key != "name")
-    return f"{stage['name']}: {rest}"
+def _stage(recipe: Recipe, stage: StageSection) -> str:
+    rate = stage.learning_rate or recipe.train.learning_rate
+    settings = {**stage.loss, "learning rate": rate, "epochs": stage.epochs}
+    settings |= {"at most steps": recipe.train.max_steps} if recipe.train.max_steps else {}
+    return f"{settings.pop('name')}: " + ", ".join(f"{key} {_cell(value)}" for key, value in settings.items())
 
 
 def _license(facts: Facts) -> str:

@@ -33,7 +33,14 @@ def lm_studio(folder: Path, home: Path) -> Path:
         if stale.name not in files:
             stale.unlink()
     for name, path in files.items():
-        _link(path, place / name)
+        to = place / name
+        if to.exists() and _is_same(path, to):
+            continue
+        with finished(to) as draft:
+            try:
+                os.link(path, draft)
+            except OSError:  # another disk, or one that knows no links
+                shutil.copy2(path, draft)
     return place
 
 
@@ -41,16 +48,6 @@ def _is_of_a_pair(name: str) -> bool:
     """Not a LoRA, which LM Studio cannot load, and not a file that follows no convention."""
     parts = FILE_NAME.fullmatch(name)
     return parts is not None and parts["type"] is None
-
-
-def _link(path: Path, to: Path) -> None:
-    if to.exists() and _is_same(path, to):
-        return
-    with finished(to) as draft:
-        try:
-            os.link(path, draft)
-        except OSError:  # another disk, or one that knows no links
-            shutil.copy2(path, draft)
 
 
 def _is_same(path: Path, to: Path) -> bool:

@@ -38,7 +38,12 @@ class Merged:
         tensor, factor = self.base[name], self.factors.get(name)
         if factor is not None:
             self.used.add(name)
-            _check_shapes(tensor, factor)
+            out, rank = factor.b.shape
+            if tensor.shape != (out, factor.a.shape[1]) or rank != factor.a.shape[0]:
+                raise MinipovidError(
+                    f"The adapter changes {tensor.name} as [{out}, {factor.a.shape[1]}], but the base's is "
+                    f"{list(tensor.shape)}: it was trained on another model."
+                )
         source = self.nf4(tensor) if self.nf4 is not None and place.in_4bit else tensor
         head = tensor.shape[0] // place.heads if place.heads else 1
         step = max(1, BLOCK // (tensor.size // tensor.shape[0]) // head) * head
@@ -56,15 +61,6 @@ class Merged:
         unused = set(names) - self.used
         if unused:
             raise MinipovidError(f"The adapter's {min(unused)} was not merged; this is a defect of minipovid.")
-
-
-def _check_shapes(tensor: StoredTensor, factor: Factor) -> None:
-    out, rank = factor.b.shape
-    if tensor.shape != (out, factor.a.shape[1]) or rank != factor.a.shape[0]:
-        raise MinipovidError(
-            f"The adapter changes {tensor.name} as [{out}, {factor.a.shape[1]}], but the base's is "
-            f"{list(tensor.shape)}: it was trained on another model."
-        )
 
 
 def interleave(rows: npt.NDArray[np.float32], head: int) -> npt.NDArray[np.float32]:

@@ -9,13 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
-from bitsandbytes.functional import (
-    QuantState,
-    dequantize_4bit,
-    dequantize_blockwise,
-    get_4bit_type,
-    quantize_blockwise,
-)
+from bitsandbytes import functional as bnb
 
 from minipovid.common.errors import MinipovidError
 from minipovid.models.stored_tensors import StoredTensor
@@ -55,16 +49,16 @@ class Nf4Tensor:
     def rows(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Rows [start, stop) in float32."""
         first, last = start * self._width // BLOCK, stop * self._width // BLOCK
-        state = QuantState(
+        state = bnb.QuantState(
             absmax=self._scales[first:last],
             shape=torch.Size([stop - start, self._width]),
-            code=get_4bit_type("nf4", device="cpu"),
+            code=bnb.get_4bit_type("nf4", device="cpu"),
             blocksize=BLOCK,
             quant_type="nf4",
             dtype=self.dtype,
         )
         packed = self._packed[first * BLOCK // 2 : last * BLOCK // 2]
-        rows: npt.NDArray[np.float32] = dequantize_4bit(packed[:, None], state).float().numpy()
+        rows: npt.NDArray[np.float32] = bnb.dequantize_4bit(packed[:, None], state).float().numpy()
         return rows
 
 
@@ -76,7 +70,7 @@ def quantise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     blocks = rows.float().view(-1, BLOCK)
     largest = blocks.abs().amax(1)
     scaled = blocks * (1.0 / largest.clamp(min=1e-38))[:, None]  # what bitsandbytes takes for a block of zeros
-    values = get_4bit_type("nf4", device="cpu")
+    values = bnb.get_4bit_type("nf4", device="cpu")
     codes = torch.zeros(scaled.shape, dtype=torch.uint8)
     for midpoint in ((values[1:] + values[:-1]) / 2).tolist():
         codes += scaled > midpoint
@@ -87,5 +81,5 @@ def quantise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _double_quantise(scales: torch.Tensor) -> torch.Tensor:
     """The scales after 8 bits and back, in blocks of 256 around their mean."""
     offset = scales.mean()
-    codes, state = quantize_blockwise(scales - offset, blocksize=256)
-    return dequantize_blockwise(codes, state) + offset
+    codes, state = bnb.quantize_blockwise(scales - offset, blocksize=256)
+    return bnb.dequantize_blockwise(codes, state) + offset

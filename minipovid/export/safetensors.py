@@ -56,7 +56,8 @@ def write_merged(
         return folder
     merged = pair.merged(merge_base)
     shards = _shards(pair.base, max_shard_bytes)
-    need_space(folder, sum(tensor.n_bytes for tensor in pair.base.values()))
+    total = sum(tensor.n_bytes for tensor in pair.base.values())
+    need_space(folder, total)
     with finished(folder) as draft:
         draft.mkdir()
         _copy_settings(settings, draft)
@@ -65,7 +66,8 @@ def write_merged(
             with finished(draft / shard) as path:
                 _write_shard(path, tensors, blocks, partial(progress, shard) if progress else None)
         if len(shards) > 1:
-            _write_json(draft / INDEX, _index(shards))
+            where = {tensor.name: shard for shard, tensors in shards.items() for tensor in tensors.values()}
+            _write_json(draft / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
         _write_json(draft / RECORD, {"inputs": stamp, "merge_base": merge_base})
         merged.check_used(pair.factors)
     return folder
@@ -121,12 +123,6 @@ def _write_shard(
                 progress(done, total)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _index(shards: Shards) -> dict[str, Any]:
-    where = {tensor.name: shard for shard, tensors in shards.items() for tensor in tensors.values()}
-    total = sum(tensor.n_bytes for tensors in shards.values() for tensor in tensors.values())
-    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
 
 
 def _settings(model: Path) -> list[Path]:

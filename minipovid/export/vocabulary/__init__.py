@@ -47,11 +47,12 @@ def metadata(
     pieces = in_order(table, size)
     if len({piece.text for piece in pieces}) != size:
         raise MinipovidError(f"The tokenizer of {folder} has two tokens of the same text; llama.cpp cannot load that.")
+    bos = tokenizer.bos_token_id
     keys |= {
         "tokenizer.ggml.tokens": [piece.text for piece in pieces],
         "tokenizer.ggml.token_type": [piece.kind for piece in pieces],
         **_ids(tokenizer, end),
-        "tokenizer.ggml.add_bos_token": _begins_with_bos(tokenizer),
+        "tokenizer.ggml.add_bos_token": bos is not None and tokenizer("xq").input_ids[0] == bos,
         "tokenizer.ggml.add_eos_token": False,
         "tokenizer.ggml.add_space_prefix": spaces.every,
     }
@@ -70,10 +71,6 @@ def _model(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
             f"The tokenizer is a {model['type']} model; export knows SentencePiece BPE and byte-level BPE."
         )
     return model
-
-
-def _begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return tokenizer.bos_token_id is not None and tokenizer("xq").input_ids[0] == tokenizer.bos_token_id
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, end: str) -> dict[str, int]:

@@ -11,8 +11,6 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama
 
 
 class VocabPiece(NamedTuple):
-    """One token of the vocabulary."""
-
     text: str
     score: float
     kind: int
