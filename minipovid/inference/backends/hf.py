@@ -71,7 +71,9 @@ class HfBackend:
 
     def __init__(self, run: Path, options: Options, decoding: Decoding) -> None:
         self._weights, self._decoding = options.weights, decoding
-        recipe = _recipe(run)
+        if (run / run_folder.GGUF).is_dir() and not (run / run_folder.RECIPE).is_file():
+            raise MinipovidError(f"{run} holds GGUF files alone, and transformers reads none; use --backend gguf.")
+        recipe = run_folder.recipe(run)
         with _memory():
             self._model = _load(run, options.weights, recipe)
         self._chat = chat_template.of(self._model.folder, self._model.tokenizer)
@@ -211,7 +213,12 @@ class Branches:
         ids = torch.tensor([[token for tokens in new.values() for token in tokens]], device=device)
         owners = [branch for branch, tokens in new.items() for _ in tokens]
         self._owners = torch.cat([self._owners, torch.tensor(owners, device=device)])
-        positions = torch.tensor([self._positions(new)], device=device)
+        places: list[int] = []
+        for branch, tokens in new.items():
+            begin = self._start + self._lengths[branch]
+            places += range(begin, begin + len(tokens))
+            self._lengths[branch] += len(tokens)
+        positions = torch.tensor([places], device=device)
         last = torch.tensor([end - 1 for end in accumulate(map(len, new.values()))], device=device)
         embeddings = _embedded(self._model, ids)
         hidden = _hidden(
@@ -221,14 +228,6 @@ class Branches:
         bias = None if head.bias is None else head.bias.float()
         with torch.autocast(device.type, enabled=False):
             return F.linear(hidden[0].index_select(0, last).float(), head.weight.float(), bias)
-
-    def _positions(self, new: Mapping[int, Sequence[int]]) -> list[int]:
-        positions: list[int] = []
-        for branch, tokens in new.items():
-            begin = self._start + self._lengths[branch]
-            positions += range(begin, begin + len(tokens))
-            self._lengths[branch] += len(tokens)
-        return positions
 
     def _mask(self, n: int) -> Tensor:
         """Which columns the last `n` see: bool [1, 1, n, K]."""
@@ -278,12 +277,6 @@ def _memory() -> Iterator[None]:
 
 
 # --- what is loaded ---
-
-
-def _recipe(run: Path) -> Recipe:
-    if (run / run_folder.GGUF).is_dir() and not (run / run_folder.RECIPE).is_file():
-        raise MinipovidError(f"{run} holds GGUF files alone, and transformers reads none; use --backend gguf.")
-    return run_folder.recipe(run)
 
 
 def _load(run: Path, weights: str, recipe: Recipe) -> Model:

@@ -90,7 +90,10 @@ class _Grammar:
         for key in ("anyOf", "oneOf"):
             if key in schema:
                 self._check(schema, {key})
-                return self._either(self._any(other) for other in _list(schema, key))
+                choices = schema[key]
+                if not isinstance(choices, list) or not choices:
+                    raise MinipovidError(f"The schema's {key} holds no choices; name some.")
+                return self._either(map(self._any, choices))
         kinds = schema.get("type", [])
         if isinstance(kinds, str):
             return self._kind(schema, kinds, set())
@@ -157,18 +160,15 @@ class _Grammar:
         """A part of the schema by its path (#/$defs/dog), which may hold itself."""
         if path not in self._references:
             self._references[path] = name = self._named("")
-            self._rules[name] = rule = self._any(self._find(path))
+            root, *steps = str(path).split("/")
+            part: Any = self._whole
+            for step in steps:
+                part = part.get(step) if isinstance(part, Mapping) else None
+            if root != "#" or part is None:
+                raise MinipovidError(f"The schema refers to {path!r}, which is no part of it.")
+            self._rules[name] = rule = self._any(part)
             self._parts[name] = GrammarRule("", (rule,))
         return self._references[path]
-
-    def _find(self, path: Any) -> Any:
-        root, *steps = str(path).split("/")
-        part: Any = self._whole
-        for step in steps:
-            part = part.get(step) if isinstance(part, Mapping) else None
-        if root != "#" or part is None:
-            raise MinipovidError(f"The schema refers to {path!r}, which is no part of it.")
-        return part
 
     def _check(self, schema: Schema, known: set[str]) -> None:
         """Every key must have been understood."""
@@ -199,12 +199,6 @@ def _beginning(values: Mapping[str, str], required: Iterable[str]) -> str:
             break
         begins += value
     return begins
-
-
-def _list(schema: Schema, key: str) -> list[Any]:
-    if not isinstance(schema[key], list) or not schema[key]:
-        raise MinipovidError(f"The schema's {key} holds no choices; name some.")
-    return list(schema[key])
 
 
 def _range(schema: Schema, least: str, most: str) -> tuple[int, int | None]:

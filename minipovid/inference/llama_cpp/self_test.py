@@ -91,14 +91,11 @@ def _draw(width: int) -> tuple[Weights, Canvas]:
         shapes |= {f"v.blk.0.{name}.weight": shape, f"v.blk.0.{name}.bias": shape[:1]}
     for name in ("v.pre_ln", "v.blk.0.ln1", "v.blk.0.ln2"):
         shapes |= {f"{name}.weight": (HIDDEN,), f"{name}.bias": (HIDDEN,)}
-    weights = {name: _noise(rng, shape) for name, shape in shapes.items()}
+    weights = {}
+    for name, sizes in shapes.items():
+        fan_in = np.prod(sizes[1:]) if len(sizes) > 1 else 1.0  # so large that every patch's position matters
+        weights[name] = (rng.standard_normal(sizes) / np.sqrt(fan_in)).astype(np.float32)
     return weights, rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-
-
-def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
-    """Large enough that every patch's position matters."""
-    fan_in = np.prod(shape[1:]) if len(shape) > 1 else 1.0
-    return (rng.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32)
 
 
 def _write(path: Path, weights: Weights) -> None:

@@ -43,7 +43,10 @@ class Cache:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._file = _opened(path)
+            self._file = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False)
+            # Write-ahead: a commit costs no fsync and survives the death of the process, if not that of the machine.
+            for statement in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL", *_TABLES):
+                self._file.execute(statement)
         except sqlite3.DatabaseError as error:
             raise MinipovidError(self._sentence(error)) from None
 
@@ -103,11 +106,3 @@ class Cache:
 
     def _sentence(self, error: Exception) -> str:
         return f"The teacher's answers in {self.path} cannot be kept ({error}); make room there, or move the file away."
-
-
-def _opened(path: Path | None) -> sqlite3.Connection:
-    file = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False)
-    # Write-ahead: a commit costs no fsync and survives the death of the process, if not that of the machine.
-    for statement in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL", *_TABLES):
-        file.execute(statement)
-    return file

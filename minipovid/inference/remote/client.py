@@ -139,16 +139,11 @@ class Teacher:
         with self._cache.alone(key):
             reply = self._cache.get(key)
             if reply is None:
-                reply = self._answer(self._request(messages, schema, decoding), tokens(messages), key)
+                request = {"model": self.model, "messages": [_message(each) for each in messages], **decoding}
+                if schema is not None:
+                    request["response_format"] = response_format(SCHEMA_NAME, schema)
+                reply = self._answer(request, tokens(messages), key)
         return reply
-
-    def _request(
-        self, messages: Sequence[Message], schema: Mapping[str, Any] | None, decoding: Mapping[str, float]
-    ) -> dict[str, Any]:
-        request = {"model": self.model, "messages": [_message(each) for each in messages], **decoding}
-        if schema is not None:
-            request["response_format"] = response_format(SCHEMA_NAME, schema)
-        return request
 
     def _answer(self, request: dict[str, Any], prompt_tokens: int, key: bytes) -> Reply:
         """Ask until there is an answer, as long as what went wrong can heal. It is in the cache then."""
@@ -182,21 +177,18 @@ class Teacher:
                 reply = _reply(self.server.hush(body), prompt_tokens)
             except openai.APIStatusError as error:
                 self._budget.free(ticket)
-                raise self._refusal(error) from None
+                raise Trouble(
+                    self._words(f"HTTP {error.status_code}: {error.message}"),
+                    status=error.status_code,
+                    code=error.code or error.type or "",
+                    wait=retry_after(error.response.headers),
+                ) from None
             except (openai.APIConnectionError, ValueError) as error:
                 self._budget.lose(ticket)
                 raise Trouble(self._words(str(error)), code=_NOBODY if _nobody(error) else "") from None
             self._budget.settle(ticket, reply.usage)
             self._cache.put(key, reply)  # before the place is free: a kill costs `concurrency` answers at the most
             return reply
-
-    def _refusal(self, error: openai.APIStatusError) -> Trouble:
-        return Trouble(
-            self._words(f"HTTP {error.status_code}: {error.message}"),
-            status=error.status_code,
-            code=error.code or error.type or "",
-            wait=retry_after(error.response.headers),
-        )
 
     def _words(self, text: str) -> str:
         """What a server said, on one line, short, and without the key."""
