@@ -43,7 +43,13 @@ class Encoder:
         where = prompt_ids.index(self.image_token_id)
         expanded = [*prompt_ids[:where], *[self.image_token_id] * self.image_tokens, *prompt_ids[where + 1 :]]
         for kind, ids in answers.items():
-            self._fits(kind, len(expanded) - self.image_tokens, len(ids))
+            total = len(expanded) + len(ids)
+            if total > self.max_length:
+                raise MinipovidError(
+                    f"prompt ({len(expanded) - self.image_tokens}), picture ({self.image_tokens}) and {kind} answer "
+                    f"({len(ids)}) take {total} tokens, more than data.max_length {self.max_length}; shorten the row "
+                    "or raise data.max_length"
+                )
         return Example(expanded, answers)
 
     def _continuation(self, prompt: str, prompt_ids: list[int], text: str, kind: str) -> list[int]:
@@ -54,11 +60,3 @@ class Encoder:
         if ids[: len(prompt_ids)] != prompt_ids:
             raise MinipovidError(f"the {kind} answer's first characters melt into the prompt's last token; rephrase it")
         return ids[len(prompt_ids) :]
-
-    def _fits(self, kind: str, prompt: int, answer: int) -> None:
-        total = prompt + self.image_tokens + answer
-        if total > self.max_length:
-            raise MinipovidError(
-                f"prompt ({prompt}), picture ({self.image_tokens}) and {kind} answer ({answer}) take {total} tokens, "
-                f"more than data.max_length {self.max_length}; shorten the row or raise data.max_length"
-            )
