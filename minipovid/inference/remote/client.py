@@ -12,19 +12,8 @@ from typing import Any
 import openai
 
 from minipovid.common.errors import MinipovidError
-from minipovid.inference.remote import (
-    Limits,
-    Message,
-    Prices,
-    Reply,
-    Stopped,
-    Unanswered,
-    Usage,
-    clean,
-    text_tokens,
-    tokens,
-    unsupported,
-)
+from minipovid.inference import remote
+from minipovid.inference.remote import unsupported
 from minipovid.inference.remote.budget import Budget
 from minipovid.inference.remote.cache import Cache, key_of
 from minipovid.inference.remote.retry import PATIENCE, Pause, Trouble, retry_after
@@ -53,8 +42,8 @@ class Teacher:
         *,
         cache: Path | None = None,
         concurrency: int = 8,
-        limits: Limits | None = None,
-        prices: Prices | None = None,
+        limits: remote.Limits | None = None,
+        prices: remote.Prices | None = None,
         timeout_s: float = 120.0,
         attempts: int = 6,
         temperature: float = 0.7,
@@ -71,7 +60,7 @@ class Teacher:
         self.temperature, self.max_tokens, self.prices = temperature, max_tokens, prices
         self.server = server or Server.from_environment()
         self._cache = Cache(cache)
-        self._budget = Budget(limits or Limits(), prices)
+        self._budget = Budget(limits or remote.Limits(), prices)
         self._pause = pause or Pause()
         self._places = threading.BoundedSemaphore(concurrency)
         self._dropped = self._cache.dropped(self._place)
@@ -102,7 +91,7 @@ class Teacher:
             "max_tokens": self.max_tokens,
         }
 
-    def spent(self) -> Usage:
+    def spent(self) -> remote.Usage:
         return self._budget.usage
 
     def stop(self, why: str = "interrupted", *, mend: bool = False) -> None:
@@ -116,13 +105,13 @@ class Teacher:
 
     def ask(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[remote.Message],
         schema: Mapping[str, Any] | None,
         version: str,
         *,
         temperature: float | None = None,
         max_tokens: int | None = None,
-    ) -> Reply:
+    ) -> remote.Reply:
         """The answer to a conversation, from the cache if it was ever given.
 
         `schema` is the JSON schema that the answer should follow; who reads it must check, for not every server does.
@@ -142,10 +131,10 @@ class Teacher:
                 request = {"model": self.model, "messages": [_message(each) for each in messages], **decoding}
                 if schema is not None:
                     request["response_format"] = response_format(SCHEMA_NAME, schema)
-                reply = self._answer(request, tokens(messages), key)
+                reply = self._answer(request, remote.tokens(messages), key)
         return reply
 
-    def _answer(self, request: dict[str, Any], prompt_tokens: int, key: bytes) -> Reply:
+    def _answer(self, request: dict[str, Any], prompt_tokens: int, key: bytes) -> remote.Reply:
         """Ask until there is an answer, as long as what went wrong can heal. It is in the cache then."""
         dropped, certain, failures = self._dropped, frozenset[str](), 0
         while True:
@@ -165,12 +154,12 @@ class Teacher:
                 self._learn(dropped, certain, schema_sent="response_format" in spelt)
                 return reply
 
-    def _send(self, request: dict[str, Any], prompt_tokens: int, max_tokens: int, key: bytes) -> Reply:
+    def _send(self, request: dict[str, Any], prompt_tokens: int, max_tokens: int, key: bytes) -> remote.Reply:
         """One request, one answer. Raises Trouble, and Stopped where it may not go."""
         with self._places:
             self._pause.gate()
             # A prompt may take half more than the rule of thumb says.
-            ticket = self._budget.admit(Usage(1, prompt_tokens * 3 // 2, max_tokens))
+            ticket = self._budget.admit(remote.Usage(1, prompt_tokens * 3 // 2, max_tokens))
             try:
                 # Not chat.completions.create: it walks through the messages against their types, for 3 ms a request.
                 body = self._client.post("/chat/completions", cast_to=str, body=request)
@@ -211,15 +200,15 @@ class Teacher:
         if why:
             sentence = f"The teacher {self._place} {why} ({trouble})."
             self.stop(sentence, mend=True)
-            raise Stopped(sentence, mend=True) from None
+            raise remote.Stopped(sentence, mend=True) from None
 
     def _bear(self, trouble: Trouble, failures: int) -> None:
         """Wait before the next try. Raises Unanswered where there is none."""
         if not trouble.heals:
-            raise Unanswered(str(trouble), heals=False) from None
+            raise remote.Unanswered(str(trouble), heals=False) from None
         if failures >= self.attempts:
             self._silent += 1
-            raise Unanswered(f"no answer in {failures} attempts; the last: {trouble}", heals=True) from None
+            raise remote.Unanswered(f"no answer in {failures} attempts; the last: {trouble}", heals=True) from None
         wait = self._pause.backoff(failures, trouble.wait)
         if trouble.wait is not None:
             self._pause.hold(trouble.wait)
@@ -243,20 +232,20 @@ def _nobody(error: BaseException | None) -> bool:
     return False
 
 
-def _named(messages: Sequence[Message]) -> list[list[str]]:
+def _named(messages: Sequence[remote.Message]) -> list[list[str]]:
     """The conversation as the cache knows it: a picture by its digest."""
     return [[each.role, each.text, each.picture.name if each.picture else ""] for each in messages]
 
 
-def _message(message: Message) -> dict[str, Any]:
-    text = clean(message.text)
+def _message(message: remote.Message) -> dict[str, Any]:
+    text = remote.clean(message.text)
     if message.picture is None:
         return {"role": message.role, "content": text}
     picture = {"type": "image_url", "image_url": {"url": message.picture.url()}}
     return {"role": message.role, "content": [picture, {"type": "text", "text": text}]}
 
 
-def _reply(body: str, prompt_tokens: int) -> Reply:
+def _reply(body: str, prompt_tokens: int) -> remote.Reply:
     """A chat completion. Raises ValueError where it is none."""
     try:
         tree = json.loads(body)
@@ -269,7 +258,7 @@ def _reply(body: str, prompt_tokens: int) -> Reply:
     text = _text(message.get("content"))
     usage = _usage(tree.get("usage"), prompt_tokens, text)
     reason, refused = str(choice.get("finish_reason") or ""), _text(message.get("refusal"))
-    return Reply(text, reason, refused, usage, model=_text(tree.get("model")))
+    return remote.Reply(text, reason, refused, usage, model=_text(tree.get("model")))
 
 
 def _text(content: Any) -> str:
@@ -279,9 +268,9 @@ def _text(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _usage(usage: Any, prompt_tokens: int, text: str) -> Usage:
+def _usage(usage: Any, prompt_tokens: int, text: str) -> remote.Usage:
     """What the server counted; by the rule of thumb where it counts nothing."""
     prompt, answer = (usage.get("prompt_tokens"), usage.get("completion_tokens")) if isinstance(usage, dict) else (0, 0)
     if isinstance(prompt, int) and isinstance(answer, int) and min(prompt, answer) >= 0 and prompt + answer:
-        return Usage(1, prompt, answer)
-    return Usage(1, prompt_tokens, text_tokens(text) + 1, estimated=1)
+        return remote.Usage(1, prompt, answer)
+    return remote.Usage(1, prompt_tokens, remote.text_tokens(text) + 1, estimated=1)
