@@ -86,9 +86,7 @@ class KvCache:
         keys = list(chain.from_iterable(self._keys(part) for part in prompt))
         first_output = len(keys) - outputs
         common = self._common_length(keys, first_output)
-        del self._positions[common:]
-        del self._ends[bisect_right(self._ends, common) :]
-        self._llama.llama_memory_seq_rm(self._kv, 0, common, -1)
+        self._forget(common)
         logits = [self._read_step(part, first_output - at) for at, part in self._steps(prompt, common)]
         return np.concatenate(logits)
 
@@ -102,6 +100,11 @@ class KvCache:
         if old_keys[:common] != keys[:common]:
             common = next(i for i, (old, new) in enumerate(zip(old_keys, keys, strict=False)) if old != new)
         return self._ends[bisect_right(self._ends, min(common, limit)) - 1]
+
+    def _forget(self, start: int) -> None:
+        del self._positions[start:]
+        del self._ends[bisect_right(self._ends, start) :]
+        self._llama.llama_memory_seq_rm(self._kv, 0, start, -1)
 
     def _steps(self, prompt: PromptParts, first: int) -> Iterator[tuple[int, list[int] | PreparedPicture]]:
         """What is to be read in one go, each with its position; a long text in pieces of STEP tokens."""
