@@ -63,13 +63,13 @@ socket.getaddrinfo = _loopback_getaddrinfo
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """What `-n auto` of setup.cfg means: one process a core, as the memory allows (one takes up to 2 GB).
+    """What `-n auto` of setup.cfg means: one process a core, as the memory allows (each takes up to 2 GB).
 
-    At most four, because a file's tests stay together and the longest file is an eighth of all. None, all tests in
-    this process, where a file is named or nothing is captured (-s): whoever tries one thing out waits for no starts and
-    sees what it prints. Another number is `-n N`.
+    At most four, because a file's tests stay together and the longest file is a tenth of all. None, so that the tests
+    run in pytest's own process, where a file is named or nothing is captured (-s): whoever tries one thing waits for no
+    process to start and sees what is printed. `-n N` on the command line is N.
     """
-    if config.option.capture == "no" or any(".py" in argument for argument in config.args):
+    if config.option.capture == "no" or any(each.split("::")[0].endswith(".py") for each in config.args):
         return 0
     processes = min(4, os.cpu_count() or 1, psutil.virtual_memory().available // 2**31)
     return processes if processes > 1 else 0
