@@ -138,7 +138,7 @@ def test_what_the_trained_model_said_is_found_current(walked: Walked) -> None:
 # --- scores ---
 
 
-@pytest.mark.parametrize("backend", ["gguf-f16", "hf"])
+@pytest.mark.parametrize("backend", ["gguf-f16", "hf", "predictions"])
 def test_scores_are_found_current(walked: Walked, backend: str) -> None:
     """Nothing is asked again, and the answers are read as they were: protocols, verdicts and figures are the same."""
     if backend == "hf":
@@ -157,7 +157,9 @@ def test_scores_are_found_current(walked: Walked, backend: str) -> None:
 
 def test_nothing_is_asked_again(walked: Walked) -> None:
     """transformers' answers are known by its version, too: where that is another, they alone are asked for."""
-    new, old = (lines(place / "finished" / "eval" / "answers.jsonl") for place in (walked.after, walked.before))
+    folders = [place / "finished" / "eval" for place in (walked.after, walked.before)]
+    assert len({tuple(sorted(path.name for path in folder.iterdir())) for folder in folders}) == 1
+    new, old = (lines(folder / "answers.jsonl") for folder in folders)
     assert new[: len(old)] == old and len(old) == 3 * (24 + 4)
     assert len(new) == len(old) or (not walked.same_keys and len(new) == len(old) + 24 + 4)
 
