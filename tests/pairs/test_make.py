@@ -452,8 +452,8 @@ def test_ctrl_c_keeps_everything(tmp_path: Path, photos: Path) -> None:
 
 def test_the_key_is_in_no_file_and_no_output(tmp_path: Path, photos: Path) -> None:
     """Must show 3: from a server that quotes it, with the client's own debug log switched on."""
-    with BadServer({"1": ["400"] * 2, "2": ["500"] * 2, "7": ["401"]}) as server:
-        out, err = program(server, tmp_path / "to", photos, 9).communicate(timeout=30)
+    with BadServer({"1": ["400"] * 2, "2": ["500"] * 2, "29": ["401"]}) as server:
+        out, err = program(server, tmp_path / "to", photos, 30).communicate(timeout=30)
         assert server.seen[0].key == f"Bearer {KEY}"
     written = [path for path in (tmp_path / "to").rglob("*") if path.is_file()]
     assert {path.name for path in written} >= {"pairs.jsonl", "failures.jsonl", "make.json", "journal.jsonl"}
