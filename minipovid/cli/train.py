@@ -117,9 +117,10 @@ def show(name: str) -> None:
     \b
       minipovid recipes show llava7b_qlora
     """
+    from minipovid.common.text_files import read
     from minipovid.recipe.read import find
 
-    click.echo(find(name).read_text(encoding="utf-8"), nl=False)
+    click.echo(read(find(name), "recipe"), nl=False)
 
 
 @recipes.command()

@@ -1,28 +1,36 @@
-"""The rows of anyone's data file, one at a time: parquet, a JSON list, JSON lines, CSV, or a folder of such shards.
+"""The rows of anyone's data file, one at a time: parquet, JSON in any container, CSV, or a folder of such shards.
 
     captions = Purpose("captions", "name the file of captions")
     for number, row in rows(path, captions):    # ("12", {...}); ("3 of part-2.parquet", {...}) of several files
 
-What a file is, its first bytes say, not its name; what it was wanted for, the caller says. Memory stays flat however
-large the file: parquet is read in small batches, a JSON list value by value, so that large values never pile up.
+What a file is, its first bytes say, not its name; what it was wanted for, the caller says. Rows of JSON are a list, one
+object per line, objects one after another however they are indented, or a list that one object wraps ({"data": [...]}).
+Memory stays flat however large the file: parquet is read in small batches, JSON value by value, so that large values
+never pile up.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from minipovid.common.errors import MinipovidError
+from minipovid.common.text_files import HEAD, encoding, opened, unreadable, unusable
 
 SUFFIXES = (".parquet", ".json", ".jsonl", ".csv", ".tsv")
 BATCH = 32  # rows of parquet at once: of a MiB each they are still a few dozen MiB
 CHUNK = 1 << 20  # characters
 LONGEST = 1 << 28  # characters of one JSON value; beyond, the file is not what it seems
+# What a list of rows is called inside the object that wraps it; of another name only where it is all that is there.
+WRAPPERS = frozenset(
+    ("data", "dataset", "rows", "records", "items", "entries", "examples", "samples", "instances", "pairs", "questions")
+    + ("annotations", "results", "train", "training", "validation", "valid", "val", "dev", "test")
+)
 _ESCAPE = 16  # characters: a number, literal or \uXXXX that the end of a chunk cut in two is shorter
 
 Numbered = tuple[str, Any]
@@ -47,13 +55,13 @@ def rows(path: Path, purpose: Purpose) -> Iterator[Numbered]:
     """Every row with its number; a row that cannot be parsed is a Bad.
 
     JSON lines are numbered by line, CSV as a spreadsheet does it (the header is row 1), others from 1. Raises
-    MinipovidError where there is no such file or it is none of the kinds above, at once or in the middle.
+    MinipovidError where there is no such file, it is empty or none of the kinds above, at once or in the middle.
     """
     files = shards(path, purpose)
     for file in files:
         behind = f" of {file.name}" if len(files) > 1 else ""
         kind = kind_of(file, purpose)
-        for number, row in _parquet(file, purpose) if kind == "parquet" else of_text(file, kind, purpose):
+        for number, row in _parquet(file, purpose) if kind == "parquet" else _text(file, kind, purpose):
             yield f"{number}{behind}", row
 
 
@@ -71,41 +79,36 @@ def shards(path: Path, purpose: Purpose) -> list[Path]:
     return files
 
 
-def of_text(path: Path, kind: str, purpose: Purpose) -> Iterator[tuple[int, Any]]:
-    """The rows of one file, read as a JSON "list", JSON "lines" or "csv", whatever it looks like."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="" if kind == "csv" else "\n") as file:
-            yield from {"list": _values, "lines": _lines, "csv": _table}[kind](file, path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _unreadable(path, purpose, error) from None
+def _text(path: Path, kind: str, purpose: Purpose) -> Iterator[tuple[int, Any]]:
+    with opened(path, purpose.what, newline="" if kind == "csv" else "\n") as file:
+        try:
+            yield from {"list": _list, "objects": _objects, "csv": _table}[kind](file, path)
+        except csv.Error as error:
+            raise unreadable(path, purpose.what, error) from None
 
 
 def kind_of(path: Path, purpose: Purpose) -> str:
-    """ "parquet", "list" (JSON), "lines" (JSON) or "csv". Raises MinipovidError where it is none of these."""
-    by_name = {".csv": "csv", ".tsv": "csv", ".jsonl": "lines"}.get(path.suffix.lower())
-    kind = looks_like(path, purpose) or by_name
-    if kind is None:
-        raise MinipovidError(
-            f"{path} is neither parquet nor a JSON list nor JSON lines nor a .csv table; convert it to one of these."
-        )
-    return kind
-
-
-def looks_like(path: Path, purpose: Purpose) -> str | None:
-    """What the first bytes say: "parquet", "list", "lines", or None. Raises MinipovidError where there is no file."""
+    """ "parquet", "list" (JSON), "objects" (JSON) or "csv". Raises MinipovidError where it is none of these."""
     try:
         with path.open("rb") as file:
-            head = file.read(4096)
+            head = file.read(HEAD)
+            start = head.decode(encoding(head), errors="ignore").lstrip()[:1]
+            is_empty = not start and not any(block.strip() for block in iter(lambda: file.read(CHUNK), b""))
     except FileNotFoundError:
         raise MinipovidError(f"There is no file {path}; {purpose.remedy}.") from None
     except OSError as error:
-        raise _unreadable(path, purpose, error) from None
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    return "parquet" if head[:4] == b"PAR1" else {b"[": "list", b"{": "lines"}.get(start)
-
-
-def _unreadable(path: Path, purpose: Purpose, error: Exception) -> MinipovidError:
-    return MinipovidError(f"The {purpose.what} {path} cannot be read: {error}.")
+        raise unreadable(path, purpose.what, error) from None
+    if is_empty:
+        raise MinipovidError(f"{path} is empty; {purpose.remedy}.")
+    if why := unusable(head):
+        raise MinipovidError(f"The {purpose.what} {path} cannot be read: it is {why}.")
+    if head[:4] == b"PAR1":
+        return "parquet"
+    by_name = {".csv": "csv", ".tsv": "csv", ".jsonl": "objects"}.get(path.suffix.lower())
+    kind = {"[": "list", "{": "objects"}.get(start, by_name)
+    if kind is None:
+        raise MinipovidError(f"{path} is neither parquet nor JSON nor a .csv table; convert it to one of these.")
+    return kind
 
 
 def _parquet(path: Path, purpose: Purpose) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -120,26 +123,102 @@ def _parquet(path: Path, purpose: Purpose) -> Iterator[tuple[int, dict[str, Any]
                 yield from enumerate(batch.to_pylist(), number + 1)
                 number += len(batch)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, purpose, error) from None
+        raise unreadable(path, purpose.what, error) from None
 
 
-def _lines(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
+def _lines(file: IO[str]) -> Iterator[tuple[int, Any]]:
     """Every line that is not blank, parsed, with its number; only a line feed ends one (a text may hold U+2028)."""
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
+            yield number, json.loads(line.removeprefix("\ufeff"))  # files that were joined keep their marks
         except (ValueError, RecursionError) as error:
             yield number, Bad(f"the line is not JSON: {error}")
 
 
-def _values(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
+def _list(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
     """The values of one JSON list, in order, without ever holding more than a chunk and a value."""
-    text = _Text(file, path)
+    text = _Text(file, path, "a JSON list")
     yield from enumerate(_elements(text), 1)
     if text.peek():
         raise text.wrong("there is more behind the end of the list")
+
+
+def _objects(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
+    """JSON lines; objects that take several lines each; or the rows of the list that one object wraps."""
+    filled = (line for line in iter(lambda: file.readline(CHUNK), "") if line.strip())
+    first, second = next(filled, ""), next(filled, "")
+    file.seek(0)
+    is_cut = len(first) == CHUNK  # a line that holds a picture, or every row
+    if not is_cut and not _is_no_line(first, second):
+        yield from _lines(file)
+        return
+    text = _Text(file, path, "JSON")
+    row = yield from _wrapped(text)
+    if row is None:
+        if text.peek():
+            raise text.wrong("there is more behind the end of the object")
+    elif is_cut:
+        file.seek(0)
+        yield from _lines(file)
+    else:
+        yield 1, row
+        number = 1
+        while text.peek():
+            number += 1
+            yield number, text.value()
+
+
+def _is_no_line(first: str, second: str) -> bool:
+    """Whether an object that begins in the first line goes on in the second, or is all that there is."""
+    try:
+        json.loads(first)
+    except json.JSONDecodeError as error:
+        if error.pos < len(first.rstrip()) - 1 or not second:
+            return False
+    except RecursionError:
+        return False
+    else:
+        return not second
+    try:
+        json.loads(first + second)
+    except json.JSONDecodeError as error:
+        is_cut = error.msg.startswith("Unterminated string")
+        return is_cut or error.pos > len(first + second) - len(second.lstrip())
+    except RecursionError:
+        pass
+    return True
+
+
+def _wrapped(text: _Text) -> Generator[tuple[int, Any], None, dict[str, Any] | None]:
+    """The numbered rows of the one list that an object holds, or nothing: then the object is returned, as a row."""
+    row: dict[str, Any] = {}
+    wrapper = ""
+    text.expect("{")
+    while text.peek() != "}":
+        if row or wrapper:
+            text.expect(",")
+        key = text.value()
+        text.expect(":")
+        if key not in WRAPPERS or not text.has_objects():
+            row[str(key)] = text.value()
+            continue
+        if wrapper:
+            raise MinipovidError(
+                f"{text.path} holds rows under {wrapper} and under {key}; save those that are meant as a file of their "
+                "own."
+            )
+        wrapper = key
+        yield from enumerate(_elements(text), 1)
+    text.expect("}")
+    if wrapper:
+        return None
+    (only,) = row.values() if len(row) == 1 else (None,)
+    if not (only and isinstance(only, list) and all(isinstance(each, dict) for each in only)):
+        return row
+    yield from enumerate(only, 1)
+    return None
 
 
 def within(path: Path, purpose: Purpose, key: str) -> Iterator[Any]:
@@ -153,22 +232,19 @@ def lists(path: Path, purpose: Purpose, *keys: str) -> Iterator[tuple[str, Any]]
     In order, and as sparing of memory. Raises MinipovidError where the file is no such object, or lacks a key.
     """
     missing = set(keys)
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            text = _Text(file, path)
-            text.expect("{")
-            while missing:
-                key = text.value()
-                text.expect(":")
-                if text.peek() == "[":
-                    yield from ((key, element) for element in _elements(text) if key in keys)
-                else:
-                    text.value()
-                missing.discard(key)
-                if missing:
-                    text.expect(",")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, purpose, error) from None
+    with opened(path, purpose.what) as file:
+        text = _Text(file, path, "a JSON object")
+        text.expect("{")
+        while missing:
+            key = text.value()
+            text.expect(":")
+            if text.peek() == "[":
+                yield from ((key, element) for element in _elements(text) if key in keys)
+            else:
+                text.value()
+            missing.discard(key)
+            if missing:
+                text.expect(",")
 
 
 def _elements(text: _Text) -> Iterator[Any]:
@@ -185,8 +261,8 @@ def _elements(text: _Text) -> Iterator[Any]:
 class _Text:
     """The unread part of a JSON text, read chunk by chunk."""
 
-    def __init__(self, file: IO[str], path: Path) -> None:
-        self.file, self.path, self.buffer, self.at = file, path, "", 0
+    def __init__(self, file: IO[str], path: Path, kind: str) -> None:
+        self.file, self.path, self.kind, self.buffer, self.at = file, path, kind, "", 0
         self.decode = json.JSONDecoder().raw_decode
 
     def peek(self) -> str:
@@ -195,6 +271,14 @@ class _Text:
             self.at = _WHITE.match(self.buffer, self.at).end()  # type: ignore[union-attr]  # it matches nothing, too
             if self.at < len(self.buffer) or not self._more():
                 return self.buffer[self.at : self.at + 1]
+
+    def has_objects(self) -> bool:
+        """Whether a list of objects comes next."""
+        self.peek()
+        while True:
+            match = _OBJECTS.match(self.buffer, self.at)
+            if match is None or match.end() < len(self.buffer) or not self._more():
+                return match is not None and match[0][-1] == "{"
 
     def expect(self, character: str) -> None:
         there = self.peek()
@@ -230,24 +314,41 @@ class _Text:
         return bool(chunk)
 
     def wrong(self, why: str) -> MinipovidError:
-        return MinipovidError(f"{self.path} is not a JSON list: {why}, before {self.buffer[self.at :][:40]!r}.")
+        return MinipovidError(f"{self.path} is not {self.kind}: {why}, before {self.buffer[self.at :][:40]!r}.")
 
 
 _WHITE = re.compile(r"[ \t\n\r]*")
+_OBJECTS = re.compile(r"\[[ \t\n\r]*\{?")
 
 
 def _table(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of a table with a header; ",", ";" or a tab between the cells, whichever the header has most of."""
-    header = file.readline()
-    delimiter = max(",;\t", key=header.count)
-    names = next(csv.reader(io.StringIO(header), delimiter=delimiter), [])
+    """The rows of a table with a header; ",", ";" or a tab between the cells, whichever the header has most of, or what
+    a line "sep=;" before it says, which spreadsheets write and do not count."""
     csv.field_size_limit(LONGEST)
-    for number, cells in enumerate(csv.reader(file, delimiter=delimiter), 2):
-        if cells and len(cells) == len(names):
-            yield number, Cells(zip((name.strip() for name in names), cells, strict=True))
-        elif cells:
+    header = next((line for line in file if line.strip()), "")
+    delimiter = max(",;\t", key=header.count)
+    if told := _SEPARATOR.fullmatch(header):
+        delimiter, header = told[1], file.readline()
+    cells_of = csv.reader(chain([header], file), delimiter=delimiter)
+    names = [name.strip() for name in next(cells_of, [])]
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise MinipovidError(f"{path} has two columns {twice[0]}; give each a name of its own.")
+    for number, cells in enumerate(cells_of, 2):
+        if not any(map(str.strip, cells)):
+            continue
+        if len(cells) == len(names):
+            yield number, Cells(zip(names, cells, strict=True))
+        else:
             why = f"the row has {len(cells)} cells, the header {len(names)}; a text with a comma in it needs quotes"
             yield number, Bad(why)
+
+
+_SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
+
+
+def is_absent(value: object) -> bool:
+    """Whether a cell holds nothing: null, or the NaN that pandas writes in its place."""
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def text(row: Mapping[str, Any], key: str) -> str:
@@ -266,5 +367,8 @@ def text(row: Mapping[str, Any], key: str) -> str:
 
 def short(value: object) -> str:
     """A value as it stands in a sentence: at most 60 characters."""
-    shorthand = repr(value)
+    try:
+        shorthand = repr(value)
+    except RecursionError:
+        shorthand = f"a {type(value).__name__} of many levels"
     return shorthand if len(shorthand) <= 60 else shorthand[:57] + "..."

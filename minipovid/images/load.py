@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from minipovid.common import files
 from minipovid.common.errors import MinipovidError
+from minipovid.common.text_files import HEAD, unusable
 
 MAX_SIDE = 20_000  # pixels
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes a picture for a decompression bomb
@@ -134,6 +135,8 @@ def _open(source: Path | BytesIO, name: Path | str) -> Image.Image:
     except Image.DecompressionBombError:
         raise _bomb(name) from None
     except UnidentifiedImageError:
+        if why := unusable(_head(source)):
+            raise MinipovidError(f"{name} is {why}.") from None
         raise MinipovidError(
             f"{name} is not a picture that minipovid can read ({', '.join(_formats())}); convert it to PNG or JPEG."
         ) from None
@@ -141,6 +144,13 @@ def _open(source: Path | BytesIO, name: Path | str) -> Image.Image:
         raise MinipovidError(f"The picture {name} cannot be read: {error.strerror}.") from None
     except _DAMAGE as error:
         raise _damaged(name, error) from None
+
+
+def _head(source: Path | BytesIO) -> bytes:
+    if isinstance(source, BytesIO):
+        return source.getvalue()[:HEAD]
+    with source.open("rb") as file:
+        return file.read(HEAD)
 
 
 @cache

@@ -4,6 +4,9 @@
     {"role": "user", "content": "<image>What is this?"}                                        OpenAI, ms-swift, TRL
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}  TRL, transformers
 
+The picture may be in the message: transformers has {"type": "image", "path": ...} or "url", "image" or "base64" there,
+OpenAI {"type": "image_url", "image_url": {"url": "data:..."}}.
+
 A pair asks one question about one picture. What would be lost by that is refused by name and never cut: a system text,
 earlier exchanges, a second placeholder. The placeholder itself goes: the family's template places the picture.
 """
@@ -13,14 +16,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from minipovid.common.data_files import Bad, short, text
+from minipovid.common.data_files import Bad, is_absent, short, text
+from minipovid.images import embedded
 from minipovid.models.chat_template import IMAGE
 
 ROLES = {
     **dict.fromkeys(["human", "user"], "user"),
-    **dict.fromkeys(["gpt", "assistant", "model"], "assistant"),
-    "system": "system",
+    **dict.fromkeys(["gpt", "assistant", "model", "bot"], "assistant"),
+    **dict.fromkeys(["system", "developer"], "system"),
 }
+PICTURE_PARTS = ("image", "image_url")
+# Columns of other tools for what a pair has no place for.
+UNKEPT = ("system", "system_prompt", "history", "tools", "videos", "audios")
 
 
 class TextTurn(NamedTuple):
@@ -41,10 +48,10 @@ def turns_of(row: Mapping[str, Any], key: str) -> list[TextTurn]:
 
 
 def _turn(turn: Mapping[str, Any], key: str) -> TextTurn:
-    name = turn.get("from", turn.get("role"))
+    name = turn.get("role") if turn.get("from") is None else turn["from"]
     if not isinstance(name, str) or name not in ROLES:
         raise Bad(f"{key} has a turn from {short(name)}; known are {', '.join(ROLES)}")
-    field = "value" if "value" in turn else "content"
+    field = "content" if turn.get("value") is None else "value"
     if isinstance(turn.get(field), list):
         return TextTurn(ROLES[name], "".join(_part(part, key) for part in turn[field]))
     try:
@@ -55,11 +62,47 @@ def _turn(turn: Mapping[str, Any], key: str) -> TextTurn:
 
 def _part(part: Any, key: str) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "image":
+    if kind in PICTURE_PARTS:
         return IMAGE
     if kind != "text":
         raise Bad(f"{key} has a part {short(part)}; known are text and image")
     return text(part, "text")
+
+
+def picture(row: Mapping[str, Any], columns: Sequence[str], talks: Sequence[str]) -> str:
+    """The one picture of a row: in the first of the columns that holds any, or in the messages of these conversations.
+
+    A path as it is written, or images.embedded.Embedded. Raises Bad for none, several and what is no picture.
+    """
+    parts = [(key, part) for key in talks for part in _pictures(row.get(key))]
+    names = dict.fromkeys(embedded.of({key: part}, key) for key, part in parts)
+    if not names or any(embedded.has(row, column) for column in columns):
+        names = {embedded.of(row, *columns): None} | names
+    if len(names) > 1:
+        raise Bad(f"the row shows {len(names)} pictures, and a pair has one; leave it out or split it")
+    return next(iter(names))
+
+
+def _pictures(talk: Any) -> list[Mapping[str, Any]]:
+    """The parts of a conversation that hold a picture; a bare placeholder holds none."""
+    turns = [talk] if isinstance(talk, Mapping) else talk if isinstance(talk, list) else []
+    contents = [turn.get("content") for turn in turns if isinstance(turn, Mapping)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return [part for part in parts if isinstance(part, Mapping) and _holds_picture(part)]
+
+
+def _holds_picture(part: Mapping[str, Any]) -> bool:
+    return part.get("type") in PICTURE_PARTS and any(embedded.has(part, key) for key in embedded.HOLDERS)
+
+
+def nothing_else(row: Mapping[str, Any]) -> None:
+    """Raise Bad where a column holds what a pair cannot keep and training without it would belie."""
+    for key in UNKEPT:
+        value = row.get(key)
+        if is_absent(value) or not value or (isinstance(value, str) and value.strip() in ("", "[]")):
+            continue
+        what = "a text" if isinstance(value, str) else short(value)
+        raise Bad(f"{key} holds {what}, which a pair cannot keep; take it out, or put it into the question")
 
 
 def question_of(turns: Sequence[TextTurn], key: str) -> str:
@@ -99,6 +142,12 @@ def question(words: str, key: str) -> str:
             "(no model's own chat format)"
         )
     return bare
+
+
+def instruction(row: Mapping[str, Any]) -> str:
+    """The question of Alpaca's columns: `instruction`, and `input` in a line of its own. Raises Bad."""
+    parts = (text(row, key) for key in ("instruction", "input") if row.get(key) is not None)
+    return question("\n".join(part for part in parts if part.strip()), "instruction")
 
 
 def answer(words: str, key: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from minipovid.common import data_files
-from minipovid.common.data_files import Bad, Numbered, Purpose, short, text
+from minipovid.common.data_files import Bad, Numbered, Purpose, is_absent, short
 from minipovid.pairs.pair import BadRow, Pair, Seed, Unpaired
 
 PAIRS = Purpose("pairs", "data.path must name the pairs")
@@ -48,8 +48,8 @@ def pairs_of(
     """
     seen: set[str] = set()
     for number, row in rows:
-        name = row.get("id") if isinstance(row, dict) else None
-        place = f"row {number} (id {name})" if isinstance(name, (str, int)) else f"row {number}"
+        name = identity(row) if isinstance(row, dict) else ""
+        place = f"row {number} (id {name})" if name else f"row {number}"
         try:
             if isinstance(row, Bad):
                 raise row
@@ -78,7 +78,7 @@ def _sound(item: PairOrSeed) -> PairOrSeed:
 def _unique(item: PairOrSeed, seen: set[str], place: str, own: str | None) -> PairOrSeed:
     """The item, under an id that no earlier one has; a foreign id becomes that by its row's `own` name."""
     name = Named(item.id)
-    if own is not None and (not name or name in seen):
+    while own is not None and (not name or name in seen):
         name = Named(f"{name} ({own})" if name else own)
     if name in seen:
         raise Bad(f"the id {str(name)!r} stands in an earlier row; give every row an id of its own")
@@ -93,14 +93,19 @@ def where(item: Pair | Seed, number: int) -> str:
 
 
 def identity(row: Mapping[str, Any], key: str = "id") -> str:
-    """row[key] as an id, "" where there is none (`pairs_of` finds one). Raises Bad where it is no id."""
+    """row[key] as an id: text, or a number, of which pandas makes 17.0 where a row has none; "" where it is no id."""
     name = row.get(key)
-    if name is None:
+    if isinstance(name, bool) or is_absent(name):
         return ""
-    return str(name) if isinstance(name, int) and not isinstance(name, bool) else text(row, key)
+    if isinstance(name, float):
+        return str(int(name)) if name.is_integer() else str(name)
+    if isinstance(name, str):
+        return name.encode(errors="ignore").decode()
+    return str(name) if isinstance(name, int) else ""
 
 
 def known(row: Mapping[str, Any], required: Iterable[str], optional: Iterable[str] = ()) -> int:
-    """For `claims`: how many of the row's columns these are, and 0 where one that is required is not there."""
-    needed = set(required)
-    return len(set(row) & (needed | set(optional))) if needed <= set(row) else 0
+    """For `claims`: how many of the row's columns these are, and 0 where one that is required is not there. A column
+    that holds null is not there."""
+    needed, there = set(required), {key for key, value in row.items() if not is_absent(value)}
+    return len(there & (needed | set(optional))) if needed <= there else 0

@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from minipovid.common import text_files
 from minipovid.common.errors import MinipovidError
 from minipovid.recipe.schema import BUILTIN, DataSection, Recipe
 from minipovid.recipe.strict import validated
@@ -102,14 +103,10 @@ def chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _tree(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise MinipovidError(f"There is no recipe {path}; `minipovid recipes` lists those that ship with minipovid.")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except FileNotFoundError:
-        raise MinipovidError(
-            f"There is no recipe {path}; `minipovid recipes` lists those that ship with minipovid."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise MinipovidError(f"The recipe {path} cannot be read: {error}.") from None
+        tree = yaml.load(text_files.read(path, "recipe"), _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise MinipovidError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(tree, dict):

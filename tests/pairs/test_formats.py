@@ -827,7 +827,7 @@ def test_parquet_is_written_in_groups(limit: str, tmp_path: Path, monkeypatch: p
 def test_what_no_format_claims_is_said(tmp_path: Path) -> None:
     with pytest.raises(MinipovidError, match=r"no format fits the columns instruction, output; name one of csv, jsonl"):
         pairs.detect(as_json(tmp_path, [{"instruction": "x", "output": "y"}]))
-    with pytest.raises(MinipovidError, match="is neither parquet nor a JSON list nor JSON lines nor a .csv table"):
+    with pytest.raises(MinipovidError, match="is neither parquet nor JSON nor a .csv table; convert it"):
         (tmp_path / "data.txt").write_text("hello")
         pairs.detect(tmp_path / "data.txt")
 
@@ -906,7 +906,7 @@ def test_a_folder_with_captions_is_seeds(tmp_path: Path) -> None:
         BadRow("row 4 (id d)", "the caption d.txt stands beside 2 pictures of its name"),
         BadRow(
             "row 5 (id e)",
-            "the caption e.txt cannot be read: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+            f"The caption {tmp_path}/e.txt cannot be read: it is not UTF-8 text; save it as UTF-8",
         ),
     ]
 

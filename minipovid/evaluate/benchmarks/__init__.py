@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
-from minipovid.common import data_files, shelf
+from minipovid.common import data_files, shelf, text_files
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate.reading.english import Mention
 from minipovid.inference.backends import Question
@@ -194,10 +194,7 @@ def wording(file: str, own: str, *blanks: str) -> str:
     """
     if not file:
         return own
-    try:
-        text = Path(file).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MinipovidError(f"The judge's prompt {file} cannot be read: {error}.") from None
+    text = text_files.read(Path(file).expanduser(), "judge's prompt")
     if blanks and text.count("{}") != len(blanks):
         raise MinipovidError(f"The judge's prompt {file} needs {{}} {len(blanks)} times, for {', '.join(blanks)}.")
     return text

@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, TypedDict
 
+from minipovid.common import text_files
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
 from minipovid.evaluate import benchmarks
@@ -326,11 +327,11 @@ def _annotations(file: Path) -> dict[str, Truth]:
 def _scenes(relation: Path, safe: Path, similar: Similar, mode: Mode) -> Scenes:
     """Raises MinipovidError where a file is wrong, or NLTK or its data are needed and missing."""
     try:
-        others: dict[str, list[str]] = json.loads(relation.read_text(encoding="utf-8"))
+        others: dict[str, list[str]] = json.loads(text_files.read(relation, "list of words"))
         known = {*others, *(other for words in others.values() for other in words)}
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise MinipovidError(f"{relation} is not AMBER's list of words that may stand for a word.") from None
-    words = frozenset(safe.read_text(encoding="utf-8").splitlines())
+    words = frozenset(text_files.read(safe, "list of words").splitlines())
     if mode == "robust":
         return Scenes(others, words, similar, partial(listed_nouns, names=Names({word: word for word in known})))
     english.grammar()
@@ -347,7 +348,7 @@ def similar_words(table: str) -> Similar:
             f"amber.similarity is {table}, but there is no such file; it must be equal or a table of pairs."
         )
     pairs: set[frozenset[str]] = set()
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text_files.read(file, "table of pairs").splitlines(), 1):
         words = [word.strip() for word in line.split(",")]
         if len(words) != 2:
             raise MinipovidError(f"{file}: row {number} is not two words with a comma between.")

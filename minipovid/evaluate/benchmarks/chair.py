@@ -24,7 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-from minipovid.common import data_files
+from minipovid.common import data_files, text_files
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
 from minipovid.evaluate.benchmarks import Answer, Count, Counts, Exam, Grades, Label, Tally, described, objects, share
@@ -190,7 +190,7 @@ def _named(folder: Path, listed: Path) -> dict[int, str]:
 def _entries(listed: Path) -> Iterator[tuple[str, str]]:
     """(row, what it gives) of each picture."""
     if listed.suffix == ".txt":
-        lines = listed.read_text(encoding="utf-8").splitlines()
+        lines = text_files.read(listed, "list of pictures").splitlines()
         yield from ((str(number), line.strip()) for number, line in enumerate(lines, 1) if line.strip())
         return
     for number, row in objects(listed, _LISTED):
@@ -237,7 +237,7 @@ class Reader(Protocol):
 
 def _reader(words: WordPipeline, listed: Path) -> Reader:
     """Raises MinipovidError where a package or its data are missing: before anything is asked."""
-    lines = [line for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in text_files.read(listed, "list of synonyms").splitlines() if line.strip()]
     if words == "own":
         return Own({name: line.split(",")[0].strip() for line in lines for name in line.split(",")})
     normal = singular_words if words == "pattern" else lemmas

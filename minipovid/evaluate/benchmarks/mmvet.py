@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from minipovid.common import text_files
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
 from minipovid.evaluate.benchmarks import FAILED, UNPARSED, Answer, Counts, Exam, Grades, Mark, Mode
@@ -149,8 +150,8 @@ class Benchmark:
 def _items(file: Path) -> list[tuple[str, Any]]:
     """Raises MinipovidError where the file is not an object of objects, or names a question twice."""
     try:
-        pairs = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
-    except (OSError, ValueError, RecursionError) as error:
+        pairs = json.loads(text_files.read(file, "questions"), object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError) as error:
         raise MinipovidError(f"{file} is not MM-Vet's mm-vet.json: {error}.") from None
     if not isinstance(pairs, _Pairs):
         raise MinipovidError(f'{file} is not MM-Vet\'s mm-vet.json: it should be one object, {{"v1_0": {{...}}, ...}}.')

@@ -22,6 +22,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from minipovid.common import text_files
 from minipovid.common.data_files import Bad
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate import benchmarks
@@ -282,12 +283,11 @@ class CocoNames(NamedTuple):
     @classmethod
     def read(cls, file: Path) -> CocoNames:
         """Raises MinipovidError where there is no such list."""
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
+        if not file.is_file():
             raise MinipovidError(
                 f"There is no list of synonyms {file}; take eval/data/synonyms_refine.txt of github.com/RLHF-V/RLHF-V."
-            ) from None
+            )
+        lines = text_files.read(file, "list of synonyms").splitlines()
         entries = [[name.strip() for name in line.split(", ")] for line in lines if line.strip()]
         of = {name: entry[0] for entry in entries for name in entry}
         pairs = {name: name for name in (*of, "home plate", "train track") if " " in name}

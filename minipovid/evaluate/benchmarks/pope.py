@@ -26,7 +26,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from minipovid.common import data_files
+from minipovid.common import data_files, text_files
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
 from minipovid.evaluate import benchmarks
@@ -125,7 +125,7 @@ class Benchmark:
         listed = file.with_name("objects.txt")
         names = sorted({name for names in counted for name in names})
         if listed.is_file():
-            lines = listed.read_text(encoding="utf-8").splitlines()
+            lines = text_files.read(listed, "list of objects").splitlines()
             names = [line.split(",")[0].strip() for line in lines if line.strip()]
         census = Census(counted)
         rich = [

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from minipovid.common import text_files
 from minipovid.common.errors import MinipovidError
 from minipovid.evaluate.benchmarks import UNPARSED, Answer, Count, Counts, Exam, Grades, Label, Mark, Mode, Tally, share
 from minipovid.evaluate.reading.replies import BY_LETTER, LETTERS, chosen, lettered
@@ -122,11 +123,11 @@ def official_letter(answer: str) -> str | None:
 
 
 def _loaded(file: Path, source: str) -> dict[str, Any]:
+    if not file.exists():
+        raise MinipovidError(f"There is no {file}; take {source}.")
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MinipovidError(f"There is no {file}; take {source}.") from None
-    except (OSError, ValueError) as error:
+        tree = json.loads(text_files.read(file, "questions"))
+    except (ValueError, RecursionError) as error:
         raise MinipovidError(f"{file} cannot be read: {error}.") from None
     if not isinstance(tree, dict):
         raise MinipovidError(f"{file} is not ScienceQA's; take {source}.")

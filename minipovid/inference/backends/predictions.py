@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minipovid.common import data_files
+from minipovid.common import data_files, text_files
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import digest
 from minipovid.inference.backends import Decoding, OptionPath, Question
@@ -113,8 +113,8 @@ def _read(path: Path) -> tuple[dict[str, str], list[str]]:
 def _mapping(path: Path) -> dict[str, str] | None:
     """A file that is one object from ids to texts."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        content = json.loads(text_files.read(path, "answers"))
+    except (ValueError, RecursionError, MinipovidError):  # other kinds of files, which say themselves what is wrong
         return None
     is_mapping = isinstance(content, dict) and content and all(isinstance(text, str) for text in content.values())
     return content if is_mapping and not content.keys() & {*IDS, *TEXTS} else None

@@ -10,7 +10,6 @@ Source: https://platform.openai.com/docs/api-reference/chat/create
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import secrets
@@ -31,6 +30,7 @@ from pydantic import (
 
 from minipovid.common.errors import MinipovidError
 from minipovid.images import load as images
+from minipovid.images.embedded import from_base64
 from minipovid.inference.llama_cpp import Sampling
 from minipovid.models.chat_template import Turn
 
@@ -71,13 +71,13 @@ class RefusedError(MinipovidError):
 
 def _picture(url: object) -> bytes:
     """The bytes of a data: URL. Nothing is fetched: who follows links lends his network and disk to strangers."""
-    head, _, data = url.partition(",") if isinstance(url, str) else ("", "", "")
+    head, _, data = url.lstrip().partition(",") if isinstance(url, str) else ("", "", "")
     if not (head.lower().startswith("data:") and head.lower().endswith(";base64")):
         raise ValueError("no link is followed; send the picture itself as data:image/png;base64,...")
     if len(data) > PICTURE_MIB * 2**20 * 4 // 3:
         raise RefusedError(f"A picture is larger than {PICTURE_MIB} MiB; scale it down.", 413, "messages")
     try:
-        return base64.b64decode(data, validate=True)
+        return from_base64(data)
     except ValueError:
         raise ValueError("this is not valid base64; encode the picture's bytes again") from None
 

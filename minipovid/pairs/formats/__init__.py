@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from minipovid.common import shelf
+from minipovid.common.data_files import Bad, short
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs.pair import BadRow, Pair, Seed
 from minipovid.pairs.reading import rows
 
 Ability = Literal["read", "seeds"]
 HEAD = 20  # rows that a format is recognised by
+COLUMNS = 12  # that a sentence names
 
 
 class PairReader(Protocol):
@@ -89,8 +91,7 @@ def detect(path: Path, ability: Ability = "read") -> str:
     if len(best) == 1:
         return best[0]
     fits = f"the formats {' and '.join(best)} fit" if best else "no format fits"
-    columns = f"the columns {', '.join(head[0])}" if head else "a file without columns"
-    raise MinipovidError(f"{path}: {fits} {columns}; name one of {', '.join(sorted(modules))}.")
+    raise MinipovidError(f"{path}: {fits} {_described(path)}; name one of {', '.join(sorted(modules))}.")
 
 
 def _head(path: Path) -> list[dict[str, Any]]:
@@ -101,6 +102,21 @@ def _head(path: Path) -> list[dict[str, Any]]:
         if path.is_dir():  # a folder without a table may still be a format's own
             return []
         raise
+
+
+def _described(path: Path) -> str:
+    """What the first row is, for the sentence that no format knows it."""
+    try:
+        number, row = next(rows(path), ("", None))
+    except MinipovidError:
+        return "a folder that holds no rows"
+    if isinstance(row, dict):
+        shown = [short(name) if len(name) > 60 else name for name in list(row)[:COLUMNS]]
+        more = f" and {len(row) - COLUMNS:,} more" if len(row) > COLUMNS else ""
+        return f"the columns {', '.join(shown)}{more}" if row else f"row {number}, an object without columns"
+    if isinstance(row, Bad):
+        return f"row {number}, of which it is said that {row}"
+    return f"row {number}, which is {short(row)} and no object" if number else "a file that holds no rows"
 
 
 def _good(module: Any, path: Path) -> int:

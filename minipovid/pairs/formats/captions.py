@@ -11,6 +11,7 @@ from typing import Any
 
 from minipovid.common.data_files import Bad
 from minipovid.common.errors import MinipovidError
+from minipovid.common.text_files import read
 from minipovid.images.embedded import extension
 from minipovid.pairs.pair import BadRow, Seed
 from minipovid.pairs.reading import pairs_of
@@ -47,7 +48,7 @@ def _seed(row: dict[str, Any]) -> Seed:
     if len(row["pictures"]) != 1:
         raise Bad(f"the caption {row['caption'].name} stands beside {len(row['pictures'])} pictures of its name")
     try:
-        caption = row["caption"].read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Bad(f"the caption {row['caption'].name} cannot be read: {error}") from None
+        caption = read(row["caption"], "caption").strip()
+    except MinipovidError as error:
+        raise Bad(str(error).rstrip(".")) from None
     return Seed(row["id"], row["pictures"][0], PROMPT, caption)

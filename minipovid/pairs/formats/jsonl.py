@@ -1,4 +1,6 @@
-"""minipovid's own format: one Pair per line, keys named like the fields of `Pair`; `source` and `spans` may be absent.
+"""minipovid's own format: one Pair per row, keys named like the fields of `Pair`; `source` and `spans` may be absent.
+
+minipovid writes a row per line, and reads them in any container. An id must be there, and once.
 
 {"id": "17", "image": "17.png", "prompt": "What is this?", "chosen": "A cat.", "rejected": "A cat and a dog.",
  "source": {"chosen": "person", "rejected": "rule"}, "spans": [{"start": 5, "end": 15, "kind": "object"}]}
@@ -12,23 +14,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from minipovid.common.data_files import Bad, looks_like, of_text, short, text
-from minipovid.common.errors import MinipovidError
+from minipovid.common.data_files import Bad, is_absent, short, text
 from minipovid.common.files import finished
+from minipovid.images import embedded
 from minipovid.pairs.pair import BadRow, Pair, Span
-from minipovid.pairs.reading import PAIRS, known, pairs_of
+from minipovid.pairs.reading import identity, known, pairs_of, rows
 
 KEYS = tuple(field.name for field in fields(Pair))
 
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
-    """Every line of the file that is not blank, in order; rows are numbered by line.
-
-    Raises MinipovidError where the file as a whole is not this format.
-    """
-    if looks_like(path, PAIRS) == "list":
-        raise MinipovidError(f"{path} is a JSON list; data.format jsonl is one object per line (povid is a JSON list).")
-    yield from pairs_of(of_text(path, "lines", PAIRS), _pair)
+    """Every row of the file, in order. Raises MinipovidError where the file as a whole cannot be read."""
+    yield from pairs_of(rows(path), _pair)
 
 
 def claims(row: Mapping[str, Any]) -> int:
@@ -49,15 +46,17 @@ def _pair(row: dict[str, Any]) -> Pair:
     for key in row:
         if key not in KEYS:
             raise Bad(f"{key} is not a key of a pair; known: {', '.join(KEYS)}")
-    required = {key: text(row, key) for key in ("id", "image", "prompt", "chosen", "rejected")}
-    source = row.get("source", {})
+    name = (isinstance(row.get("id"), (int, float)) and identity(row)) or text(row, "id")
+    texts = {key: text(row, key) for key in ("prompt", "chosen", "rejected")}
+    source = {} if is_absent(row.get("source")) else row["source"]
     if not isinstance(source, dict):
         raise Bad(f"source is {short(source)}, but it must be an object that says who made each half")
-    return Pair(**required, source={key: text(source, key) for key in source}, spans=_spans(row))
+    made = {key: text(source, key) for key in source if source[key] is not None}
+    return Pair(name, embedded.of(row, "image"), **texts, source=made, spans=_spans(row))
 
 
 def _spans(row: dict[str, Any]) -> tuple[Span, ...]:
-    spans = row.get("spans", [])
+    spans = [] if is_absent(row.get("spans")) else row["spans"]
     if not isinstance(spans, list):
         raise Bad(f"spans is {short(spans)}, but it must be a list")
     length = len(row["rejected"])

@@ -12,55 +12,36 @@ turn of it). The official loader never compares the two questions; here a pair w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minipovid.common.data_files import Bad, looks_like, of_text, short, text
-from minipovid.common.errors import MinipovidError
+from minipovid.common.data_files import Bad, short, text
+from minipovid.images import embedded
 from minipovid.pairs.pair import BadRow, Pair
-from minipovid.pairs.reading import PAIRS, known, pairs_of
+from minipovid.pairs.reading import identity, known, pairs_of, rows
 
 PLACEHOLDER = "<image>"
 SOURCE = {"chosen": "ground truth", "rejected": "GPT-4V (POVID)"}
 
 
 def read(path: Path) -> Iterator[Pair | BadRow]:
-    """Every row of the file, in order. Raises MinipovidError where the file as a whole is not a JSON list."""
-    if looks_like(path, PAIRS) != "list":
-        raise _no_list(path)
-    yield from pairs_of(of_text(path, "list", PAIRS), _pair)
+    """Every row of the file, in order. Questions about one picture share its id, which POVID's own code never reads."""
+    yield from pairs_of(rows(path), _pair, foreign=True)
 
 
 def claims(row: Mapping[str, Any]) -> int:
     return known(row, ("image", "conversations", "rejected_conversations"), ("id",))
 
 
-def _no_list(path: Path) -> MinipovidError:
-    """What the file is instead."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        return MinipovidError(f"The pairs {path} cannot be read: {error}.")
-    except (ValueError, RecursionError) as error:
-        return MinipovidError(
-            f"{path} is not JSON ({error}); data.format povid is one JSON list, jsonl one object per line."
-        )
-    return MinipovidError(f"{path} holds {short(content)}, but data.format povid is one JSON list of rows.")
-
-
 def _pair(row: dict[str, Any]) -> Pair:
     """One row as a Pair; `image` stays as it is written. Raises Bad."""
-    if row.get("image") is None:
-        raise Bad("image is missing; a preference about a picture needs one")
-    name = row.get("id")
-    identity = str(name) if isinstance(name, int) and not isinstance(name, bool) else text(row, "id")
+    image = embedded.of(row, "image")
     prompt, chosen = _exchange(row, "conversations")
     rejected_prompt, rejected = _exchange(row, "rejected_conversations")
     if prompt != rejected_prompt:
         raise Bad(f"the two conversations ask different questions: {short(prompt)} and {short(rejected_prompt)}")
-    return Pair(identity, text(row, "image"), prompt, chosen, rejected, SOURCE)
+    return Pair(identity(row), image, prompt, chosen, rejected, SOURCE)
 
 
 def _exchange(row: dict[str, Any], key: str) -> tuple[str, str]:

@@ -18,8 +18,8 @@ from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.pair import BadRow, Pair
 from minipovid.pairs.reading import identity, known, pairs_of, rows
 
-COLUMNS = ("image", "question", "chosen", "rejected")
-FURTHER = ("ds_name", "origin_dataset", "origin_split", "idx", "image_path", "logps")
+COLUMNS = ("question", "chosen", "rejected")
+FURTHER = ("image", "ds_name", "origin_dataset", "origin_split", "idx", "image_path", "logps")
 SOURCE = {"chosen": "RLAIF-V", "rejected": "RLAIF-V"}
 
 
@@ -28,7 +28,7 @@ def read(path: Path) -> Iterator[Pair | BadRow]:
 
 
 def claims(row: Mapping[str, Any]) -> int:
-    return known(row, COLUMNS, FURTHER)
+    return known(row, COLUMNS, FURTHER) if known(row, ("image",)) or known(row, ("image_path",)) else 0
 
 
 def _pair(row: dict[str, Any]) -> Pair:

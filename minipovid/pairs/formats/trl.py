@@ -4,7 +4,8 @@
      "chosen": [{"role": "assistant", "content": "A cat."}], "rejected": [{"role": "assistant", "content": "A dog."}]}
 
 `images` (a list of one) or `image` holds a path, datasets' {"bytes", "path"}, a data URL or base64. The texts are
-strings or lists of messages; without `prompt` both answers open with it, TRL's "implicit prompt". `id` may be absent.
+strings or lists of messages; without `prompt` both answers open with it, TRL's "implicit prompt". The picture may be in
+a message, as transformers' chat templates and OpenAI have it. `id` may be absent.
 """
 
 from __future__ import annotations
@@ -14,8 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.common.data_files import Bad, short, text
-from minipovid.images import embedded
-from minipovid.pairs.conversations import answer, answer_of, exchange, question, question_of, turns_of
+from minipovid.pairs.conversations import (
+    answer,
+    answer_of,
+    exchange,
+    nothing_else,
+    picture,
+    question,
+    question_of,
+    turns_of,
+)
 from minipovid.pairs.pair import BadRow, Pair
 from minipovid.pairs.reading import identity, known, pairs_of, rows
 
@@ -29,12 +38,13 @@ def read(path: Path) -> Iterator[Pair | BadRow]:
 
 def claims(row: Mapping[str, Any]) -> int:
     answers = all(isinstance(row.get(side), (str, list)) for side in ("chosen", "rejected"))
-    has_prompt = "prompt" in row or isinstance(row.get("chosen"), list)
+    has_prompt = row.get("prompt") is not None or isinstance(row.get("chosen"), list)
     return known(row, ("chosen", "rejected"), ("prompt", *IMAGES)) if answers and has_prompt else 0
 
 
 def _pair(row: dict[str, Any]) -> Pair:
-    image = embedded.of(row, *IMAGES)
+    nothing_else(row)
+    image = picture(row, IMAGES, ("prompt", "chosen", "rejected"))
     if row.get("rejected_images") not in (None, [], row.get("images")):
         raise Bad("rejected_images is another picture; a pair's answers are about one")
     (chosen_prompt, chosen), (rejected_prompt, rejected) = (_side(row, side) for side in ("chosen", "rejected"))

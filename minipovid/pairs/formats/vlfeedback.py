@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
-from pathlib import Path, PurePath
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from minipovid.common.data_files import Bad, short, text
@@ -74,7 +74,9 @@ def _rated(completion: Mapping[str, Any]) -> Rated:
 def _picture(row: dict[str, Any]) -> str:
     if row.get("image") is not None:
         return embedded.of(row, "image")
-    return PurePath(text(row, "img_path")).name if row.get("img_path") is not None else f"{text(row, 'id')}.jpg"
+    if row.get("img_path") is not None:
+        return PureWindowsPath(text(row, "img_path")).name  # it parts at slashes of both kinds
+    return f"{identity(row) or text(row, 'id')}.jpg"
 
 
 def _completions(row: dict[str, Any]) -> list[Mapping[str, Any]]:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minipovid.common import text_files
 from minipovid.common.data_files import short
 from minipovid.common.errors import MinipovidError
 from minipovid.inference.remote import Usage
@@ -142,10 +143,7 @@ def maker(inputs: MakerInputs, options: Options) -> Rules:
 def _answers(path: Path) -> list[str]:
     """Those of a text file, one a line, or of any data that seeds can be read from."""
     if path.suffix.lower() == ".txt":
-        try:
-            answers = path.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise MinipovidError(f"The answers {path} cannot be read: {error}.") from None
+        answers = text_files.read(path, "answers").split("\n")
     else:
         answers = [seed.answer for seed in seeds(path) if isinstance(seed, Seed)]
     if not any(map(str.strip, answers)):
