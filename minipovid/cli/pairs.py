@@ -82,7 +82,7 @@ def make(
     FILE holds pictures, prompts and good answers: LLaVA's JSON, a CSV, a folder of pictures with captions, or pairs in
     any format. The teacher speaks OpenAI's API: its address and key are read from the environment
     (MINIPOVID_TEACHER_BASE_URL and MINIPOVID_TEACHER_API_KEY, or OPENAI_BASE_URL and OPENAI_API_KEY). What is finished
-    is kept: the same command goes on, and asks nothing twice.
+    is kept: the same command goes on, and asks nothing twice. Exits 1 where no pair was made.
 
     \b
       minipovid pairs make llava.json --images photos --to pairs --model gpt-4o --estimate
@@ -103,16 +103,21 @@ def make(
     own = {key: flags.pop(key) for key in ("kind", "picture", "seed", "count_on")}
     # Each of these is one maker's own and others refuse it, so a default that nobody asked for stays out.
     given = {key: own[key] for key in own if ctx.get_parameter_source(key) is not ParameterSource.DEFAULT}
-    by = making.maker(maker, MakerInputs(seeds, lambda: _teacher(**flags)), given | further)
+    by = making.maker(maker, MakerInputs(seeds, lambda: _teacher(asked=not estimate, **flags)), given | further)
     root = images or (file if file.is_dir() else file.parent)
     if estimate:
         print_result(making.estimate(seeds, by, to, root=root)._asdict(), as_json)
         return
     counts = making.make(seeds, by, to, root=root)
+    if counts.failures:
+        click.echo(f"{counts.failures:,} rows became no pair; {to / making.FAILURES} says why of each.", err=True)
     print_result(counts.as_dict(), as_json)
+    if not counts.pairs:
+        ctx.exit(1)
 
 
 def _teacher(
+    asked: bool,
     model: str | None,
     concurrency: int,
     max_requests: int | None,
@@ -123,6 +128,7 @@ def _teacher(
     """Raises UsageError for options that do not fit, MinipovidError where the environment names no server."""
     from minipovid.inference.remote import Limits, Prices
     from minipovid.inference.remote.client import Teacher
+    from minipovid.inference.remote.server import Server
     from minipovid.pairs.make import answers
 
     if model is None:
@@ -131,6 +137,7 @@ def _teacher(
         raise click.UsageError("--max-cost needs --price, for no price list is built in.")
     return Teacher(
         model,
+        Server.from_environment(needed=asked),
         cache=answers(),
         concurrency=concurrency,
         limits=Limits(requests=max_requests, tokens=max_tokens, money=max_cost),

@@ -72,6 +72,101 @@ def test_a_broken_list_gives_its_rows_and_then_a_sentence(
     assert len(seen) == count
 
 
+ROWS = [{"id": str(n), "text": "é 😀 \u2028", "parts": [{"a": [n]}]} for n in range(3)]
+
+
+def indented(row: Any) -> str:
+    return json.dumps(row, indent=1, ensure_ascii=False)
+
+
+CONTAINERS = {
+    "one per line": "".join(json.dumps(row) + "\n" for row in ROWS),
+    "one per line, from Windows, blank lines between": "\r\n\r\n".join(json.dumps(row) for row in ROWS),
+    "joined files, each with its mark": "\n\ufeff".join(json.dumps(row) for row in ROWS),
+    "a list": json.dumps(ROWS),
+    "an indented list": indented(ROWS),
+    "one after another": "\n".join(map(indented, ROWS)),
+    "wrapped": json.dumps({"data": ROWS}),
+    "wrapped and indented": indented({"data": ROWS}),
+    "wrapped among other things": indented({"version": 1, "info": {"a": [{}]}, "rows": ROWS, "test": []}),
+    "wrapped, a row per line": '{"annotations": [\n' + ",\n".join(map(json.dumps, ROWS)) + "\n]}",
+    "wrapped, the first row in the first line": '{"train": [' + ",\n".join(map(json.dumps, ROWS)) + "]}",
+    "all that is there, whatever its name": json.dumps({"my_rows": ROWS}),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("chunk", [100, 1 << 20])  # 100: less than a line of all rows
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_rows_are_the_same_in_every_container(
+    container: str, chunk: int, encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_files, "CHUNK", chunk)
+    (tmp_path / "a.json").write_bytes(CONTAINERS[container].encode(encoding))
+    assert [row for _, row in rows(tmp_path / "a.json", LETTERS)] == ROWS
+
+
+@pytest.mark.parametrize("row", [ROWS[0], {"messages": [{"role": "user"}], "image": "a.png"}, {"data": [], "id": 1}])
+def test_one_object_is_one_row(row: dict[str, Any], tmp_path: Path) -> None:
+    for text in (json.dumps(row), indented(row)):
+        assert list(values(text, tmp_path)) == [row]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("cut.jsonl", '{"a": 1,\n{"a": 2}\n{"a": 3}\n', [None, {"a": 2}, {"a": 3}]),
+        ("end.jsonl", '{"a": 1}\n{"a": 2,\n', [{"a": 1}, None]),
+        ("only.jsonl", '{"a": 1', [None]),
+        ("deep.jsonl", '{"a":' * 50_000 + '\n{"a": 2}', [None, {"a": 2}]),
+    ],
+)
+def test_a_broken_line_costs_no_other(name: str, text: str, found: list[Any], tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    read = [None if isinstance(row, data_files.Bad) else row for _, row in rows(tmp_path / name, LETTERS)]
+    assert read == found
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("a.json", '{"train": [{"a": 1}], "test": [{"a": 2}]}', "a.json holds rows under train and under test; save"),
+        (
+            "a.json",
+            '{\n"data": [{"a": 1}]}\n{"b": 1}',
+            "a.json is not JSON: there is more behind the end of",
+        ),
+        ("a.json", '{\n"a":' * 50_000, "a.json is not JSON: maximum recursion depth"),
+        ("a.json", "", "a.json is empty; name the file of letters"),
+        ("a.jsonl", "\ufeff \r\n\n", "a.jsonl is empty; name the file of letters"),
+        ("a.csv", "\n" * 9000, "a.csv is empty; name the file of letters"),
+        ("a.csv", "id,a, a\n1,2,3\n", "a.csv has two columns a; give each a name of its own"),
+        ("a.jsonl", "version https://git-lfs.github.com/spec/v1", "a.jsonl cannot be read: it is a git-LFS pointer"),
+        ("a.parquet", "<html>", "a.parquet cannot be read: it is a web page"),
+    ],
+)
+def test_what_holds_no_rows_is_refused_by_name(name: str, text: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(MinipovidError, match=why):
+        list(rows(tmp_path / name, LETTERS))
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("sep=;\r\na;b\r\n1;x,y\r\n", ("2", {"a": "1", "b": "x,y"})),
+        ('"sep=;"\na;b\n;\n\n1;2\n', ("4", {"a": "1", "b": "2"})),
+        ("sep=\t\na,b\tc\n1\t2\n", ("2", {"a,b": "1", "c": "2"})),
+        ("\n\na,b\n1,2\n", ("2", {"a": "1", "b": "2"})),
+        ('"a\nb",c\n1,2\n', ("2", {"a\nb": "1", "c": "2"})),
+    ],
+)
+def test_a_table_is_what_the_spreadsheet_meant(text: str, first: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+        assert next(rows(tmp_path / "t.csv", LETTERS)) == first
+
+
 def test_a_mistake_early_in_a_large_file_is_found_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that more text cannot heal must not make the reader swallow the rest."""
     monkeypatch.setattr(data_files, "CHUNK", 1000)

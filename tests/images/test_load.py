@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from minipovid.common.errors import MinipovidError
-from minipovid.images.load import digest, inside, load
+from minipovid.images.load import decode, digest, inside, load
 from minipovid.images.transform import ImageTransform
 from minipovid.images.views import generator
 from minipovid.images.views.cropped import crop
@@ -50,7 +50,7 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path) -> None:
         ("dir", "{p} is not a file; an image path must name a picture."),
         ("pipe", "{p} is not a file; an image path must name a picture."),
         (b"", "The picture {p} is empty (0 bytes); copy it again, or leave it out."),
-        (b"<html>404</html>", f"{{p}} is not a picture that minipovid can read ({KNOWN}); convert it to PNG or JPEG."),
+        (b"<svg>404</svg>", f"{{p}} is not a picture that minipovid can read ({KNOWN}); convert it to PNG or JPEG."),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", f"{{p}} is not a picture that minipovid can read ({KNOWN}); "
          "convert it to PNG or JPEG."),
         (_png_header(100_000, 10), "The picture {p} is 100000 x 10 pixels, and a side may have at most 20000; "
@@ -85,6 +85,27 @@ def test_formats_that_start_other_programs_are_no_pictures(tmp_path: Path) -> No
     path = tmp_path / "a.eps"
     Image.new("RGB", (4, 4)).save(path)
     assert _sentence(path) == (f"{path} is not a picture that minipovid can read ({KNOWN}); convert it to PNG or JPEG.")
+
+
+PAGE = "a web page that was saved in the file's place; download the file again"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a git-LFS pointer and not the file itself; run `git lfs pul",
+        ),
+        (b"\xef\xbb\xbf <!doctype HTML><html>", PAGE),
+        (b"<html lang='en'>", PAGE),
+    ],
+)
+def test_what_stands_in_a_pictures_place_is_named(content: bytes, why: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert _sentence(tmp_path / "a.jpg").startswith(f"{tmp_path}/a.jpg is {why}")
+    with pytest.raises(MinipovidError, match=f"^no. 1 is {why[:14]}"):
+        decode(content, "no. 1")
 
 
 def test_the_size_is_refused_even_where_pillows_own_limit_is_off(

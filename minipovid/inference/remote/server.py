@@ -33,16 +33,20 @@ class Server:
 
     @classmethod
     def from_environment(
-        cls, environment: Mapping[str, str] = os.environ, own: str = "MINIPOVID_TEACHER", who: str = "teacher"
+        cls,
+        environment: Mapping[str, str] = os.environ,
+        own: str = "MINIPOVID_TEACHER",
+        who: str = "teacher",
+        needed: bool = True,
     ) -> Server:
         """`own` begins the names of the first pair. Raises MinipovidError where there is neither a key nor the address
-        of a server that may want none."""
+        of a server that may want none; where none is `needed`, for nothing will be sent, that is OpenAI's, keyless."""
         own_url = environment.get(f"{own}_BASE_URL", "")
         own_key = _key(environment, f"{own}_API_KEY")
         if own_url:
             return cls(_checked(own_url, f"{own}_BASE_URL"), own_key or NO_KEY)
         url, key = environment.get("OPENAI_BASE_URL", ""), own_key or _key(environment, "OPENAI_API_KEY")
-        if not url and not key:
+        if needed and not url and not key:
             raise MinipovidError(
                 f"No {who} is named: export OPENAI_API_KEY, or for a local server {own}_BASE_URL, such as "
                 "http://127.0.0.1:8080/v1."

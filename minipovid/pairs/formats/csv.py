@@ -3,8 +3,9 @@
     image,prompt,chosen,rejected
     17.png,What is this?,A cat.,"A dog, sleeping."
 
-An `id` column may stand among them, others are left alone. With `answer` instead of the two answers it holds seeds, of
-which `minipovid pairs make` makes pairs. Rows are numbered as the spreadsheet shows them.
+Names may begin with a capital. An `id` column may stand among them, others are left alone. With `answer` instead of
+the two answers it holds seeds, of which `minipovid pairs make` makes pairs. Rows are numbered as the spreadsheet shows
+them.
 """
 
 from __future__ import annotations
@@ -32,16 +33,23 @@ def seeds(path: Path) -> Iterator[Seed | BadRow]:
 
 def claims(row: Mapping[str, Any]) -> int:
     """A table is nobody else's, so one more than any other format could say of its row."""
-    columns = known(row, ("image", "prompt", "chosen", "rejected")) or known(row, ("image", "prompt", "answer"))
+    named = _named(row)
+    columns = known(named, ("image", "prompt", "chosen", "rejected")) or known(named, ("image", "prompt", "answer"))
     return len(row) + 1 if columns and isinstance(row, Cells) else 0
 
 
-def _pair(row: dict[str, Any]) -> Pair:
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{name.lower(): cell for name, cell in row.items()}, **row}
+
+
+def _pair(cells: dict[str, Any]) -> Pair:
+    row = _named(cells)
     chosen, rejected = (answer(text(row, side), side) for side in ("chosen", "rejected"))
     return Pair(identity(row), embedded.of(row, "image"), _prompt(row), chosen, rejected, SOURCE)
 
 
-def _seed(row: dict[str, Any]) -> Seed:
+def _seed(cells: dict[str, Any]) -> Seed:
+    row = _named(cells)
     return Seed(identity(row), embedded.of(row, "image"), _prompt(row), answer(text(row, "answer"), "answer"))
 
 

@@ -14,6 +14,7 @@ rows = pairs + failures + left; `left` are those that an interruption or a spent
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -36,6 +37,10 @@ from minipovid.pairs.make.progress import MakeProgress
 from minipovid.pairs.pair import BadRow, Pair, Seed
 from minipovid.recipe import run_folder
 from minipovid.recipe.strict import validated
+
+FAILURES = "failures.jsonl"
+
+_log = logging.getLogger(__name__)
 
 
 class Task(NamedTuple):
@@ -79,7 +84,8 @@ def answers() -> Path:
 
 
 def estimate(seeds: Seeds, maker: Maker, to: Path, *, root: Path) -> Estimate:
-    """What `make` would still take; nothing is sent."""
+    """What `make` would still take; nothing is sent. Raises MinipovidError where no picture is found."""
+    _look(seeds, root, to)
     rows, settled, usage = 0, 0, Usage()
     journal = Journal(to, maker.identity()) if (to / NAME).is_file() else None
     for row in seeds():
@@ -96,13 +102,15 @@ def estimate(seeds: Seeds, maker: Maker, to: Path, *, root: Path) -> Estimate:
 
 
 def make(seeds: Seeds, maker: Maker, to: Path, *, root: Path, progress: bool = True) -> MakeCounts:
-    """Make a pair of every seed that TO has none of yet; `root` is the pictures' folder.
+    """Make a pair of every seed that TO has none of yet; `root` is the pictures' folder, and where none of them is in
+    it, MinipovidError is raised before anybody is asked.
 
     A budget that ended it is told in `MakeCounts.stopped`. Ctrl-C raises KeyboardInterrupt, and a server that cannot be
     used (key, model, address) MinipovidError, both when all that is finished has been written.
     """
+    rows = _look(seeds, root, to)
     journal = Journal(to, maker.identity())
-    bar = MakeProgress(maker, sum(1 for _ in seeds()) if progress else None)
+    bar = MakeProgress(maker, rows if progress else None)
     try:
         end = _make_all(_tasks(seeds, journal, bar, root, Store(to / "images")), maker, journal, bar)
         counts = _write(seeds, journal, maker, to, "" if end is None else str(end) or "interrupted")
@@ -114,6 +122,20 @@ def make(seeds: Seeds, maker: Maker, to: Path, *, root: Path, progress: bool = T
     if end is not None and end.mend:
         raise MinipovidError(f"{end} What was finished is kept; the same command goes on from there.")
     return counts
+
+
+def _look(seeds: Seeds, root: Path, to: Path) -> int:
+    """Look for all pictures, and return the number of rows. Raises MinipovidError where none is there, unless TO was
+    begun when they were."""
+    rows, whys = 0, list[str]()  # why each picture cannot be had; "" where it can
+    for rows, row in enumerate(seeds(), 1):  # noqa: B007 - the last is their number
+        if isinstance(row, Seed):
+            whys.append(_task(row, root, None).why)
+    if missing := [why for why in whys if why]:
+        if len(missing) == len(whys) and not (to / NAME).is_file():
+            raise MinipovidError(f"{missing[0]} No picture was found; name their folder with --images.")
+        _log.warning("Of %d pictures %d cannot be had: their rows fail. %s", len(whys), len(missing), missing[0])
+    return rows
 
 
 def _tasks(seeds: Seeds, journal: Journal, bar: MakeProgress, root: Path, store: Store) -> Iterator[Task]:
@@ -129,9 +151,10 @@ def _task(seed: Seed, root: Path, store: Store | None) -> Task:
     if isinstance(seed.image, Embedded):
         return Task(seed, store.folder / store.keep(seed.image) if store else root / seed.image)
     try:
-        return Task(seed, images.inside(root, embedded.placed(root, seed.image)))
+        picture = images.inside(root, embedded.placed(root, seed.image))
     except MinipovidError as error:
         return Task(seed, root, str(error))
+    return Task(seed, picture, "" if picture.is_file() else f"There is no picture {picture}.")
 
 
 def _make_all(
@@ -174,7 +197,7 @@ def _write(seeds: Seeds, journal: Journal, maker: Maker, to: Path, stopped: str)
             elif entry is not None:
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
-    with finished(to / "failures.jsonl") as draft, draft.open("w", encoding="utf-8", errors="replace") as file:
+    with finished(to / FAILURES) as draft, draft.open("w", encoding="utf-8", errors="replace") as file:
         jsonl.write(to / run_folder.PAIRS, pairs())
     counts = counter.counts
     counts.stopped, counts.this_run = stopped, maker.spent()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from minipovid.inference.remote import Usage
 from minipovid.pairs.make.makers import Outcome
 from minipovid.pairs.pair import BadRow, Pair, Seed
+
+COMMONEST = 3
+_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[/\\]\S*|\d[\d.,]*")  # words, paths and numbers of one row
 
 
 @dataclass
@@ -20,6 +25,7 @@ class MakeCounts:
     failures: int = 0
     left: int = 0  # not asked yet
     asked_again: int = 0  # rows whose first answer could not be used
+    reasons: list[dict[str, Any]] = field(default_factory=list)  # the commonest: {"rows", "reason" of the first}
     kinds: dict[str, int] = field(default_factory=dict)  # of the spans
     duplicates: list[tuple[str, str]] = field(default_factory=list)  # (id, the id that had this rejected answer first)
     usage: Usage = Usage()
@@ -38,12 +44,14 @@ class RowCounter:
     def __init__(self) -> None:
         self.counts = MakeCounts()
         self._rejected: dict[bytes, str] = {}  # digest of an answer -> the first id that has it
+        self._reasons = Counter[str]()  # why rows failed, without what is particular to a row
+        self._first: dict[str, str] = {}  # the same, as it was said first
 
     def enter(self, row: Seed | BadRow, outcome: Outcome | None) -> Pair | dict[str, Any] | None:
         """The row's pair; or its failure as it stands in failures.jsonl; or None, where it has not been made yet."""
         self.counts.rows += 1
         if isinstance(row, BadRow):
-            self.counts.failures += 1
+            self._fail(row.why)
             return {"where": row.where, "reasons": [row.why]}
         if outcome is None:
             self.counts.left += 1
@@ -51,7 +59,7 @@ class RowCounter:
         self.counts.usage += outcome.usage
         self.counts.asked_again += bool(outcome.reasons and outcome.usage.requests > 1)
         if outcome.pair is None:
-            self.counts.failures += 1
+            self._fail(outcome.reasons[-1] if outcome.reasons else "no reason was given")
             known = {"id": row.id, "image": str(row.image), "prompt": row.prompt, "chosen": row.answer}
             return {**known, "reasons": list(outcome.reasons)}
         pair = outcome.pair
@@ -63,3 +71,11 @@ class RowCounter:
         if first != pair.id:
             self.counts.duplicates.append((pair.id, first))
         return pair
+
+    def _fail(self, reason: str) -> None:
+        self.counts.failures += 1
+        kind = _PARTICULARS.sub("...", reason)
+        self._first.setdefault(kind, reason)
+        self._reasons[kind] += 1
+        common = self._reasons.most_common(COMMONEST)
+        self.counts.reasons = [{"rows": rows, "reason": self._first[kind]} for kind, rows in common]
