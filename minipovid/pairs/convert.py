@@ -191,8 +191,9 @@ def _write_jsonl(pairs: Iterator[Pair], root: Path, to: Path) -> None:
     folder, store = to.parent.resolve(), Store(to.parent / PICTURES)
     with finished(to) as draft, draft.open("w", encoding="utf-8") as file:
         for pair in pairs:
-            picture = _picture(root, pair)
-            if not picture.is_relative_to(folder):
+            if isinstance(pair.image, Embedded):
+                picture = folder / PICTURES / store.keep(pair.image)
+            elif not (picture := _picture(root, pair)).is_relative_to(folder):
                 picture = folder / PICTURES / store.adopt(picture)
             row = _columns(pair, picture.relative_to(folder).as_posix())
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -218,8 +219,9 @@ def _groups(pairs: Iterator[Pair], root: Path) -> Iterator[list[dict[str, Any]]]
     """Rows with their pictures' bytes, as many as are written at once."""
     group, size = list[dict[str, Any]](), 0
     for pair in pairs:
-        picture = _picture(root, pair)
-        data = picture.read_bytes()
+        image = pair.image
+        picture = Path(image) if isinstance(image, Embedded) else _picture(root, pair)
+        data = image.data if isinstance(image, Embedded) else picture.read_bytes()
         group.append(_columns(pair, {"bytes": data, "path": picture.name}))
         size += len(data)
         if len(group) == GROUP_ROWS or size >= GROUP_BYTES:

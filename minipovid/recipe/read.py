@@ -107,7 +107,7 @@ def _tree(path: Path) -> dict[str, Any]:
         raise MinipovidError(f"There is no recipe {path}; `minipovid recipes` lists those that ship with minipovid.")
     try:
         tree = yaml.load(text_files.read(path, "recipe"), _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise MinipovidError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(tree, dict):
         raise MinipovidError(f"{path} does not hold a recipe: it should begin with `name:`.")

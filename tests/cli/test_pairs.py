@@ -69,6 +69,41 @@ def test_a_teacher_must_be_named_and_reachable(folder: Path) -> None:
     assert "Traceback" not in unnamed.stderr + priceless.stderr + keyless.stderr
 
 
+def test_an_estimate_needs_no_server_and_no_key(folder: Path) -> None:
+    wanted = ["--to", folder / "made", "--model", "gpt", "--estimate", "--json"]
+    found = last(pairs("make", folder / "llava.json", *wanted))
+    assert (found["rows"], found["requests"]) == (3, 3) and not (folder / "made").exists()
+
+
+def test_pictures_are_looked_for_before_anybody_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None there: a sentence, and no server is asked for; one missing: its row fails, the others are made."""
+    monkeypatch.setenv("MINIPOVID_TEACHER_BASE_URL", "http://127.0.0.1:9/v1")  # nobody answers there
+    (folder / "elsewhere").mkdir()
+    wanted = ["make", folder / "llava.json", "--to", folder / "made", "--images", folder / "elsewhere"]
+    for further in (["--model", "gpt"], ["--maker", "rule"], ["--model", "gpt", "--estimate"]):
+        refused = pairs(*wanted, *further)
+        assert refused.exit_code == 2 and "No picture was found; name their folder with --images." in refused.stderr
+    assert not (folder / "made").exists()
+    (folder / "1.png").unlink()
+    made = pairs("make", folder / "llava.json", "--to", folder / "made", "--maker", "rule", "--json")
+    assert (last(made)["pairs"], last(made)["failures"]) == (2, 1)
+    assert last(made)["reasons"] == [{"rows": 1, "reason": f"There is no picture {folder}/1.png."}]
+    assert f"1 rows became no pair; {folder}/made/failures.jsonl says why of each." in made.stderr
+
+
+def test_the_commonest_reasons_are_said_and_no_pair_at_all_exits_1(folder: Path) -> None:
+    """Reasons that differ only in what they quote are one; the first stands for them."""
+    rows = json.loads((folder / "llava.json").read_text())
+    for row, answer in zip(rows, ["Hmm.", "Oh.", " "], strict=True):
+        row["conversations"][1]["value"] = answer
+    (folder / "llava.json").write_text(json.dumps(rows))
+    made = pairs("make", folder / "llava.json", "--to", folder / "made", "--maker", "rule", "--json")
+    assert made.exit_code == 1
+    first, second = json.loads(made.stdout)["reasons"]
+    assert first["rows"] == 2 and "in 'Hmm.'" in first["reason"]
+    assert second == {"rows": 1, "reason": "the answer is empty"}
+
+
 def test_what_cannot_be_read_is_one_sentence(folder: Path) -> None:
     for command in (["import", folder / "none.json", "--to", folder / "x"], ["check", folder / "none.json"]):
         refused = pairs(*command)

@@ -95,7 +95,7 @@ PAGE = "a web page that was saved in the file's place; download the file again"
     [
         (
             b"version https://git-lfs.github.com/spec/v1\n",
-            "a git-LFS pointer and not the file itself; run `git lfs pul",
+            "a git-LFS pointer and not the file itself; run `git lfs ",
         ),
         (b"\xef\xbb\xbf <!doctype HTML><html>", PAGE),
         (b"<html lang='en'>", PAGE),

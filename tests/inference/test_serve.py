@@ -416,6 +416,19 @@ def test_a_broken_picture(to: openai.OpenAI, sent: str, why: str) -> None:
     assert ask(to, "next").choices[0].message.content == "[user] next"
 
 
+@pytest.mark.parametrize("head", ["data:image/png;base64,", " DATA:image/png;charset=utf-8;BASE64,"])
+@pytest.mark.parametrize("end", ["", "="])
+def test_base64_is_taken_as_it_comes(head: str, end: str) -> None:
+    """In lines, in the alphabet of URLs, without padding; the decoder is the one that reads data sets."""
+    buffer = BytesIO()
+    Image.effect_noise((61, 60), 90).save(buffer, "PNG")
+    words = base64.urlsafe_b64encode(buffer.getvalue()).decode().rstrip("=")
+    link = head + "\r\n".join(words[at : at + 76] for at in range(0, len(words), 76)) + end
+    body = json.dumps({"model": MODEL, "messages": shown(link)}).encode()
+    ((picture,),) = (turn.pictures for turn in requests.read(body, MODEL).turns())
+    assert isinstance(picture, Image.Image) and picture.size == (61, 60)
+
+
 def test_a_large_picture(to: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "PICTURE_MIB", 0)
     error = refusal(to, shown(WHOLE))

@@ -28,6 +28,7 @@ import pyarrow.parquet
 import pytest
 import tiny_llava
 import torch
+from foreign_rows import ANSWERED, ASKED, FACTORY, RATED, RLAIF, RLHF, SWIFT, TRL, annotated
 from PIL import Image
 
 from minipovid.common import shelf
@@ -201,11 +202,6 @@ def rlhf_v(folder: Path) -> Written:
         "image_path": [row.picture for row in ROWS],
     }
     return Written(as_parquet(folder, columns, {"image": datasets.Image(), "idx": datasets.Value("int64")}), None)
-
-
-def annotated(*ratings: str) -> dict[str, dict[str, str]]:
-    aspects = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
-    return {name: {"Rating": rating, "Rationale": "."} for name, rating in zip(aspects, ratings, strict=True)}
 
 
 def completions(row: Row) -> list[dict[str, Any]]:
@@ -519,19 +515,6 @@ def test_a_recipe_reads_every_format(
 
 # --- bad rows ---
 
-TRL = {"images": ["a.png"], "prompt": "Why?", "chosen": "A.", "rejected": "B."}
-ASKED = {"role": "user", "content": "Why?"}
-ANSWERED = {"role": "assistant", "content": "A."}
-SWIFT = {"messages": [ASKED, ANSWERED], "images": ["a.png"], "rejected_response": "B."}
-FACTORY = {
-    "conversations": [{"from": "human", "value": "Why?"}],
-    "chosen": {"from": "gpt", "value": "A."},
-    "rejected": {"from": "gpt", "value": "B."},
-    "images": ["a.png"],
-}
-RLHF = {"image": "a.png", "text": json.dumps({"question": "Why?", "chosen": "A.", "rejected": "B."}), "idx": 1}
-RLAIF = {"image": "a.png", "question": "Why?", "chosen": "A.", "rejected": "B.", "idx": "1"}
-RATED = {"id": "a", "prompt": "Why?", "completions": completions(Row("Why?", "A.", "B.", "a.png", PNG))}
 GOOD = {"trl": TRL, "ms_swift": SWIFT, "llamafactory": FACTORY, "rlhf_v": RLHF, "rlaif_v": RLAIF, "vlfeedback": RATED}
 LONG = [ASKED, {"role": "assistant", "content": "Hm."}, ASKED]
 GONE: Any = object()
@@ -637,6 +620,15 @@ def test_what_a_rule_leaves_out_stops_no_run(tmp_path: Path, encoder: Encoder) -
     (tmp_path / "a.jpg").write_bytes(JPEG)
     found, bad = load_pairs(DataSection(path=str(path), format="vlfeedback"), encoder)
     assert len(found) == 1 and [row.where for row in bad] == ["row 2"]
+
+
+def test_a_table_of_a_spreadsheet_is_read_as_it_is(tmp_path: Path) -> None:
+    """Excel's first line, capitals, UTF-16 and rows of empty cells."""
+    text = "sep=;\r\nID;Image;Prompt;Chosen;Rejected\r\n7;a.png;Why?;A;B\r\n;;;;\r\n"
+    (tmp_path / "t.csv").write_bytes(text.encode("utf-16"))
+    assert pairs.detect(tmp_path / "t.csv") == "csv"
+    (pair,) = pairs.reader("csv").read(tmp_path / "t.csv")
+    assert isinstance(pair, Pair) and (pair.id, pair.image, *pair.texts().values()) == ("7", "a.png", "A", "B")
 
 
 def test_a_table_counts_rows_as_a_spreadsheet_does(tmp_path: Path) -> None:
@@ -809,6 +801,14 @@ def test_an_export_is_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["pairs.jsonl"]
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_picture_inside_a_row_of_ours_is_exported_too(suffix: str, tmp_path: Path) -> None:
+    row = {"id": 1, "image": base64.b64encode(PNG).decode(), "prompt": "Q?", "chosen": "A.", "rejected": "B."}
+    convert.export_trl(as_json(tmp_path, [row]), tmp_path / f"t.{suffix}")
+    convert.import_pairs(tmp_path / f"t.{suffix}", tmp_path / "mine", "trl")
+    assert data_of(tmp_path / "mine") == [PNG]
+
+
 @pytest.mark.parametrize("limit", ["GROUP_ROWS", "GROUP_BYTES"])
 def test_parquet_is_written_in_groups(limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three rows or a byte at once; every row is in the file once."""
@@ -827,6 +827,19 @@ def test_parquet_is_written_in_groups(limit: str, tmp_path: Path, monkeypatch: p
 def test_what_no_format_claims_is_said(tmp_path: Path) -> None:
     with pytest.raises(MinipovidError, match=r"no format fits the columns instruction, output; name one of csv, jsonl"):
         pairs.detect(as_json(tmp_path, [{"instruction": "x", "output": "y"}]))
+    for content, described in [
+        ("[]", r"no format fits a file that holds no rows; name"),
+        ("[5]", r"no format fits row 1, which is 5 and no object; name"),
+        ("[{}]", r"no format fits row 1, an object without columns; name"),
+        ('{"a": 1', r"no format fits row 1, of which it is said that the line is not JSON: .*; name"),
+        (
+            json.dumps({str(n): {} for n in range(2000)}),
+            r"no format fits the columns 0, 1, .*, 11 and 1,988 more; name",
+        ),
+    ]:
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(MinipovidError, match=described):
+            pairs.detect(tmp_path / "a.json")
     with pytest.raises(MinipovidError, match="is neither parquet nor JSON nor a .csv table; convert it"):
         (tmp_path / "data.txt").write_text("hello")
         pairs.detect(tmp_path / "data.txt")

@@ -239,7 +239,9 @@ def test_other_answers_may_be_counted(tmp_path: Path) -> None:
         talk = [{"from": "human", "value": "Tell."}, {"from": "gpt", "value": answer}]
         rows.append({"id": answer, "image": "a.png", "conversations": talk})
     (tmp_path / "llava.json").write_text(json.dumps(rows))
+    (tmp_path / "notepad.txt").write_bytes("\r\n".join(answers).encode("utf-16"))
     own, listed, talked = (counted(path) for path in (None, tmp_path / "told.TXT", tmp_path / "llava.json"))
+    assert counted(tmp_path / "notepad.txt").identity() == listed.identity()
     assert own.table.together["boat"] == Counter({"boat": 1, "lake": 1})
     assert listed.table.together["boat"] == talked.table.together["boat"] == Counter({"boat": 3, "net": 2})
     assert listed.identity() == talked.identity() != own.identity()
@@ -249,14 +251,17 @@ def test_other_answers_may_be_counted(tmp_path: Path) -> None:
     ("name", "content", "why"),
     [
         ("none.txt", None, "The answers .*none.txt cannot be read: .*No such file"),
+        ("latin.txt", "ein Löwe".encode("cp1252"), "latin.txt cannot be read: it is not UTF-8 text; save it as UTF-8"),
         ("empty.txt", "\n \n", "empty.txt holds no answers to count what goes together on"),
         ("empty.json", "[]", "empty.json"),
         ("none.json", None, "none.json"),
     ],
 )
-def test_answers_that_cannot_be_counted_are_named(tmp_path: Path, name: str, content: str | None, why: str) -> None:
+def test_answers_that_cannot_be_counted_are_named(
+    tmp_path: Path, name: str, content: str | bytes | None, why: str
+) -> None:
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(MinipovidError, match=why):
         counted(tmp_path / name)
 
@@ -264,6 +269,7 @@ def test_answers_that_cannot_be_counted_are_named(tmp_path: Path, name: str, con
 def test_pairs_are_made_end_to_end_without_a_teacher(tmp_path: Path) -> None:
     seeds = [Seed(str(n), "a.png", "Tell.", answer) for n, answer in enumerate([*ANSWERS, "Hmm."])]
     rows = [*seeds, BadRow("row 9", "the answer is empty")]
+    (tmp_path / "a.png").write_bytes(b"whatever it is: this maker looks at none")
     inputs = MakerInputs(lambda: rows, lambda: pytest.fail("asked"))
     by = making.maker("rule", inputs, {"seed": 3})
     counts = making.make(lambda: rows, by, tmp_path / "to", root=tmp_path, progress=False)

@@ -145,6 +145,14 @@ def test_all_mistakes_are_told_together(tmp_path: Path) -> None:
 def test_what_is_not_yaml_is_said_with_its_place(tmp_path: Path) -> None:
     sentence = complaint(tmp_path, GOOD + "train: {learning_rate: 1.0")
     assert sentence.startswith("r.yaml is not valid YAML: ") and "line" in sentence and "\n" not in sentence
+    assert complaint(tmp_path, "[" * 50_000).startswith("r.yaml is not valid YAML: maximum recursion depth")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_recipe_is_read_as_editors_save_it(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "plain.yaml").write_text(GOOD, encoding="utf-8")
+    (tmp_path / "saved.yaml").write_bytes(GOOD.replace("\n", "\r\n").encode(encoding))
+    assert read(tmp_path / "saved.yaml") == read(tmp_path / "plain.yaml")
 
 
 def test_a_folder_or_nothing_is_no_recipe(tmp_path: Path) -> None:
