@@ -214,6 +214,8 @@ def _wrapped(text: _Text) -> Generator[tuple[int, Any], None, dict[str, Any] | N
     text.expect("}")
     if wrapper:
         return None
+    if row and all(isinstance(value, dict) for value in row.values()):  # by name, or pandas' table column by column
+        raise MinipovidError(f"{text.path} is one object of objects and no list of rows; save it as a list of rows.")
     (only,) = row.values() if len(row) == 1 else (None,)
     if not (only and isinstance(only, list) and all(isinstance(each, dict) for each in only)):
         return row

@@ -219,12 +219,11 @@ def _below(root: Path, name: str) -> str:
     if os.path.isabs(name):
         top, path = root.resolve(), Path(name).resolve()
         return path.relative_to(top).as_posix() if path.is_relative_to(top) else name
-    folder, slash, rest = name.partition("/")
-    if slash and folder == root.name and not os.path.lexists(root / name):
-        return rest
-    steps = name.split("/")
-    if PureWindowsPath(name).drive and root.name in steps:  # C:/photos/17.png, of which the folder photos came here
-        return "/".join(steps[steps.index(root.name) + 1 :])
+    own, steps = os.path.basename(os.path.abspath(root)), name.split("/")
+    if steps[0] == own and len(steps) > 1 and not os.path.lexists(root / name):
+        return "/".join(steps[1:])
+    if PureWindowsPath(name).drive and own in steps:  # C:/photos/17.png, of which the folder photos came here
+        return "/".join(steps[steps.index(own) + 1 :])
     return name
 
 

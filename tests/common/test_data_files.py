@@ -137,6 +137,7 @@ def test_a_broken_line_costs_no_other(name: str, text: str, found: list[Any], tm
             "a.json is not JSON: there is more behind the end of",
         ),
         ("a.json", '{\n"a":' * 50_000, "a.json is not JSON: maximum recursion depth"),
+        ("a.json", '{"1": {"a": 1}, "2": {"a": 1}}', "a.json is one object of objects and no list of rows; save it as"),
         ("a.json", "", "a.json is empty; name the file of letters"),
         ("a.jsonl", "\ufeff \r\n\n", "a.jsonl is empty; name the file of letters"),
         ("a.csv", "\n" * 9000, "a.csv is empty; name the file of letters"),

@@ -831,7 +831,7 @@ def test_what_no_format_claims_is_said(tmp_path: Path) -> None:
         ("[]", r"no format fits a file that holds no rows; name"),
         ("[5]", r"no format fits row 1, which is 5 and no object; name"),
         ("[{}]", r"no format fits row 1, an object without columns; name"),
-        ('{"a": 1', r"no format fits row 1, of which it is said that the line is not JSON: .*; name"),
+        ('{"a": 1', r"no format fits row 1 \(the line is not JSON: .*\); name"),
         (
             json.dumps({str(n): {} for n in range(2000)}),
             r"no format fits the columns 0, 1, .*, 11 and 1,988 more; name",

@@ -115,7 +115,7 @@ def _described(path: Path) -> str:
         more = f" and {len(row) - COLUMNS:,} more" if len(row) > COLUMNS else ""
         return f"the columns {', '.join(shown)}{more}" if row else f"row {number}, an object without columns"
     if isinstance(row, Bad):
-        return f"row {number}, of which it is said that {row}"
+        return f"row {number} ({row})"
     return f"row {number}, which is {short(row)} and no object" if number else "a file that holds no rows"
 
 
