@@ -110,7 +110,8 @@ def make(
         return
     counts = making.make(seeds, by, to, root=root)
     if counts.failures:
-        click.echo(f"{counts.failures:,} rows became no pair; {to / making.FAILURES} says why of each.", err=True)
+        part = f"{counts.failures:,} of {counts.rows:,} rows became no pair"
+        click.echo(f"{part}; {to / making.FAILURES} says why of each.", err=True)
     print_result(counts.as_dict(), as_json)
     if not counts.pairs:
         ctx.exit(1)

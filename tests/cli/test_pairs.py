@@ -88,7 +88,7 @@ def test_pictures_are_looked_for_before_anybody_is_asked(folder: Path, monkeypat
     made = pairs("make", folder / "llava.json", "--to", folder / "made", "--maker", "rule", "--json")
     assert (last(made)["pairs"], last(made)["failures"]) == (2, 1)
     assert last(made)["reasons"] == [{"rows": 1, "reason": f"There is no picture {folder}/1.png."}]
-    assert f"1 rows became no pair; {folder}/made/failures.jsonl says why of each." in made.stderr
+    assert f"1 of 3 rows became no pair; {folder}/made/failures.jsonl says why of each." in made.stderr
 
 
 def test_the_commonest_reasons_are_said_and_no_pair_at_all_exits_1(folder: Path) -> None:
