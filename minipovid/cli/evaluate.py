@@ -156,7 +156,8 @@ def _judge(model: str, concurrency: int, max_requests: int | None) -> Callable[[
         from minipovid.inference.remote.client import Teacher
         from minipovid.pairs.make import answers
 
-        return Teacher(model, cache=answers(), concurrency=concurrency, limits=Limits(requests=max_requests))
+        limits = Limits(requests=max_requests)
+        return Teacher(model, cache=answers(), concurrency=concurrency, limits=limits, who="judge")
 
     return teacher
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from minipovid.evaluate.selection import Selected as Selected
 from minipovid.evaluate.selection import find as find
 from minipovid.images.embedded import Store
 from minipovid.inference.backends import Backend
+from minipovid.inference.thoughts import spoken
 from minipovid.recipe import run_folder
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def _examined(
     run: Path, selected: Selected, pictures: Mapping[str, Path], backend: Backend, judge: Callable[[], ChatModel] | None
 ) -> Result:
     folder, label = run / run_folder.EVAL, f"{selected.label} by {backend.name}"
-    answers = ask(selected.exam.questions, pictures, backend, folder, label)
+    heard = ask(selected.exam.questions, pictures, backend, folder, label)
+    answers = [replace(answer, text=spoken(answer.text)) for answer in heard]  # what a model thinks is no answer
     by: dict[str, Any] = {}
     wanted = _judging(selected.benchmark)
     if judge is not None and wanted is not None:

@@ -84,7 +84,7 @@ def _through(
 
 def _verdict(benchmark: Judging, answer: Answer, teacher: ChatModel) -> JudgeReply:
     """Raises Stopped."""
-    text: str | None = None
+    text, why = None, ""
     models: set[str] = set()
     for attempt in count():
         request = benchmark.ask(answer, attempt)
@@ -96,12 +96,13 @@ def _verdict(benchmark: Judging, answer: Answer, teacher: ChatModel) -> JudgeRep
         except Unanswered as error:
             return JudgeReply(None, frozenset(models), str(error))  # what the next attempts had brought, nobody knows
         models |= {reply.model} - {""}
-        if reply.refused or reply.finish_reason == "content_filter":
+        why = reply.why_none
+        if why:
             continue  # no judgement, whatever it says
         text = reply.text
         if benchmark.understands(answer, text):
             break
-    return JudgeReply(text, frozenset(models))
+    return JudgeReply(text, frozenset(models), why if text is None else "")
 
 
 def _account(teacher: ChatModel, before: Usage, verdicts: Sequence[JudgeReply]) -> dict[str, Any]:

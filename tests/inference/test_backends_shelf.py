@@ -136,6 +136,7 @@ def test_identity(name: str, run: Path, own: dict[str, Any], pictures: Sequence[
     with ExitStack() as stack:
         backend, again = (stack.enter_context(opened(name, run, own)) for _ in range(2))
         warm: Backend = stack.enter_context(opened(name, run, own, Decoding(0.7, 3)))
+        backend.check(questions())
         before = json.dumps(backend.identity(), sort_keys=True)
         assert len(list(backend.answers(questions()[:1], pictures[0]))) == 1
         assert before == json.dumps(backend.identity(), sort_keys=True) == json.dumps(again.identity(), sort_keys=True)

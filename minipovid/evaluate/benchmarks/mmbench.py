@@ -103,6 +103,7 @@ class Benchmark:
         index, hint = int(row["index"]), _text(row, "hint")
         options = dict(takewhile(lambda option: option[1], ((letter, _text(row, letter)) for letter in LETTERS)))
         truth = {
+            "question": row["question"],
             "group": str(index % TURN),
             "options": options,
             "answer": _text(row, "answer"),

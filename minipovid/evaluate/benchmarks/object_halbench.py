@@ -152,7 +152,8 @@ class Benchmark:
             why = f" ({error})" if isinstance(error, Bad) and row.get("image") else ""
             raise MinipovidError(f"{file}: row {number} is not {_ASKED}{why}.") from None
         name = str(row.get("image_id", number))
-        return Question(name, image, question + self.suffix, {**truth, "question": question}, self.max_tokens)
+        truth = {**truth, "question": question, "image_id": name}
+        return Question(name, image, question + self.suffix, truth, self.max_tokens)
 
     # --- the judge ---
 

@@ -106,9 +106,10 @@ class Benchmark:
         for number, row in benchmarks.objects(file, _ASKED):
             try:
                 label = {"yes": "yes", "no": "no"}[row["label"].lower()]
-                truth = {"label": label, "category": row.get("category") or rule}
-                image, text = data_files.text(row, "image"), data_files.text(row, "text") + self.suffix
-                question = Question(f"{prefix}{row['question_id']}", image, text, truth, self.max_tokens)
+                image, text = data_files.text(row, "image"), data_files.text(row, "text")
+                truth = {"label": label, "category": row.get("category") or rule, "question": text}
+                name = f"{prefix}{row['question_id']}"
+                question = Question(name, image, text + self.suffix, truth, self.max_tokens)
             except (KeyError, AttributeError, TypeError, data_files.Bad):
                 raise MinipovidError(f"{file}: row {number} is not {_ASKED}.") from None
             if question.id in ids:
@@ -158,8 +159,9 @@ class Benchmark:
         for pair in zip(present, absent, strict=True):
             for name, label in zip(pair, ("yes", "no"), strict=True):
                 at += 1
-                prompt = self.question.replace("{a}", article(name)).replace("{object}", name) + self.suffix
-                yield Question(f"{rule}/{at}", image, prompt, {"label": label, "category": rule}, self.max_tokens)
+                text = self.question.replace("{a}", article(name)).replace("{object}", name)
+                truth = {"label": label, "category": rule, "question": text}
+                yield Question(f"{rule}/{at}", image, text + self.suffix, truth, self.max_tokens)
 
     # --- the scores ---
 

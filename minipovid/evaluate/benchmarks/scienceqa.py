@@ -85,7 +85,8 @@ class Benchmark:
         hint = problem["hint"].strip()
         prompt = (hint and f"Context: {hint}\n") + problem["question"] + lettered(options) + self.suffix
         image = f"{_pictures(folder, problem['split'])}{name}/{problem['image']}" if problem["image"] else ""
-        return Question(name, image, prompt, {"options": options, "answer": LETTERS[right]}, self.max_tokens)
+        truth = {"question": problem["question"], "options": options, "answer": LETTERS[right]}
+        return Question(name, image, prompt, truth, self.max_tokens)
 
     # --- the scores ---
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from minipovid.inference.thoughts import spoken
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 BY_LETTER = "\nAnswer with the option's letter from the given choices directly."  # LLaVA-1.5's suffix
 _ALONE = re.compile(r"\W*([A-Za-z])\W*")
@@ -17,7 +19,6 @@ _NAMED = re.compile(
 )
 _LETTER = re.compile(r"(?<![\w’'])([A-Z])(?![\w’'])")
 _ARTICLE = re.compile(r" (?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z]")
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _MARKDOWN = re.compile(r"[*_`#]+")
 _WORD = re.compile(r"[\w’']+")
 _NEGATIVE = frozenset(("no", "not", "cannot", "nope", "none", "neither"))
@@ -25,7 +26,7 @@ _NEGATIVE = frozenset(("no", "not", "cannot", "nope", "none", "neither"))
 
 def plain(reply: str) -> str:
     """A judge's reply without its thoughts and Markdown's signs."""
-    return _MARKDOWN.sub("", _THOUGHT.sub("", reply))
+    return _MARKDOWN.sub("", spoken(reply))
 
 
 def says_yes(answer: str) -> bool | None:

@@ -35,7 +35,8 @@ OptionPath = Annotated[Path, Field(strict=False)]  # an option that is a path, w
 
 @dataclass(frozen=True)
 class Question:
-    """One benchmark question; `truth` holds what the benchmark needs to score the answer.
+    """One benchmark question; `truth` holds what the benchmark needs to score the answer, and under "question" its own
+    words where the prompt adds to them: answers from a file are told by these, and by what else is text or a number.
 
     `image` is relative to the pictures' folder, or an images.embedded.Embedded, or "" where the question is about text
     alone.

@@ -15,7 +15,7 @@ from typing import Any
 
 from minipovid.common.errors import MinipovidError
 from minipovid.inference.backends import Decoding, Question
-from minipovid.inference.remote import Message, Reply, Stopped, Unanswered
+from minipovid.inference.remote import Message, Stopped, Unanswered
 from minipovid.inference.remote.client import Teacher
 from minipovid.inference.remote.picture import Picture
 from minipovid.inference.remote.server import Server
@@ -38,7 +38,9 @@ def open(run: Path, options: Options, decoding: Decoding) -> ServerBackend:
     if options.model is None:
         raise MinipovidError("This backend asks a server: name the model with --model, as the server calls it.")
     server = Server.from_environment(own="MINIPOVID_MODEL", who="server")
-    teacher = Teacher(options.model, server, concurrency=options.concurrency, temperature=decoding.temperature)
+    teacher = Teacher(
+        options.model, server, concurrency=options.concurrency, temperature=decoding.temperature, who="model"
+    )
     return ServerBackend(teacher, decoding)
 
 
@@ -72,19 +74,10 @@ class ServerBackend:
             except Stopped as error:
                 raise MinipovidError(f"{error} What was answered is kept.") from None
             else:
-                why, text = _why_not(reply), reply.text.strip()
+                why, text = reply.why_none, reply.text.strip()
             if why:
                 _log.warning("question %s: %s", question.id, why)
             yield None if why else text
 
     def close(self) -> None:
         self._teacher.close()
-
-
-def _why_not(reply: Reply) -> str:
-    """Why a reply is no answer; empty where it is one. A model that thinks may end before it has said anything."""
-    if reply.refused or reply.finish_reason == "content_filter":
-        return f"the server refused: {reply.refused or reply.finish_reason}"
-    if not reply.text.strip() and reply.finish_reason == "length":
-        return "nothing was said within max_tokens; raise the benchmark's max_tokens"
-    return ""

@@ -75,6 +75,7 @@ class Reply:
     """What the teacher said. `refused` is the server's own word for a refusal, empty where it has none.
 
     `model` is who the server says answered, often more exactly than it was asked for; empty where it does not say.
+    `text` is without thoughts; `mute` where there was nothing beside them, or no text at all (null).
     """
 
     text: str
@@ -83,6 +84,16 @@ class Reply:
     usage: Usage
     cached: bool = False
     model: str = ""
+    mute: bool = False
+
+    @property
+    def why_none(self) -> str:
+        """Why it is no answer; empty where it is one. An empty text is one, if that is what the server sent."""
+        if self.refused or self.finish_reason == "content_filter":
+            return f"the server refused: {self.refused or self.finish_reason}"
+        if self.finish_reason == "length" and not self.text.strip():
+            return "nothing was said within max_tokens; raise it"
+        return "the reply holds no answer" if self.mute else ""
 
 
 class Unanswered(Exception):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import openai
 
 from minipovid.common.errors import MinipovidError
 from minipovid.inference import remote
-from minipovid.inference.remote import unsupported
+from minipovid.inference.remote import reading, unsupported
 from minipovid.inference.remote.budget import Budget
 from minipovid.inference.remote.cache import Cache, key_of
-from minipovid.inference.remote.retry import PATIENCE, Pause, Trouble, retry_after
+from minipovid.inference.remote.retry import PATIENCE, QUOTA, Pause, Trouble, retry_after
 from minipovid.inference.remote.server import Server
 from minipovid.inference.remote.structured import response_format
+from minipovid.inference.thoughts import spoken
 
 SCHEMA_NAME = "answer"
 PATIENT = 64  # requests in a row that end without an answer; then the server is taken for dead
@@ -49,8 +50,10 @@ class Teacher:
         temperature: float = 0.7,
         max_tokens: int = 1024,
         pause: Pause | None = None,
+        who: str = "teacher",
     ) -> None:
-        """`server` is the environment's unless given; without `cache` nothing is kept. Raises MinipovidError.
+        """`server` is the environment's unless given; without `cache` nothing is kept; `who` it is called in sentences:
+        teacher, judge, or the model that is examined. Raises MinipovidError.
 
         `timeout_s` is how long the server may send nothing; `attempts` how often one request is sent at most.
         """
@@ -58,7 +61,7 @@ class Teacher:
             raise MinipovidError("A limit of money needs the prices of a million tokens, of prompts and of answers.")
         self.model, self.concurrency, self.attempts = model, concurrency, attempts
         self.temperature, self.max_tokens, self.prices = temperature, max_tokens, prices
-        self.server = server or Server.from_environment()
+        self.server, self.who = server or Server.from_environment(who=who), who
         self._cache = Cache(cache)
         self._budget = Budget(limits or remote.Limits(), prices)
         self._pause = pause or Pause()
@@ -132,7 +135,7 @@ class Teacher:
                 if schema is not None:
                     request["response_format"] = response_format(SCHEMA_NAME, schema)
                 reply = self._answer(request, remote.tokens(messages), key)
-        return reply
+        return replace(reply, text=spoken(reply.text), mute=reply.mute or bool(reply.text and not spoken(reply.text)))
 
     def _answer(self, request: dict[str, Any], prompt_tokens: int, key: bytes) -> remote.Reply:
         """Ask until there is an answer, as long as what went wrong can heal. It is in the cache then."""
@@ -163,21 +166,27 @@ class Teacher:
             try:
                 # Not chat.completions.create: it walks through the messages against their types, for 3 ms a request.
                 body = self._client.post("/chat/completions", cast_to=str, body=request)
-                reply = _reply(self.server.hush(body), prompt_tokens)
+                reply = reading.reply(self.server.hush(body), prompt_tokens)
             except openai.APIStatusError as error:
                 self._budget.free(ticket)
-                raise Trouble(
-                    self._words(f"HTTP {error.status_code}: {error.message}"),
-                    status=error.status_code,
-                    code=error.code or error.type or "",
-                    wait=retry_after(error.response.headers),
-                ) from None
-            except (openai.APIConnectionError, ValueError) as error:
+                wait = retry_after(error.response.headers)
+                raise self._told(reading.trouble(error.status_code, error.body, wait)) from None
+            except Trouble as trouble:
+                if trouble.status:
+                    self._budget.free(ticket)
+                else:
+                    self._budget.lose(ticket)
+                raise self._told(trouble) from None
+            except openai.APIConnectionError as error:
                 self._budget.lose(ticket)
                 raise Trouble(self._words(str(error)), code=_NOBODY if _nobody(error) else "") from None
             self._budget.settle(ticket, reply.usage)
-            self._cache.put(key, reply)  # before the place is free: a kill costs `concurrency` answers at the most
+            if not reply.mute:
+                self._cache.put(key, reply)  # before the place is free: a kill costs `concurrency` answers at the most
             return reply
+
+    def _told(self, trouble: Trouble) -> Trouble:
+        return Trouble(self._words(str(trouble)), status=trouble.status, code=trouble.code, wait=trouble.wait)
 
     def _words(self, text: str) -> str:
         """What a server said, on one line, short, and without the key."""
@@ -189,7 +198,7 @@ class Teacher:
         why = _MEND.get(trouble.status, "")
         if trouble.status == 404 and self._answered:
             why = ""  # the model is there; it is this request that was not liked
-        if trouble.code == "insufficient_quota":
+        if trouble.code == QUOTA:
             why = "says that the quota is used up"
         if trouble.heals and (trouble.wait or 0) > PATIENCE:
             why = f"asks to wait {trouble.wait:.0f} seconds; run again then"
@@ -198,7 +207,7 @@ class Teacher:
         if self._silent >= PATIENT:
             why = f"left {self._silent} requests in a row unanswered"
         if why:
-            sentence = f"The teacher {self._place} {why} ({trouble})."
+            sentence = f"The {self.who} {self._place} {why} ({trouble})."
             self.stop(sentence, mend=True)
             raise remote.Stopped(sentence, mend=True) from None
 
@@ -243,34 +252,3 @@ def _message(message: remote.Message) -> dict[str, Any]:
         return {"role": message.role, "content": text}
     picture = {"type": "image_url", "image_url": {"url": message.picture.url()}}
     return {"role": message.role, "content": [picture, {"type": "text", "text": text}]}
-
-
-def _reply(body: str, prompt_tokens: int) -> remote.Reply:
-    """A chat completion. Raises ValueError where it is none."""
-    try:
-        tree = json.loads(body)
-        choice = tree["choices"][0]
-        message = choice["message"]
-    except (ValueError, RecursionError, LookupError, TypeError):
-        raise ValueError(f"the server's answer is no chat completion: {body[:100]!r}") from None
-    if not isinstance(message, dict):
-        raise ValueError(f"the server's answer holds no message: {body[:100]!r}")
-    text = _text(message.get("content"))
-    usage = _usage(tree.get("usage"), prompt_tokens, text)
-    reason, refused = str(choice.get("finish_reason") or ""), _text(message.get("refusal"))
-    return remote.Reply(text, reason, refused, usage, model=_text(tree.get("model")))
-
-
-def _text(content: Any) -> str:
-    """A text, or the texts of a list of parts."""
-    if isinstance(content, list):
-        return "".join(_text(part.get("text")) for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
-
-
-def _usage(usage: Any, prompt_tokens: int, text: str) -> remote.Usage:
-    """What the server counted; by the rule of thumb where it counts nothing."""
-    prompt, answer = (usage.get("prompt_tokens"), usage.get("completion_tokens")) if isinstance(usage, dict) else (0, 0)
-    if isinstance(prompt, int) and isinstance(answer, int) and min(prompt, answer) >= 0 and prompt + answer:
-        return remote.Usage(1, prompt, answer)
-    return remote.Usage(1, prompt_tokens, remote.text_tokens(text) + 1, estimated=1)

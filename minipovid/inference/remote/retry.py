@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
 HEALING = frozenset({408, 425, 429})  # and 5xx, but for 501: the server cannot do it and will not be able to
+QUOTA = "insufficient_quota"  # a 429 that no wait heals
 PATIENCE = 300.0  # seconds; a server that asks for more is out for the day
 
 

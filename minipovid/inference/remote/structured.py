@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)  # what reasoning models say first
+from minipovid.inference.thoughts import spoken
+
 _FENCE = re.compile(r"```[a-zA-Z]*\n(.*?)```", re.DOTALL)
 _TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 _DECODER = json.JSONDecoder(strict=False)  # a raw newline within a text is read as one
@@ -38,7 +39,7 @@ def parsed(text: str) -> dict[str, Any]:
 
 def _candidates(text: str) -> Iterator[str]:
     """Where an object may begin: in a fence, at the first brace; each as it is, then without commas too many."""
-    text = _THOUGHT.sub("", text)
+    text = spoken(text)
     begin = text.find("{")
     for candidate in (*_FENCE.findall(text), text[begin:] if begin >= 0 else ""):
         candidate = candidate.strip()
