@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from minipovid.common.errors import MinipovidError
-from minipovid.common.text_files import HEAD, encoding, opened, unreadable, unusable
+from minipovid.common.text_files import HEAD, encoding, no_text, opened, unreadable
 
 SUFFIXES = (".parquet", ".json", ".jsonl", ".csv", ".tsv")
 BATCH = 32  # rows of parquet at once: of a MiB each they are still a few dozen MiB
@@ -100,7 +100,7 @@ def kind_of(path: Path, purpose: Purpose) -> str:
         raise unreadable(path, purpose.what, error) from None
     if is_empty:
         raise MinipovidError(f"{path} is empty; {purpose.remedy}.")
-    if why := unusable(head):
+    if why := no_text(head):
         raise MinipovidError(f"The {purpose.what} {path} cannot be read: it is {why}.")
     if head[:4] == b"PAR1":
         return "parquet"

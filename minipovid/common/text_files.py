@@ -25,6 +25,11 @@ _MARKS = {  # the longer first: UTF-32's little-endian mark begins like UTF-16's
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_OTHERS = {  # by their first bytes
+    b"PK\x03\x04": "a spreadsheet (or another zip archive); save it as CSV",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet of the old kind; save it as CSV",
+    b"\x80": "pickled, which may run any program; save it as JSON",
+}
 
 
 def encoding(head: bytes) -> str:
@@ -41,6 +46,11 @@ def unusable(head: bytes) -> str | None:
     return None
 
 
+def no_text(head: bytes) -> str | None:
+    """What a file of rows or words is instead, with the remedy; None where it may be one."""
+    return unusable(head) or next((kind for start, kind in _OTHERS.items() if head.startswith(start)), None)
+
+
 @contextmanager
 def opened(path: Path, what: str, newline: str | None = None) -> Iterator[IO[str]]:
     """The file, decoded, as `open` gives it. What goes wrong, in the block too, is a MinipovidError that calls the file
@@ -48,7 +58,7 @@ def opened(path: Path, what: str, newline: str | None = None) -> Iterator[IO[str
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
-        if why := unusable(head):
+        if why := no_text(head):
             raise MinipovidError(f"The {what} {path} cannot be read: it is {why}.")
         if b"\0" in head and encoding(head) == "utf-8-sig":  # UTF-16 without its mark, or no text at all
             raise UnicodeError

@@ -330,8 +330,7 @@ ALL = [{"id": n, "answer": "No"} for n in range(4)]
         (lines(*ALL[:3], {"answer": "No"}), "{file}: 1 rows have no id, and others have; give each its id."),
         (
             lines({"id": 1, "said": "No"}),
-            "{file}: row 1 has no answer; name its column one of model_prediction, prediction, model_answer, response, "
-            "output, caption, text, answer.",
+            "{file} has no column of answers among id, said; say which one is with --option answers_column=NAME.",
         ),
     ],
 )

@@ -131,8 +131,8 @@ class Benchmark:
                     f"{file}: row {number} has the id {row.get('id')}, which annotations.json has not."
                 )
             suffix = self.suffix if "kind" in truth else ""
-            truth = {**truth, "scenes": scenes, "question": query}
-            yield Question(str(row["id"]), image, query + suffix, truth, self.max_tokens)
+            known = {**truth, "scenes": scenes, "question": query}
+            yield Question(str(row["id"]), image, query + suffix, known, self.max_tokens)
 
     def _notes(self, files: Sequence[Path], count: int, described: bool) -> Iterator[str]:
         known = [file for file in files if file.name in PUBLISHED]

@@ -16,15 +16,21 @@ Table = Sequence[Mapping[str, Any]]
 Lookup = Callable[[Any], Places | None]
 
 IDS = ("question_id", "questionid", "id", "index")
-PICTURES = ("image_id", "image", "img", "image_path", "image_file", "image_name", "imagename", "image_source")
-PICTURES += ("file_name", "filename", "img_id", "img_path", "imageid", "images", "picture")
+PICTURES = (
+    *("image_id", "image", "img", "image_path", "image_file", "image_name", "imagename", "image_source", "picture"),
+    *("file_name", "filename", "img_id", "img_path", "imageid", "images"),
+)
 WORDS = ("question", "prompt", "query", "instruction", "input")
 # What is right, and what else stands beside the answer: never what the model said.
-TRUTHS = ("label", "labels", "gt", "gt_answer", "gt_answer_details", "gt_ans", "ground_truth", "groundtruth", "target")
-TRUTHS += ("reference", "gold", "gold_answer", "correct_answer")
+TRUTHS = (
+    *("label", "labels", "gt", "gt_answer", "gt_answer_details", "gt_ans", "ground_truth", "groundtruth", "target"),
+    *("reference", "gold", "gold_answer", "correct_answer"),
+)
 # Who says "prediction" means the model. The others may mean the model, the truth, or the question.
-ANSWERS = ("model_prediction", "prediction", "pred", "model_answer", "model_output", "response", "output")
-ANSWERS += ("generated_text", "filtered_resps", "resps")
+ANSWERS = (
+    *("model_prediction", "prediction", "pred", "model_answer", "model_output", "response", "output"),
+    *("generated_text", "filtered_resps", "resps"),
+)
 MAYBE = ("caption", "text", "answer")
 _KNOWN = frozenset((*IDS, *PICTURES, *WORDS, *TRUTHS, *ANSWERS, *MAYBE))
 
@@ -42,11 +48,15 @@ def is_known(name: str) -> bool:
     return name.lower() in _KNOWN
 
 
+def is_name(name: str) -> bool:
+    """Whether a key is that of a column that names a question or its picture."""
+    return name.lower() in (*IDS, *PICTURES)
+
+
 def naming(table: Table, questions: Questions, answers: str) -> list[Naming]:
     """The columns that name the rows' questions. `answers` is the column of the answers, and names none."""
-    found = [
-        each for name in _names(table) if name != answers and (each := _naming(name, table, questions)) is not None
-    ]
+    columns = (_naming(name, table, questions) for name in _names(table) if name != answers)
+    found = [each for each in columns if each is not None]
     ids = [each for each in found if each.kind == "id"]
     # A program's own running number is no id where the row says otherwise what it is about.
     strays = [each for each in ids if each.column.lower() != "question_id" and not _all(table, each)]

@@ -18,6 +18,7 @@ from minipovid.inference.answer_files.columns import Naming
 from minipovid.inference.answer_files.questions import Places, Questions
 from minipovid.inference.answer_files.reading import Row
 from minipovid.inference.backends import Question
+from minipovid.inference.thoughts import spoken
 
 
 class Matched(NamedTuple):
@@ -56,16 +57,20 @@ def _in_order(rows: Sequence[Row]) -> Sequence[Row]:
 
 def _answer(path: Path, row: Row, column: str) -> str:
     cell = columns.unwrapped(row.written.get(column))
-    if isinstance(cell, str):
+    if isinstance(cell, str) and (spoken(cell) or not cell):
         return cell
+    if isinstance(cell, str):
+        raise MinipovidError(
+            f"{path}: row {row.number} has no answer, its {column} holds thoughts alone; give that model more tokens."
+        )
     if cell is None or cell == [] or cell != cell:
         raise MinipovidError(
-            f"{path}: row {row.number} has no answer, its {column} is {short(cell)}; ask that question again (an answer "
-            'without a word is "").'
+            f"{path}: row {row.number} has no answer, its {column} is {short(cell)}; ask that question again (an "
+            'answer without a word is "").'
         )
     raise MinipovidError(
-        f"{path}: row {row.number} has no answer, its {column} is {short(cell)}, which is no text; write what the model "
-        "said, once, in quotes."
+        f"{path}: row {row.number} has no answer, its {column} is {short(cell)}, which is no text; write what the "
+        "model said, once, in quotes."
     )
 
 
@@ -122,8 +127,8 @@ class _Match:
         if strange:
             name = next(strange[0].about[each.column] for each in self.naming if each.column in strange[0].about)
             raise MinipovidError(
-                f"{self.path} answers {len(strange):,} questions that are not asked here, {name} among them; it belongs "
-                "to another file of questions."
+                f"{self.path} answers {len(strange):,} questions that are not asked here, {name} among them; it "
+                "belongs to another file of questions."
             )
 
     def _place(self, row: Row, said: Mapping[str, Places]) -> int | None:
@@ -137,8 +142,8 @@ class _Match:
         if len(places) > 1:
             names = " and ".join(self._cells(row, said))
             raise MinipovidError(
-                f"{self.path}: row {row.number} has {names}, which {len(places):,} questions have; give each row the id "
-                "of its question, or both picture and question."
+                f"{self.path}: row {row.number} has {names}, which {len(places):,} questions have; give each row the "
+                "id of its question, or both picture and question."
             )
         return next(iter(places))
 
@@ -162,8 +167,8 @@ class _Match:
         pairs = [(one, two) for at, one in enumerate(columns) for two in columns[at + 1 :]]
         apart = next((pair for pair in pairs if not said[pair[0]] & said[pair[1]]), columns)
         raise MinipovidError(
-            f"{self.path}: row {row.number} has {' and '.join(self._cells(row, apart))}, and no question has both; take "
-            "the answers to these very questions, or leave out the column that is wrong."
+            f"{self.path}: row {row.number} has {' and '.join(self._cells(row, apart))}, and no question has both; "
+            "take the answers to these very questions, or leave out the column that is wrong."
         )
 
     def _cells(self, row: Row, names: Sequence[str] | Mapping[str, Any]) -> list[str]:
@@ -171,16 +176,16 @@ class _Match:
 
     def check_truths(self, places: Sequence[int]) -> None:
         """What a row says is right must be what the benchmark says: else it is about another question."""
-        labels = [question.truth.get("label") for question in self.questions.all]
-        known = {label.lower() for label in labels if isinstance(label, str)}
+        asked = self.questions.all
+        labels = [str(question.truth.get("label", "")).lower() for question in asked]
         for name in dict.fromkeys(name for row in self.rows for name in row.about if name.lower() in columns.TRUTHS):
             cells = [str(row.about.get(name)).strip().lower() for row in self.rows]
-            if not known or not {*cells} <= known:
-                continue
-            for row, cell, place in zip(self.rows, cells, places, strict=True):
-                if cell != labels[place].lower():
-                    raise MinipovidError(
-                        f"{self.path}: row {row.number} has {name} {cell!r}, and question "
-                        f"{self.questions.all[place].id}, which it would answer, has {labels[place]!r}; these are the "
-                        "answers to other questions, or stand in another order."
-                    )
+            if not {*cells} <= {*labels}:
+                continue  # it says it in other words
+            wrong = [each for each in zip(self.rows, cells, places, strict=True) if each[1] != labels[each[2]]]
+            if wrong:
+                row, cell, place = wrong[0]
+                raise MinipovidError(
+                    f"{self.path}: row {row.number} has {name} {cell!r}, and question {asked[place].id}, which it "
+                    f"would answer, {labels[place]!r}; these are the answers to other questions, or in another order."
+                )

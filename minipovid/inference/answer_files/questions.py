@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -146,7 +146,7 @@ def _bare(question: Question) -> list[str]:
     return [wording(own)] if isinstance(own, str) else []
 
 
-def _index(named: Iterator[tuple[str, int]]) -> Mapping[str, Places]:
+def _index(named: Iterable[tuple[str, int]]) -> Mapping[str, Places]:
     places: dict[str, set[int]] = defaultdict(set)
     for name, place in named:
         places[name].add(place)

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minipovid.common import data_files
+from minipovid.common import data_files, text_files
 from minipovid.common.errors import MinipovidError
-from minipovid.inference.answer_files.columns import is_known
+from minipovid.inference.answer_files.columns import is_known, is_name
 
 _PURPOSE = data_files.Purpose("answers", "name it with --predictions")
 
@@ -64,8 +64,12 @@ def _numbered(path: Path) -> Iterator[tuple[str, Any]]:
 def _one_object(path: Path) -> dict[str, Any] | None:
     """A file that is one JSON object; None for any other, sound or not."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
-    except (OSError, ValueError, RecursionError):
+        text = text_files.read(path, _PURPOSE.what)
+    except MinipovidError:  # parquet, or no file at all: whoever reads its rows says so
+        return None
+    try:
+        content = json.loads(text, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and content else None
 
@@ -88,12 +92,10 @@ def _held(content: Mapping[str, Any]) -> list[tuple[str, Any]] | None:
     if all(value is None or isinstance(value, str) for value in values):
         return [(key, {"id": key, "answer": text}) for key, text in content.items()]
     if all(isinstance(value, dict) and any(map(is_known, value)) for value in values):
-        return [(key, {"id": key, **row}) for key, row in content.items()]
+        return [(key, row if any(map(is_name, row)) else {"id": key, **row}) for key, row in content.items()]
     inner = [value for value in values if isinstance(value, (dict, list)) and value]
     lists = [each for each in inner if isinstance(each, list) and isinstance(each[0], dict)]
     if len(lists) == 1:
         return [(str(number), row) for number, row in enumerate(lists[0], 1)]
-    objects = [
-        held for each in inner if isinstance(each, dict) and len(held := _held(each) or []) and each != held[0][1]
-    ]
+    objects = [held for each in inner if isinstance(each, dict) and (held := _held(each)) and held[0][1] != each]
     return objects[0] if len(objects) == 1 and not lists else None

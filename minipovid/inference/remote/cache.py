@@ -105,4 +105,4 @@ class Cache:
             raise Stopped(self._sentence(error), mend=True) from None
 
     def _sentence(self, error: Exception) -> str:
-        return f"The answers kept in {self.path} cannot be read or written ({error}); make room there, or move the file away."
+        return f"The answers in {self.path} cannot be kept ({error}); make room there, or move the file away."

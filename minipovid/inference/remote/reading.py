@@ -19,7 +19,7 @@ def reply(body: str, prompt_tokens: int) -> remote.Reply:
     """A chat completion. Raises Trouble where it is none: an error within HTTP 200 as its own status would be."""
     tree = loaded(body)
     choices = tree.get("choices") if isinstance(tree, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
+    choice: Any = choices[0] if isinstance(choices, list) and choices else None
     for part in (tree, choice):
         if isinstance(part, dict) and part.get("error"):
             raise trouble(200, part)
@@ -40,16 +40,15 @@ def reply(body: str, prompt_tokens: int) -> remote.Reply:
 
 
 def trouble(status: int, body: Any, wait: float | None = None) -> Trouble:
-    """What a server says is wrong, as one sentence. `status` is that of HTTP; an error within a 200 may have its own."""
+    """What a server says is wrong, as one sentence. `status` is HTTP's; an error within a 200 may have its own."""
     error = body.get("error") if isinstance(body, dict) else None
     error = body if error is None else error
     codes = [error.get(name) for name in ("code", "type")] if isinstance(error, dict) else []
-    own = next((int(code) for code in codes if str(code).isdecimal() and 400 <= int(code) < 600), 0)
+    own = next((int(code) for code in map(str, codes) if code.isdecimal() and 400 <= int(code) < 600), 0)
     named = [code for code in codes if isinstance(code, str)]
     code = QUOTA if QUOTA in named else next(iter(named), "")
-    words = (
-        f"HTTP {status}{f' with the error {own}' if own and status == 200 else ''}: {_sentence(error) or 'no reason'}"
-    )
+    where = f"HTTP 200, error {own}" if status == 200 and own else f"HTTP {status}"
+    words = f"{where}: {_sentence(error) or 'no reason given'}"
     return Trouble(words, status=own if status == 200 else status, code=code, wait=wait)
 
 
