@@ -106,7 +106,7 @@ def test_every_kind_of_judge_is_counted_as_what_it_is() -> None:
     figures, verdicts = scored("mmhal", "robust", found)
     assert figures["score"] == pytest.approx(13 / 3) and verdicts == [*wanted[:4], "4", *wanted[5:]]
     assert by["model"] == "bad" and by["asked"] == "asked-for"
-    assert len(by["no_reply"]) == 3 and any("HTTP 400" in why for why in by["no_reply"])
+    assert len(by["no_reply"]) == 5 and any("HTTP 400" in why for why in by["no_reply"])
 
 
 def test_a_judge_that_never_replies_scores_nothing() -> None:

@@ -198,6 +198,9 @@ class _Handler(BaseHTTPRequestHandler):
     # --- behaviours of the model ---
 
     def _said(self, behaviour: str, chosen: str, body: dict[str, Any]) -> None:
+        if told := re.fullmatch(r"(\d{3}) (.*)", behaviour):  # a status and a body, as they are
+            self._send(int(told[1]), told[2])
+            return
         ends = {"cut_off": "length", "cut_off_empty": "length", "filtered": "content_filter"}
         reason = ends.get(behaviour, "stop")
         refusal = "I won't." if behaviour == "refusal_field" else None

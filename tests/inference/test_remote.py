@@ -47,6 +47,115 @@ def ask(asked: Teacher, row: object, picture: Picture | None = None) -> Reply:
     return asked.ask(question(row, picture), SCHEMA, "v1")
 
 
+def body(content: Any, finish_reason: str = "stop", status: int = 200, **beside: Any) -> str:
+    """A chat completion as a behaviour of the server; `beside` stands in the message."""
+    choice = {"message": {"role": "assistant", "content": content, **beside}, "finish_reason": finish_reason}
+    return f"{status} {json.dumps({'choices': [choice]})}"
+
+
+# --- what a reply says ---
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "text", "why"),
+    [
+        (body(None), "", "the reply holds no answer"),
+        (body(""), "", ""),
+        (body("", reasoning_content="Is it a dog?"), "", "the reply holds no answer"),
+        (body(None, "length", reasoning="Is it a dog?"), "", "nothing was said within max_tokens; raise it"),
+        (body("Yes", reasoning_content="No."), "Yes", ""),
+        (body([{"type": "text", "text": "Yes, "}, {"type": "text", "text": "it is."}]), "Yes, it is.", ""),
+        (body([{"type": "thinking", "thinking": "No."}, {"type": "text", "text": "Yes"}]), "Yes", ""),
+        (body([{"type": "reasoning", "text": "No."}, "Yes"]), "Yes", ""),
+        (body([{"type": "refusal", "refusal": "I won't."}]), "", "the server refused: I won't."),
+        (body(None, refusal="I won't."), "", "the server refused: I won't."),
+        (body("<think>No dog. No.</think>\n\nYes"), "Yes", ""),
+        (body("<thinking>No.</thinking> Yes"), "Yes", ""),
+        (body("No dog? No.</think> Yes"), "Yes", ""),
+        (body("<THINK>one</THINK>Yes<think>or not"), "Yes", ""),
+        (body("<think>No dog", "length"), "", "nothing was said within max_tokens; raise it"),
+        (body("<think>No dog"), "", "the reply holds no answer"),
+        (body("<think>No</think>"), "", "the reply holds no answer"),
+        (body("1 < 2 and 3 > 2"), "1 < 2 and 3 > 2", ""),
+    ],
+)
+def test_what_is_said_is_neither_thought_nor_nothing(behaviour: str, text: str, why: str, tmp_path: Path) -> None:
+    """What holds no answer is not kept: the same question is asked again."""
+    with BadServer({"0": [behaviour] * 2}) as server:
+        asked = teacher(server, cache=tmp_path / "a.sqlite")
+        replies = [ask(asked, 0) for _ in range(2)]
+    assert [(reply.text, reply.why_none) for reply in replies] == [(text, why)] * 2
+    is_mute = '"content": null' in behaviour or "reasoning_content" in behaviour and not text
+    assert server.asked("0") == (2 if is_mute else 1)
+
+
+def test_thoughts_that_were_kept_before_are_taken_off(tmp_path: Path) -> None:
+    asked = Teacher("m", Server("http://127.0.0.1:1/v1"), cache=tmp_path / "a.sqlite")
+    content = {"version": "v1", "schema": None, "messages": [["user", "Well?", ""]]}
+    asked._cache.put(key_of({**asked.identity(), **content}), Reply("<think>No.</think>Yes", "stop", "", Usage()))
+    assert asked.ask([Message("user", "Well?")], None, "v1").text == "Yes"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "sentence", "times"),
+    [
+        (
+            '422 {"detail": [{"loc": ["body", "messages", 0, "content"], "msg": "Input should be a text"}, '
+            '{"loc": ["body", "n"], "msg": "Too many"}]}',
+            "HTTP 422: messages.0.content: Input should be a text; n: Too many",
+            1,
+        ),
+        ('422 {"detail": "Not this"}', "HTTP 422: Not this", 1),
+        (
+            '400 {"error": {"message": "Too long", "param": "messages", "code": null}}',
+            "HTTP 400: messages: Too long",
+            1,
+        ),
+        ('400 {"object": "error", "message": "Too long", "code": 400}', "HTTP 400: Too long", 1),
+        ('200 {"error": {"message": "Bad picture", "code": 400}}', "HTTP 200, error 400: Bad picture", 1),
+        (
+            '200 {"choices": [{"error": {"message": "Bad picture", "code": 400}}]}',
+            "HTTP 200, error 400: Bad picture",
+            1,
+        ),
+        (
+            '200 {"error": {"message": "Overloaded", "code": 502}}',
+            "no answer in 2 attempts; the last: HTTP 200, error 502: Overloaded",
+            2,
+        ),
+        ('200 {"error": "model is loading"}', "no answer in 2 attempts; the last: HTTP 200: model is loading", 2),
+        (
+            '200 {"choices": []}',
+            "no answer in 2 attempts; the last: the server's answer is no chat completion: '{\"choices\": []}'",
+            2,
+        ),
+        ("500 out of order", "no answer in 2 attempts; the last: HTTP 500: out of order", 2),
+    ],
+)
+def test_an_error_is_a_sentence_and_heals_or_not(behaviour: str, sentence: str, times: int) -> None:
+    with BadServer({"0": [behaviour] * 3}) as server, pytest.raises(Unanswered) as caught:
+        teacher(server, attempts=2).ask(question(0), None, "v1")
+    assert str(caught.value) == sentence and server.asked("0") == times
+
+
+@pytest.mark.parametrize("who", ["teacher", "judge", "model"])
+@pytest.mark.parametrize(
+    ("behaviour", "sentence"),
+    [
+        (
+            '429 {"error": {"message": "Pay", "type": "insufficient_quota", "code": "x"}}',
+            "says that the quota is used up",
+        ),
+        ('200 {"error": {"message": "No such key", "code": 401}}', "does not accept the key; set the right one"),
+        ("403 no", "does not let this key use the model"),
+    ],
+)
+def test_who_is_asked_is_called_what_it_is(behaviour: str, sentence: str, who: str) -> None:
+    with BadServer({"0": [behaviour] * 3}) as server, pytest.raises(Stopped, match=f"^The {who} bad at .* {sentence}"):
+        ask(teacher(server, who=who), 0)
+    assert server.asked("0") == 1
+
+
 # --- what heals, and how long is waited ---
 
 
