@@ -100,7 +100,8 @@ def verify(
 
     Held-out pairs go through the trained model in transformers, the merged weights and every GGUF file: how far the
     next-token distributions are apart (KL), how often they choose the same token, how much of the trained preference
-    is left. Exits 1 beyond tolerance, with the likely cause. What the trained model said is kept in RUN/verify, so that
+    is left. Exits 1 beyond tolerance, with the likely cause, and 3 where there are fewer than 10 pairs: too few to
+    judge. What the trained model said is kept in RUN/verify, so that
     files can be verified on a machine where it does not run.
 
     \b
@@ -117,5 +118,5 @@ def verify(
         print_table(verdict.table())
         for line in (*verdict.notes, *verdict.causes):
             click.echo(line)
-    if not verdict.ok:
-        ctx.exit(1)
+    if verdict.ok is not True:
+        ctx.exit(3 if verdict.ok is None else 1)

@@ -47,7 +47,7 @@ _SHARES = ("agreement", "tokens", "kept")
 class Proof:
     """RUN/verify.json as a table of texts."""
 
-    ok: bool
+    ok: bool | None  # None: on too few pairs to judge
     pairs: int
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -62,7 +62,13 @@ def proof(run: Path) -> Proof | None:
         remarks = [anonymous(str(line)) for line in (*content.get("causes", []), *content.get("notes", []))]
         columns = [key for key in COLUMNS if any(row.get(key) not in (None, "") for row in table)]
         rows = [[_cell(key, row.get(key, "")) for key in columns] for row in table]
-        return Proof(bool(content["ok"]), int(content["pairs"]), [COLUMNS[key] for key in columns], rows, remarks)
+        return Proof(
+            content["ok"] if content["ok"] is None else bool(content["ok"]),
+            int(content["pairs"]),
+            [COLUMNS[key] for key in columns],
+            rows,
+            remarks,
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

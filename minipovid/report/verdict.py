@@ -16,6 +16,7 @@ from typing import Literal
 
 from minipovid.evaluate.statistics import Change
 from minipovid.report import numbers, tables
+from minipovid.report.numbers import Unit
 from minipovid.report.runs import ExamScores, Results, Scored
 
 ChangeKind = Literal["better", "worse", "unclear", "shift"]  # shift: a clear change that is neither, as of words
@@ -95,10 +96,10 @@ def _is_rate(scored: Scored, figure: str) -> bool:
     return scored.result.is_lower_better(figure)
 
 
-def kind(figure: str, scored: Scored) -> ChangeKind:
-    """What the change of a figure is, as far as its interval says."""
+def kind(figure: str, scored: Scored, unit: Unit) -> ChangeKind:
+    """What the change of a figure is, as far as its interval says; one that is printed as 0 is none."""
     change = scored.changes[figure]
-    if not tables.is_clear(change):
+    if not tables.is_clear(change) or unit.change(change.value).strip("0.") == "":
         return "unclear"
     if numbers.last(figure) == "words":
         return "shift"

@@ -1,7 +1,7 @@
 """Does the exported file answer as the trained model does? What did quantisation cost? If it is more, why?
 
     verdict = verify(Path("runs/my-run"))
-    verdict.ok, verdict.table(), verdict.causes      # also in RUN/verify.json
+    verdict.ok (None: too few pairs to judge), verdict.table(), verdict.causes      # also in RUN/verify.json
 
 Pairs that training never saw go, with their pictures, through the trained model in transformers, the merged weights and
 every GGUF in RUN/gguf. Beside these numbers stand checks that need no threshold on answers: a file's weights against

@@ -29,7 +29,7 @@ from minipovid.verify.causes import Cause, distinct
 from minipovid.verify.expected import Expected, has_4bit
 from minipovid.verify.inputs import VerifyProgress
 from minipovid.verify.sheet import ANSWERS, TrainedSheet
-from minipovid.verify.verdict import Measured
+from minipovid.verify.verdict import Measured, against_training
 
 SHEET, MERGED = Path(run_folder.VERIFY, "trained.safetensors"), Path(run_folder.VERIFY, "merged")  # in the run folder
 ROOM = 64  # tokens beyond data.max_length: a faulty file may add some
@@ -99,6 +99,7 @@ class VerifyTable:
         same = measures.margins(self.margins, self.margins)
         base = self._training_base
         trained = Measured("trained (transformers)", base, kl=0.0, agreement=1.0, parity=1.0, margins=same)
+        trained.causes += against_training(trained, len(self.pairs))
         return [trained, self._base(), *self._merged(notes), *(self._gguf(quant, notes) for quant in quants)]
 
     @property

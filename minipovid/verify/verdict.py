@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,10 @@ from minipovid.verify import measures
 from minipovid.verify.answers import PairComparison
 from minipovid.verify.causes import Cause, distinct
 from minipovid.verify.measures import Margins
+
+FEW = 10  # pairs; of fewer it is not told how near a file comes, only whether it is another model's
+
+UNJUDGED = "too few to judge"
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Measured:
     same_base: bool = True  # made of the base that training saw?
     causes: list[Cause] = field(default_factory=list)
     note: str = "ok"
+    is_few: bool = False  # on fewer than FEW pairs
 
     def fill_in(self, pairs: Sequence[PairComparison], trained: Sequence[float]) -> Measured:
         """The numbers, from how it compares on each pair, and the trained margins of these."""
@@ -55,6 +60,8 @@ class Measured:
             sentences.append(f"{self.parity:.1%} of prompts and answers have the tokens of training")
         if self.parity is not None and self.kl is None:
             sentences.append("no answer has the tokens of training")
+        if self.is_few and not self.is_base and (self.bits < 16 or not self.same_base):
+            return sentences  # what rounding costs is a matter of averages
         if self.kl is not None and self.kl > allowed.kl:
             sentences.append(f"KL {self.kl:.2g}, allowed {allowed.kl:g}")
         if self.agreement is not None and self.agreement < self._agreement(allowed.agreement):
@@ -105,14 +112,18 @@ class Verdict:
 
     @classmethod
     def of(cls, rows: list[Measured], pairs: int, notes: list[str]) -> Verdict:
-        is_sound = any(row.bits is not None and row.bits >= 16 and row.verdict == "ok" for row in rows)
+        if pairs < FEW:
+            rows = [replace(row, is_few=True, note=UNJUDGED if row.note == "ok" else row.note) for row in rows]
+            notes = [*notes, _few(pairs)]
+        is_sound = any(row.bits is not None and row.bits >= 16 and not row.excesses + row.faults for row in rows)
         unexplained = [_likely(row, is_sound) for row in rows if row.excesses and not row.faults]
         known = [cause for row in rows for cause in row.faults]
         return cls(rows, pairs, distinct([*known, *unexplained]), notes)
 
     @property
-    def ok(self) -> bool:
-        return not self.faults
+    def ok(self) -> bool | None:
+        """None where nothing is wrong with the files, as far as so few pairs can tell."""
+        return False if self.faults else True if self.pairs >= FEW else None
 
     @property
     def causes(self) -> list[str]:
@@ -127,6 +138,24 @@ class Verdict:
         rest = {"causes": self.causes, "faults": [cause.fault for cause in self.faults], "notes": self.notes}
         table = [{**row.row(), "stamp": row.stamp} for row in self.rows]
         return {"ok": self.ok, "pairs": self.pairs, "table": table, **rest}
+
+
+def against_training(trained: Measured, pairs: int) -> list[Cause]:
+    """The fault of a model that likes the rejected answers more than its base does, on average."""
+    if pairs < FEW or trained.margins is None or trained.margins.mean >= -measures.JITTER:
+        return []
+    what = (
+        f"on {pairs} pairs it favours the rejected answer over the chosen one by {-trained.margins.mean:.2g} nats more "
+        "than its base does; the training went the wrong way: look whether chosen and rejected are swapped"
+    )
+    return [Cause.of(trained.file, "prefers the rejected answer", what)]
+
+
+def _few(pairs: int) -> str:
+    return (
+        f"{pairs} {'pair is' if pairs == 1 else 'pairs are'} too few to judge how near a file comes, or what training "
+        f"did: take {FEW} or more (data.held_out, --pairs). Weights, tokens and the picture's way were judged."
+    )
 
 
 def _likely(row: Measured, is_sound: bool) -> Cause:

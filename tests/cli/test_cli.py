@@ -207,11 +207,11 @@ def test_export_prints_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("ok", [True, False])
-def test_verify_prints_its_table_and_causes(monkeypatch: pytest.MonkeyPatch, ok: bool) -> None:
-    """Exit 1 where a file answers otherwise; the card is told in both cases."""
+@pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1), (None, 3)])
+def test_verify_prints_its_table_and_causes(monkeypatch: pytest.MonkeyPatch, ok: bool | None, code: int) -> None:
+    """Exit 1 where a file answers otherwise, 3 on too few pairs; the card is told in all cases."""
     events: list[Any] = []
-    causes = [] if ok else ["a.gguf: the adapter was not applied."]
+    causes = [] if ok is not False else ["a.gguf: the adapter was not applied."]
     verdict = SimpleNamespace(
         ok=ok, notes=["On two pairs."], causes=causes, table=lambda: [{"file": "a.gguf", "KL": 0.5}], as_dict=lambda: {}
     )
@@ -224,7 +224,7 @@ def test_verify_prints_its_table_and_causes(monkeypatch: pytest.MonkeyPatch, ok:
     stand_in(monkeypatch, "export", refresh_card=events.append)
     result = run("verify", "r", "--quant", "q8_0", "--pairs", "2")
     assert result.stdout == "\n".join(["file     KL", "a.gguf  0.5", "On two pairs.", *causes, ""])
-    assert result.exit_code == (0 if ok else 1)
+    assert result.exit_code == code
     assert events == [(Path("r"), ("q8_0",), 2, 0), Path("r")]
     assert run("verify", "r", "--json").stdout == "{}\n"
 

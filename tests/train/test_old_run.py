@@ -131,6 +131,10 @@ def test_what_the_trained_model_said_is_found_current(walked: Walked) -> None:
     figures, which llama.cpp's 16 bits move."""
     assert untouched(walked, ["verify/*"]) == ["verify/trained.safetensors"]
     new, old = (json.loads((place / "finished" / "verify.json").read_text()) for place in (walked.after, walked.before))
+    assert old["ok"] is True and new["ok"] is None  # what was called well is now called too few pairs to judge
+    old["ok"], old["notes"] = None, [*old["notes"], new["notes"][-1]]
+    for row in old["table"]:
+        row["verdict"] = {"ok": "too few to judge"}.get(row["verdict"], row["verdict"])
     assert not differences(new, old, exactly=False, atol=0.05)
     assert [row["stamp"] != "" for row in old["table"]] == [False, False, False, True, True]
 

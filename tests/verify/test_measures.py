@@ -197,11 +197,11 @@ def test_the_likely_cause_of_what_is_not_explained() -> None:
     """Rounding where 16 bits are well, the other base where it is another, the adapter where it answers as the base."""
     well = measured(0.0, 16)
     faults = [
-        Verdict.of([well, measured(9.0)], 1, []).faults,
-        Verdict.of([well, measured(9.0, same_base=False)], 1, []).faults,
-        Verdict.of([well, measured(9.0, is_base=True)], 1, []).faults,
-        Verdict.of([measured(9.0, 16)], 1, []).faults,
-        Verdict.of([well, measured(0.01)], 1, []).faults,
+        Verdict.of([well, measured(9.0)], 10, []).faults,
+        Verdict.of([well, measured(9.0, same_base=False)], 10, []).faults,
+        Verdict.of([well, measured(9.0, is_base=True)], 10, []).faults,
+        Verdict.of([measured(9.0, 16)], 10, []).faults,
+        Verdict.of([well, measured(0.01)], 10, []).faults,
     ]
     assert [[cause.fault for cause in found] for found in faults] == [
         ["rounding"], ["other base"], ["adapter not applied"], ["unknown"], []
@@ -210,8 +210,33 @@ def test_the_likely_cause_of_what_is_not_explained() -> None:
 
 def test_what_rounding_costs_is_a_fault_only_beyond_tolerance() -> None:
     cost = Cause.of("x", "adapter rounded away", "half of it", is_cost=True)
-    assert Verdict.of([measured(0.01, causes=[cost])], 1, []).ok
-    assert Verdict.of([measured(9.0, causes=[cost])], 1, []).faults == [cost]
+    assert Verdict.of([measured(0.01, causes=[cost])], 10, []).ok
+    assert Verdict.of([measured(9.0, causes=[cost])], 10, []).faults == [cost]
+
+
+def test_on_few_pairs_only_what_no_average_can_excuse_is_a_fault() -> None:
+    """Four bits beyond tolerance may be chance; sixteen bits, another tokenisation and a lost adapter are not."""
+    well, apart = measured(0.0, 16), measured(9.0)
+    assert [Verdict.of([well], pairs, []).ok for pairs in (1, 9, 10)] == [None, None, True]
+    assert [Verdict.of([well, apart], pairs, []).ok for pairs in (9, 10)] == [None, False]
+    few = Verdict.of([well, apart], 9, ["So."])
+    assert [row["verdict"] for row in few.table()] == ["too few to judge"] * 2 and few.as_dict()["ok"] is None
+    assert few.notes[0] == "So." and few.notes[1].startswith("9 pairs are too few to judge how near a file comes")
+    for row in (measured(9.0, 16), measured(9.0, is_base=True), measured(0.0, parity=0.5)):
+        assert Verdict.of([row], 1, []).ok is False
+
+
+@pytest.mark.parametrize(
+    ("margin", "pairs", "fault"),
+    [(-0.5, 10, ["prefers the rejected answer"]), (-0.5, 9, []), (-0.01, 10, []), (0.5, 10, [])],
+)
+def test_a_model_that_came_to_like_the_rejected_answers(margin: float, pairs: int, fault: list[str]) -> None:
+    trained = measured(0.0, 16)
+    trained.margins = measures.margins([margin] * pairs, [margin] * pairs)
+    trained.causes += against_training(trained, pairs)
+    verdict = Verdict.of([trained], pairs, [])
+    assert [cause.fault for cause in verdict.faults] == fault
+    assert verdict.ok is (False if fault else True if pairs == 10 else None)
 
 
 def test_other_tokens_are_beyond_tolerance() -> None:
@@ -221,7 +246,7 @@ def test_other_tokens_are_beyond_tolerance() -> None:
     nothing = measured(0.0, 16, parity=1 / 3)
     nothing.kl = nothing.agreement = None
     assert nothing.excesses[-1] == "no answer has the tokens of training"
-    assert Verdict.of([nothing], 1, []).faults[0].fault == "unknown"
+    assert Verdict.of([nothing], 10, []).faults[0].fault == "unknown"
 
 
 def test_few_positions_are_given_the_benefit_of_doubt() -> None:

@@ -55,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that training might have left, exported and verified once."""
     made = trained_run(tmp_path_factory.mktemp("verify"), "float32")
     export(made, ["f16", "q8_0"])
-    assert verify.verify(made).ok
+    assert not verify.verify(made).faults
     return made
 
 
@@ -147,7 +147,7 @@ def named(verdict: Verdict, fault: str, *words: str) -> str:
 
 def test_a_good_run_passes(run: Path) -> None:
     verdict = verify.verify(run)
-    assert verdict.ok
+    assert not verdict.faults and verdict.ok is None
     assert verdict.causes == verdict.notes == []
     assert verdict.pairs == 4  # a tenth of the forty
     trained, base, merged, f16, q8_0 = verdict.table()
@@ -177,7 +177,7 @@ def bf16_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_good_run_in_bfloat16_passes(bf16_run: Path) -> None:
     """In bfloat16 the trained model's own noise would be a KL of 0.001 to 0.002; a 16-bit file may lose 0.001."""
     verdict = verify.verify(bf16_run)
-    assert verdict.ok
+    assert not verdict.faults and verdict.ok is None
     assert verdict.causes == []
     merged, f16 = verdict.table()[2:]
     assert max(merged["KL"], f16["KL"]) < 5e-5
@@ -444,7 +444,7 @@ def test_a_file_that_cannot_be_asked_is_named_and_others_are_judged(
     verdict = verify.verify(copy)
     named(verdict, "wrong template", text(copy).name, *words)
     assert verdict.table()[-2]["KL"] == ""
-    assert verdict.table()[-1]["verdict"] == "ok"
+    assert verdict.table()[-1]["verdict"] == "too few to judge"
 
 
 def test_a_file_that_cannot_be_asked_for_another_reason(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,7 +459,7 @@ def test_a_model_trained_for_less_than_the_recipe_s_longest_row(copy: Path) -> N
     settings = yaml.safe_load((copy / "recipe.yaml").read_text("utf-8"))
     settings["data"]["max_length"] = 4096
     (copy / "recipe.yaml").write_text(yaml.safe_dump(settings), "utf-8")
-    assert verify.verify(copy, ["f16"], pairs=1).ok
+    assert not verify.verify(copy, ["f16"], pairs=1).faults
 
 
 # --- files ---
@@ -471,7 +471,7 @@ def test_truncated_gguf(copy: Path, share: float) -> None:
     os.truncate(path, int(path.stat().st_size * share))
     verdict = verify.verify(copy)
     named(verdict, "truncated", path.name, "it ends after")
-    assert verdict.table()[-1]["verdict"] in ("ok", "truncated")
+    assert verdict.table()[-1]["verdict"] in ("too few to judge", "truncated")
 
 
 def test_truncated_mmproj(copy: Path) -> None:
@@ -499,7 +499,7 @@ def test_the_sheet_stands_in_for_transformers(run: Path, monkeypatch: pytest.Mon
     blind(monkeypatch)
     monkeypatch.setitem(sys.modules, "minipovid.verify.trained", None)
     verdict = verify.verify(run)
-    assert verdict.ok
+    assert not verdict.faults and verdict.ok is None
     assert verdict.table() == [row for row in whole if row["file"] != "merged (transformers)"]
     assert "merged weights were not run" in verdict.notes[0]
 
@@ -542,7 +542,7 @@ def test_nothing_is_downloaded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("socket.socket.connect", connect)
     whole["model"]["path"] = "someone/tiny-7b"
     (copy / "recipe.yaml").write_text(yaml.safe_dump(whole), "utf-8")
-    assert verify.verify(copy, ["f16"], pairs=1).ok
+    assert not verify.verify(copy, ["f16"], pairs=1).faults
     assert asked == ["someone/tiny-7b"]
 
 
@@ -575,9 +575,10 @@ def test_pairs_that_were_trained_on(copy: Path) -> None:
     settings["data"]["held_out"] = 0
     (copy / "recipe.yaml").write_text(yaml.safe_dump(settings), "utf-8")
     verdict = verify.verify(copy, ["f16"], pairs=5)
-    assert verdict.ok
+    assert not verdict.faults and verdict.ok is None
     assert verdict.pairs == 5
-    assert verdict.notes == ["The pairs were trained on: this run held none out."]
+    assert verdict.notes[0] == "The pairs were trained on: this run held none out."
+    assert verdict.notes[1].startswith("5 pairs are too few to judge how near a file comes, or what training did: ")
 
 
 # --- bad input ---
