@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +169,7 @@ def _print(results: Sequence[Result]) -> None:
             "benchmark": result.name,
             "figure": name,
             "value": cell(each.value),
-            "95 %": f"{each.low:.3g} to {each.high:.3g}",
+            "95 %": "-" if isnan(each.low) else f"{each.low:.3g} to {each.high:.3g}",
         }
         for result in results
         for name, each in result.headline().items()

@@ -45,6 +45,7 @@ def evaluate(
     `judge` makes the model that reads the answers, for benchmarks that want one. Raises MinipovidError, before anything
     is asked, for files that are not a benchmark's, missing pictures and a missing judge.
     """
+    run_folder.check_place(run)
     store = Store(run / run_folder.EVAL / "images")
     pictures: list[Mapping[str, Path]] = []
     for each in selected:  # all that can be wrong is wrong before hours are spent

@@ -30,7 +30,7 @@ Figures = Callable[[Counts], Mapping[str, float]]
 
 
 class Interval(NamedTuple):
-    """A figure and its 95 % interval; nan where it cannot be computed (nothing to divide by)."""
+    """A figure and its 95 % interval; nan where it cannot be computed: nothing to divide by, or but one unit to draw."""
 
     value: float
     low: float
@@ -98,7 +98,7 @@ def _matrix(units: Mapping[str, Counts], columns: Sequence[str] | None) -> tuple
 def _draws(units: int, matrix: Doubles, seed: int) -> Iterator[Doubles]:
     """The sums [names] of ROUNDS draws of as many units."""
     rng = np.random.default_rng(seed)
-    for start in range(0, ROUNDS if units else 0, _AT_ONCE):
+    for start in range(0, ROUNDS if units > 1 else 0, _AT_ONCE):
         times = rng.multinomial(units, np.full(units, 1 / units), size=min(_AT_ONCE, ROUNDS - start))
         yield from times @ matrix
 

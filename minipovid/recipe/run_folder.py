@@ -37,6 +37,7 @@ GGUF = "gguf"
 MERGED = "merged"
 VERIFY = "verify"
 VERDICT = "verify.json"
+TURNED = "prefers the rejected answer"  # a fault that stands in it
 EVAL = "eval"
 SCORES = "scores.json"
 BASE = "base"
@@ -46,10 +47,31 @@ PARTS = (RECIPE, LOG, EVAL, VERDICT, GGUF)  # a folder with any of them has some
 ADAPTER_WEIGHTS, ADAPTER_SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
 
 
+def no_run(run: Path) -> MinipovidError:
+    """Why this is no run folder, and what is to be named instead; whoever wants one raises it."""
+    if not run.exists():
+        return MinipovidError(f"There is no folder {run}; name a run folder, which `minipovid train` makes.")
+    if not run.is_dir():
+        beside = ", or to ask it the folder of this file and its mmproj" if run.suffix.lower() == ".gguf" else ""
+        return MinipovidError(f"{run} is a file; name a run folder, which `minipovid train` makes{beside}.")
+    if any(run.glob("*.gguf")):
+        return MinipovidError(
+            f"{run} is no run folder: it holds GGUF files and no {RECIPE}. `minipovid ask`, `chat`, `serve` and `eval` "
+            "take such a folder; the other commands need the one that `minipovid train` made."
+        )
+    return MinipovidError(f"{run} is no run folder: it holds no {RECIPE}; name one that `minipovid train` made.")
+
+
+def check_place(run: Path) -> None:
+    """Raises MinipovidError where a run folder cannot be, for a file is there."""
+    if run.exists() and not run.is_dir():
+        raise no_run(run)
+
+
 def recipe(run: Path) -> Recipe:
     """The run's resolved recipe. Raises MinipovidError where the folder is none of a run."""
     if not (run / RECIPE).is_file():
-        raise MinipovidError(f"{run} is no run folder: it holds no {RECIPE}.")
+        raise no_run(run)
     from minipovid.recipe import read  # pydantic and YAML, which who wants a name alone need not load
 
     return read.read(run / RECIPE)

@@ -165,7 +165,7 @@ def _cell(exam: ExamScores, figure: str, scored: Scored) -> Cell | None:
     if change is None:
         return Cell(value, span, why_not=bool(scored.why_not))
     texts = (unit.change(change.value), numbers.span(unit, change), numbers.chance(change.p))
-    return Cell(value, span, verdicts.kind(figure, scored), *texts)
+    return Cell(value, span, verdicts.kind(figure, scored, unit), *texts)
 
 
 def _missing(shown: dict[str, Any], results: Results) -> list[tuple[str, str]]:

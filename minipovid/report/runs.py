@@ -149,9 +149,7 @@ class Results:
 def _runs(folders: Sequence[Path]) -> list[NamedRun]:
     for folder in folders:
         if not any((folder / name).exists() for name in run_folder.PARTS):
-            raise MinipovidError(
-                f"{folder} is no run folder; `minipovid train` makes one, and `minipovid eval` its scores."
-            )
+            raise run_folder.no_run(folder)
     if len(folders) == 1 and (folders[0] / run_folder.BASE / run_folder.EVAL).is_dir():
         return [NamedRun(run_folder.BASE, folders[0] / run_folder.BASE), NamedRun(_called(folders[0]), folders[0])]
     names = [_called(folder) for folder in folders]

@@ -52,6 +52,7 @@ class Proof:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     remarks: Sequence[str]
+    faults: Sequence[str] = ()
 
 
 def proof(run: Path) -> Proof | None:
@@ -62,13 +63,9 @@ def proof(run: Path) -> Proof | None:
         remarks = [anonymous(str(line)) for line in (*content.get("causes", []), *content.get("notes", []))]
         columns = [key for key in COLUMNS if any(row.get(key) not in (None, "") for row in table)]
         rows = [[_cell(key, row.get(key, "")) for key in columns] for row in table]
-        return Proof(
-            content["ok"] if content["ok"] is None else bool(content["ok"]),
-            int(content["pairs"]),
-            [COLUMNS[key] for key in columns],
-            rows,
-            remarks,
-        )
+        ok = None if content["ok"] is None else bool(content["ok"])
+        faults = [str(fault) for fault in content.get("faults", ())]
+        return Proof(ok, int(content["pairs"]), [COLUMNS[key] for key in columns], rows, remarks, faults)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

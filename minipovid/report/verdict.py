@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minipovid.evaluate.statistics import Change
-from minipovid.report import numbers, tables
+from minipovid.recipe import run_folder
+from minipovid.report import numbers, surroundings, tables
 from minipovid.report.numbers import Unit
 from minipovid.report.runs import ExamScores, Results, Scored
 
@@ -54,7 +55,8 @@ class ReportVerdict:
     def of(cls, results: Results) -> ReportVerdict:
         findings = [finding for exam in results.exams for finding in _findings(exam)]
         if findings:
-            return cls(_headline(findings), _bounds(results, findings), findings)
+            price = ", but on held-out pairs it prefers the rejected answers." if _is_turned(results) else "."
+            return cls(_headline(findings).rstrip(".") + price, _bounds(results, findings), findings)
         if not results.exams:
             return cls("Nothing was examined yet.", "", [])
         if any(scored.why_not for exam in results.exams for scored in exam.scores):
@@ -69,7 +71,7 @@ def _findings(exam: ExamScores) -> Iterator[FigureFinding]:
         return
     for figure in shown(exam, scored):
         change = scored.changes[figure]
-        change_kind = kind(figure, scored)
+        change_kind = kind(figure, scored, tables.unit(exam, figure))
         if change_kind != "unclear" or numbers.last(figure) != "words":
             of = _is_rate(scored, figure), scored.result.is_coverage(figure)
             yield FigureFinding(exam, figure, change_kind, *of, *_in_words(exam, figure, change_kind, scored), change)
@@ -125,6 +127,12 @@ def _in_words(exam: ExamScores, figure: str, kind: ChangeKind, scored: Scored) -
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _is_turned(results: Results) -> bool:
+    """Whether verify found that the trained model likes the rejected answers more than its base does."""
+    told = surroundings.proof(results.last.folder)
+    return told is not None and run_folder.TURNED in told.faults
 
 
 def _headline(findings: Sequence[FigureFinding]) -> str:

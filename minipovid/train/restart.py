@@ -70,6 +70,7 @@ def held(recipe: Recipe, run: Path) -> Recipe:
 
 def claim(run: Path, recipe: Recipe) -> None:
     """Write the resolved recipe into the run folder. Raises MinipovidError where another recipe has trained there."""
+    run_folder.check_place(run)
     run.mkdir(parents=True, exist_ok=True)
     sweep(run)
     if _is_begun(run):

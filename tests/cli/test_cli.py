@@ -101,7 +101,7 @@ def test_what_the_user_can_mend_is_one_bare_sentence() -> None:
         (["plan", "tinyworld", "--vram", "0"], "Invalid value for '--vram': 0.0 is not in the range x>0."),
         (
             ["export", "absent"],
-            "absent is no run folder: it holds no recipe.yaml.",
+            "There is no folder absent; name a run folder, which `minipovid train` makes.",
         ),
         (
             ["recipes", "show", "tinyword"],

@@ -440,7 +440,7 @@ def test_missing_pieces(tmp_path: Path) -> None:
     (tmp_path / "base" / "gguf").mkdir(parents=True)
     told = refusal(tmp_path / "base")
     assert told == f"{tmp_path / 'base'} holds GGUF files alone, and transformers reads none; use --backend gguf."
-    assert refusal(tmp_path / "no") == f"{tmp_path / 'no'} is no run folder: it holds no recipe.yaml."
+    assert refusal(tmp_path / "no").startswith(f"There is no folder {tmp_path / 'no'}; name a run folder")
 
 
 def test_the_base_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from math import comb
 from pathlib import Path
@@ -35,7 +37,7 @@ from minipovid.report import Report, answers, curves, noised, numbers, report, s
 from minipovid.report.numbers import PERCENT, PLAIN, WORDS
 from minipovid.report.page import typeset
 from minipovid.report.runs import NamedRun, Results
-from minipovid.report.verdict import ReportVerdict, _of_rates
+from minipovid.report.verdict import ReportVerdict, _of_rates, kind
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +324,39 @@ def test_silence_does_not_pass_for_truth(tmp_path: Path, file: Path) -> None:
 
     found = verdict(tmp_path, file, Model(0.4), Silent(0.4))
     assert found.headline == "Less hallucination by 2 of 3 measures, but it misses more of what is there."
+
+
+def test_a_change_that_is_printed_as_nothing_is_none(tmp_path: Path, file: Path) -> None:
+    """Its interval leaves one side, and is narrower than what is printed: 0.04 points are 0.0."""
+    examine(tmp_path / "base", file, Model(0.3))
+    examine(tmp_path, file, Model(0.3, also_says=" "))
+    exam = Results.of([tmp_path]).exams[0]
+    scored, figure = exam.main, "chair_i"
+    assert scored is not None
+    for value, said in ((-0.0004, "unclear"), (-0.0006, "better")):
+        changed = replace(scored, changes={figure: Change(value, value - 1e-5, value + 1e-5, 0.001)})
+        assert kind(figure, changed, numbers.PERCENT) == said
+
+
+def test_a_model_that_likes_the_rejected_answers_is_not_praised_alone(demo: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo, tmp_path / "demo")
+    told = json.loads((tmp_path / "demo" / "verify.json").read_text())
+    told |= {"ok": False, "faults": ["prefers the rejected answer"]}
+    (tmp_path / "demo" / "verify.json").write_text(json.dumps(told))
+    headline = ReportVerdict.of(Results.of([tmp_path / "demo"])).headline
+    assert headline.startswith("It hallucinates less") and headline.endswith(
+        ", but on held-out pairs it prefers the rejected answers."
+    )
+
+
+def test_a_verification_of_few_pairs_is_not_called_well(demo: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo, tmp_path / "demo")
+    told = json.loads((tmp_path / "demo" / "verify.json").read_text())
+    (tmp_path / "demo" / "verify.json").write_text(json.dumps({**told, "ok": None, "pairs": 2}))
+    assert (
+        "on 2 pairs that training never saw: minipovid verify could not judge on so few."
+        in Page(read(report([tmp_path / "demo"]))).text
+    )
 
 
 @pytest.mark.parametrize("change", [Change(-0.1, -0.2, 0.0, 0.05), Change(0.1, -0.01, 0.3, 0.06)])
@@ -663,7 +698,7 @@ def test_json_knows_no_nan(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["{0}/none"], "{0}/none is no run folder; `minipovid train` makes one, and `minipovid eval` its scores."),
+        (["{0}/none"], "There is no folder {0}/none; name a run folder, which `minipovid train` makes."),
         (["{0}", "--json", "--markdown"], "--markdown and --json are two ways to print the result; give one of them."),
     ],
 )

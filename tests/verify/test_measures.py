@@ -16,7 +16,7 @@ from minipovid.verify import answers, expected, measures, tensors, vision, weigh
 from minipovid.verify.causes import Cause, distinct, listed
 from minipovid.verify.sheet import TrainedAnswer, TrainedPair
 from minipovid.verify.tensors import TensorFit
-from minipovid.verify.verdict import Measured, Verdict
+from minipovid.verify.verdict import Measured, Verdict, against_training
 
 
 def told(probabilities: list[list[float]], ids: list[int], top: int, base: list[float] | None = None) -> TrainedAnswer:

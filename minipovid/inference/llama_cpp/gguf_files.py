@@ -21,6 +21,8 @@ def find_pair(folder: Path, quant: str | None = None) -> tuple[Path, Path]:
     place = folder / run_folder.GGUF if (folder / run_folder.GGUF).is_dir() else folder
     texts = [path for path in sorted(place.glob("*.gguf")) if _is_text(path)]
     wanted = [path for path in texts if quant is None or _quant(path) == quant.lower()]
+    if not folder.is_dir():
+        raise run_folder.no_run(folder)
     if not wanted:
         there = f"only {', '.join(sorted(map(_quant, texts)))}" if texts else "no GGUF files"
         flag = f" --quant {quant}" if quant else ""
