@@ -30,7 +30,7 @@ Figures = Callable[[Counts], Mapping[str, float]]
 
 
 class Interval(NamedTuple):
-    """A figure and its 95 % interval; nan where it cannot be computed: nothing to divide by, or but one unit to draw."""
+    """A figure and its 95 % interval; nan where it cannot be computed (nothing to divide by, one unit)."""
 
     value: float
     low: float

@@ -77,6 +77,8 @@ def test_against_a_slow_twin() -> None:
 def test_what_cannot_be_divided_is_nan_and_says_so() -> None:
     found = intervals({"a": {"x": 1.0}}, share)["share"]
     assert all(math.isnan(each) for each in found)
+    alone = intervals(units([1]), share)["share"]  # one unit: whatever is drawn, it is that
+    assert alone.value == 1.0 and math.isnan(alone.low) and math.isnan(alone.high)
     assert intervals({}, lambda totals: {"none": 0.0})["none"].value == 0.0
 
 

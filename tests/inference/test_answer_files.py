@@ -181,7 +181,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     ),
     "null": (
         with_row(2, answer=None),
-        'a.jsonl: row 3 has no answer, its answer is None; ask that question again (an answer without a word is "").',
+        'a.jsonl: row 3 has no answer, its answer is null; ask that question again (an answer without a word is "").',
     ),
     "not a number": (
         with_row(2, answer=float("nan")),
@@ -242,7 +242,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     ),
     "a null in a mapping": (
         json.dumps({**{str(n): a for n, a in SAID.items()}, "2": None}),
-        'a.jsonl: row 2 has no answer, its answer is None; ask that question again (an answer without a word is "").',
+        'a.jsonl: row 2 has no answer, its answer is null; ask that question again (an answer without a word is "").',
     ),
     "no rows": ("[]", "a.jsonl holds no answer."),
     "a wrapper of nothing": (
@@ -343,6 +343,16 @@ def test_hallusionbench_keeps_its_own_rows(tmp_path: Path) -> None:
     asked = json.loads((EXAMPLES / "hallusionbench" / "HallusionBench.json").read_text())
     said = [{**row, "model_prediction": f"Said {at}."} for at, row in enumerate(asked)]
     assert found(tmp_path, json.dumps(said[::-1]), questions) == [row["model_prediction"] for row in said]
+
+
+def test_mmhal_keeps_its_own_rows(tmp_path: Path) -> None:
+    """Its template of answers, filled in: no id, and a picture's id that is in no file's name."""
+    asked = json.loads((EXAMPLES / "mmhal" / "response_template.json").read_text())
+    asked = [{**row, "image_id": f"x{at}f", "question": f"How many of {at}?"} for at, row in enumerate(asked)]
+    (tmp_path / "response_template.json").write_text(json.dumps(asked))
+    questions = benchmarks.build("mmhal", {}).read(tmp_path / "response_template.json").questions
+    said = [{**row, "model_answer": f"Said {at}."} for at, row in enumerate(asked)]
+    assert found(tmp_path, json.dumps(said[::-1]), questions) == [row["model_answer"] for row in said]
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.iterdir()))

@@ -17,8 +17,8 @@ Lookup = Callable[[Any], Places | None]
 
 IDS = ("question_id", "questionid", "id", "index")
 PICTURES = (
-    *("image_id", "image", "img", "image_path", "image_file", "image_name", "imagename", "image_source", "picture"),
-    *("file_name", "filename", "img_id", "img_path", "imageid", "images"),
+    *("image_id", "image", "img", "image_path", "image_file", "image_name", "imagename", "image_source"),
+    *("file_name", "filename", "img_id", "img_path", "imageid", "images", "image_src", "picture"),
 )
 WORDS = ("question", "prompt", "query", "instruction", "input")
 # What is right, and what else stands beside the answer: never what the model said.
@@ -57,9 +57,12 @@ def naming(table: Table, questions: Questions, answers: str) -> list[Naming]:
     """The columns that name the rows' questions. `answers` is the column of the answers, and names none."""
     columns = (_naming(name, table, questions) for name in _names(table) if name != answers)
     found = [each for each in columns if each is not None]
-    ids = [each for each in found if each.kind == "id"]
-    # A program's own running number is no id where the row says otherwise what it is about.
-    strays = [each for each in ids if each.column.lower() != "question_id" and not _all(table, each)]
+    # A program's own running number is no id where the row says otherwise what it is about; nor is the name that
+    # a picture has elsewhere, where words or another column's pictures are all known here.
+    numbers = [each for each in found if each.kind == "id" and each.column.lower() != "question_id"]
+    strays = [each for each in numbers if not _all(table, each)]
+    if any(each.kind in ("words", "picture") and _all(table, each) for each in found):
+        strays += [each for each in found if each.kind == "picture" and not _hits(table, each)[0]]
     return [each for each in found if each not in strays or len(strays) == len(found)]
 
 

@@ -65,8 +65,8 @@ def _answer(path: Path, row: Row, column: str) -> str:
         )
     if cell is None or cell == [] or cell != cell:
         raise MinipovidError(
-            f"{path}: row {row.number} has no answer, its {column} is {short(cell)}; ask that question again (an "
-            'answer without a word is "").'
+            f"{path}: row {row.number} has no answer, its {column} is {'null' if cell is None else short(cell)}; ask "
+            'that question again (an answer without a word is "").'
         )
     raise MinipovidError(
         f"{path}: row {row.number} has no answer, its {column} is {short(cell)}, which is no text; write what the "
