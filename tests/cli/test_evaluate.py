@@ -123,7 +123,7 @@ def test_a_new_backend_is_one_new_file(folder: Path, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["pope={0}/q.jsonl"], "There is no folder {0}/run; name a run folder, which `minipovid train` makes."),
+        (["pope={0}/q.jsonl"], "{0}/run holds no GGUF files; write the files with `minipovid export {0}/run`."),
         (
             ["pope={0}/q.jsonl", "--backend", "llama"],
             "There is no 'llama' among the backends. Known: gguf, hf, openai, predictions.",
