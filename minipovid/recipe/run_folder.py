@@ -37,7 +37,6 @@ GGUF = "gguf"
 MERGED = "merged"
 VERIFY = "verify"
 VERDICT = "verify.json"
-TURNED = "prefers the rejected answer"  # a fault that stands in it
 EVAL = "eval"
 SCORES = "scores.json"
 BASE = "base"

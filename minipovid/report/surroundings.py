@@ -40,6 +40,7 @@ COLUMNS = {
     "kept": "margin kept",
     "verdict": "verdict",
 }
+TURNED = "prefers the rejected answer"  # a fault of the trained model, as verify calls it
 _SHARES = ("agreement", "tokens", "kept")
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minipovid.evaluate.statistics import Change
-from minipovid.recipe import run_folder
 from minipovid.report import numbers, surroundings, tables
 from minipovid.report.numbers import Unit
 from minipovid.report.runs import ExamScores, Results, Scored
@@ -132,7 +131,7 @@ def _capital(text: str) -> str:
 def _is_turned(results: Results) -> bool:
     """Whether verify found that the trained model likes the rejected answers more than its base does."""
     told = surroundings.proof(results.last.folder)
-    return told is not None and run_folder.TURNED in told.faults
+    return told is not None and surroundings.TURNED in told.faults
 
 
 def _headline(findings: Sequence[FigureFinding]) -> str:

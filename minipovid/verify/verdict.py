@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minipovid.recipe import run_folder
+from minipovid.report.surroundings import TURNED
 from minipovid.verify import measures
 from minipovid.verify.answers import PairComparison
 from minipovid.verify.causes import Cause, distinct
@@ -149,7 +149,7 @@ def against_training(trained: Measured, pairs: int) -> list[Cause]:
         f"on {pairs} pairs it favours the rejected answer over the chosen one by {-trained.margins.mean:.2g} nats more "
         "than its base does; the training went the wrong way: look whether chosen and rejected are swapped"
     )
-    return [Cause.of(trained.file, run_folder.TURNED, what)]
+    return [Cause.of(trained.file, TURNED, what)]
 
 
 def _few(pairs: int) -> str:
