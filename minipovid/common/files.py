@@ -7,12 +7,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from minipovid.common.errors import MinipovidError
+
+DEEPEST = 100  # objects and lists within each other in a JSON file
 
 
 @contextmanager
@@ -92,14 +94,32 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises MinipovidError where the file is missing or is not one."""
+def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
+    """A JSON object. Raises MinipovidError, with the `remedy` at its end, where the file is missing or is not one."""
+    end = f"; {remedy}." if remedy else "."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        deep = _is_deep(content)
     except FileNotFoundError:
-        raise MinipovidError(f"{path} is missing.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MinipovidError(f"{path} cannot be read as JSON: {error}.") from None
+        raise MinipovidError(f"{path} is missing{end}") from None
+    except (OSError, ValueError) as error:
+        raise MinipovidError(f"{path} cannot be read as JSON: {error}{end}") from None
+    except RecursionError:
+        deep = True
+    if deep:
+        raise MinipovidError(f"{path} is nested more than {DEEPEST} deep{end}")
     if not isinstance(content, dict):
-        raise MinipovidError(f"{path} does not hold a JSON object.")
+        raise MinipovidError(f"{path} does not hold a JSON object{end}")
     return content
+
+
+def _is_deep(content: Any) -> bool:
+    """Deeper than DEEPEST: what is read further would exhaust Python's stack."""
+    level = [content]
+    for _ in range(DEEPEST):
+        level = [child for each in level if isinstance(each, (dict, list)) for child in _children(each)]
+    return bool(level)
+
+
+def _children(node: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -96,6 +97,7 @@ def export_lora(run: Path, quant: str = "f16", progress: Progress | None = None)
     quant, recipe = quant.lower(), run_folder.recipe(run)
     model = resolve_model(recipe.model.path, recipe.model.revision, weights=False)
     source = ExportSource(model, run_folder.adapter(run), recipe.model.path, recipe, run)
+    _tell_left_out(source)
     places = lora_gguf.places(source.family, source.config, source.factors)
     architecture = source.family.text_metadata(source.config)["general.architecture"]
     keys = {
@@ -130,7 +132,17 @@ def open_pair(run: Path) -> GgufPair:
     recipe = run_folder.recipe(run)
     model = resolve_model(recipe.model.path, recipe.model.revision)
     texts = [text for pair in islice(_pairs(run), TEXTS) for text in (pair.prompt, pair.chosen, pair.rejected)]
-    return GgufPair(model, run_folder.adapter(run), recipe.model.path, recipe.model.dtype, recipe, run, texts)
+    pair = GgufPair(model, run_folder.adapter(run), recipe.model.path, recipe.model.dtype, recipe, run, texts)
+    _tell_left_out(pair)
+    return pair
+
+
+def _tell_left_out(source: ExportSource) -> None:
+    """A note for an adapter that is on more than the model runs, as PEFT's "all-linear" is."""
+    if source.left_out:
+        more = f" and {len(source.left_out) - 1} more" if len(source.left_out) > 1 else ""
+        what = f"what the adapter adds to {source.left_out[0]}{more}"
+        print(f"Left out: {what}, which this model never runs, so that no answer changes.", file=sys.stderr)
 
 
 def _pairs(run: Path) -> Iterable[Pair]:

@@ -14,7 +14,6 @@ from minipovid.export import quants, vocabulary, writer
 from minipovid.export.merge import Merged, RowReader
 from minipovid.export.quants import QUANTS
 from minipovid.export.source import ExportSource
-from minipovid.models.chat_template import IMAGE
 from minipovid.models.parts import Place
 from minipovid.models.stored_tensors import StoredTensor, Tensors, fingerprint
 from minipovid.recipe.schema import Recipe
@@ -51,27 +50,15 @@ class GgufPair(ExportSource):
         places = {name: self.family.place(name, self.config) for name in self.base}
         self.places: dict[str, Place] = {name: place for name, place in places.items() if place is not None}
         self._check_base()
-        self._check_adapter()
 
     def _check_base(self) -> None:
         """Every weight of the model must be there: llama.cpp would tie a missing head, or crash over a projector."""
-        needed = {self.family.canonical(name) for name, _ in self.skeleton.named_parameters()}
-        missing = sorted(name for name in needed - set(self.base) if self.family.place(name, self.config))
+        missing = sorted(name for name in self.weights - set(self.base) if self.family.place(name, self.config))
         if missing:
             raise MinipovidError(
                 f"The model folder {self.model} holds no {missing[0]}"
                 + (f" and {len(missing) - 1} more of its weights" if len(missing) > 1 else "")
                 + "; fetch it again."
-            )
-
-    def _check_adapter(self) -> None:
-        """Every adapted weight must have its place in one of the files: nothing trained is silently lost."""
-        homeless = sorted(set(self.factors) - set(self.places))
-        if homeless:
-            raise MinipovidError(
-                f"The adapter {self.adapter} changes {homeless[0]}"
-                + (f" and {len(homeless) - 1} more" if len(homeless) > 1 else "")
-                + f", for which {self.model} has no tensor that is exported: it was trained on another model."
             )
 
     def parameters(self) -> int:
@@ -136,8 +123,7 @@ class GgufPair(ExportSource):
         """The language model, in a quantisation that is written here. Checks the tokenizer first: it takes a second."""
         metadata = self.metadata("text", quant, merge_base)
         writer.write(path, metadata, [])
-        tokenizer, spaces = self.words
-        vocabulary.check(path, tokenizer, self.chat.prompt("What is this?"), IMAGE, spaces, self.texts)
+        self.check_vocabulary(path)
         self._write(path, "text", quant, metadata, progress)
 
     def write_mmproj(self, path: Path, quant: str = "f16", progress: Progress | None = None) -> None:

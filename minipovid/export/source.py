@@ -7,13 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minipovid.common.files import read_json
+from minipovid.common.errors import MinipovidError
 from minipovid.export import naming, vocabulary
 from minipovid.export.naming import Title
 from minipovid.models import adapter as lora
 from minipovid.models import chat_template, families
 from minipovid.models.adapter import Factor
 from minipovid.models.chat_template import IMAGE, Chat
+from minipovid.models.hub import configuration, settings
 from minipovid.recipe.schema import Recipe
 
 ADAPTER = "minipovid.adapter_sha256"
@@ -36,26 +37,55 @@ class ExportSource:
         run: Path | None = None,
         texts: Sequence[str] = (),
     ):
-        from transformers import AutoConfig
-
         self.model, self.adapter, self.name = model, adapter, name
         self.recipe, self.run, self.texts = recipe, run, texts
-        self.family_name = str(read_json(model / "config.json").get("model_type"))
+        self.family_name = str(settings(model / "config.json").get("model_type"))
         self.family = families.of(self.family_name)
-        # With the defaults that a config.json from the Hub leaves out.
-        self.config: Any = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+        self.config = configuration(model)
         self.factors: dict[str, Factor] = lora.read(adapter, self.family.canonical) if adapter else {}
+        self._check_adapter()
+        # What the model never runs, as the tower's last layer: an adapter by PEFT's "all-linear" is on it, too.
+        self.left_out = sorted(name for name in self.factors if self.family.place(name, self.config) is None)
+        self.factors = {name: factor for name, factor in self.factors.items() if name not in self.left_out}
+        if adapter and not self.factors:
+            raise MinipovidError(f"The adapter {adapter} changes only what {name} never runs; there is nothing to add.")
+
+    def _check_adapter(self) -> None:
+        """Every adapted weight must be one of the model's: nothing trained is silently lost."""
+        foreign = self.factors and sorted(set(self.factors) - self.weights)
+        if foreign:
+            raise MinipovidError(
+                f"The adapter {self.adapter} changes {foreign[0]}"
+                + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else "")
+                + f", which {self.model} has not: it was trained on another model."
+            )
+
+    @cached_property
+    def weights(self) -> set[str]:
+        """The canonical names of all that the model computes with; a tied head is no weight of its own."""
+        return {self.family.canonical(name) for name, _ in self.skeleton.named_parameters()}
 
     @cached_property
     def words(self) -> tuple[Any, vocabulary.Spacing]:
         """The tokenizer that training used, and where it adds spaces."""
         tokenizer = vocabulary.load(self.model)
-        return tokenizer, vocabulary.spacing(tokenizer, IMAGE)
+        return tokenizer, vocabulary.spacing(tokenizer, chat_template.placeholder(tokenizer, self._image_token_id))
+
+    @property
+    def _image_token_id(self) -> int:
+        return self.family.image_token_id(self.config)
 
     @cached_property
     def chat(self) -> Chat:
         """How this model writes a conversation down."""
-        return chat_template.of(self.model, self.words[0])
+        return chat_template.of(self.model, self.words[0], self._image_token_id)
+
+    def check_vocabulary(self, vocabulary_gguf: Path) -> None:
+        """Raises MinipovidError where llama.cpp reads a text otherwise than the tokenizer that training used."""
+        tokenizer, spaces = self.words
+        image = chat_template.placeholder(tokenizer, self._image_token_id)
+        prompt = self.chat.prompt("What is this?").replace(IMAGE, image)
+        vocabulary.check(vocabulary_gguf, tokenizer, prompt, image, spaces, self.texts)
 
     @cached_property
     def adapter_sha256(self) -> str | None:

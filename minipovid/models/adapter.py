@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -59,14 +59,22 @@ def read(folder: Path, canonical: Callable[[str], str]) -> dict[str, Factor]:
     _check(settings, folder)
     halves: dict[str, dict[str, StoredTensor]] = {}
     for key, tensor in Tensors(folder / run_folder.ADAPTER_WEIGHTS).items():
-        match = _KEY.fullmatch(key)
-        if not match:
+        module, half = matrix(key) or ("", "")
+        if not module:
             raise MinipovidError(f"The adapter {folder} holds {key}, which is no LoRA matrix; it cannot be merged.")
-        halves.setdefault(match[1], {})[match[2]] = tensor
+        halves.setdefault(module, {})[half] = tensor
+    if not halves:
+        raise MinipovidError(f"The adapter {folder} holds no LoRA matrix; save it again where it was trained.")
     factors = {canonical(f"{module}.weight"): _factor(module, pair, settings) for module, pair in halves.items()}
     if len(factors) != len(halves):
         raise MinipovidError(f"The adapter {folder} holds some matrices twice, under two spellings; train it again.")
     return dict(sorted(factors.items()))
+
+
+def matrix(key: str) -> tuple[str, Literal["A", "B"]] | None:
+    """(module, which half) of a stored tensor's name, as PEFT and others spell it; None for what is no LoRA matrix."""
+    match = _KEY.fullmatch(key)
+    return (match[1], "A" if match[2] == "A" else "B") if match else None
 
 
 def sha256(folder: Path, canonical: Callable[[str], str] = str) -> str:
@@ -86,6 +94,9 @@ def sha256(folder: Path, canonical: Callable[[str], str] = str) -> str:
 def _check(settings: Mapping[str, Any], folder: Path) -> None:
     if settings.get("peft_type") != "LORA":
         raise MinipovidError(f"The adapter {folder} is of type {settings.get('peft_type')}; only LORA can be merged.")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(settings.get(key), (int, float)):
+            raise MinipovidError(f"The adapter {folder} says {key}: {settings.get(key)}, but that must be a number.")
     for key, value in settings.items():
         if value and key not in _PLAIN:
             raise MinipovidError(f"The adapter {folder} has {key}: {value}; only plain LoRA can be merged.")
@@ -112,6 +123,7 @@ def _factor(module: str, pair: Mapping[str, StoredTensor], settings: Mapping[str
 
 
 def _by_pattern(module: str, patterns: Mapping[str, float], default: float) -> float:
-    """PEFT's rule: the first pattern that matches the module's name from some dot to its end."""
-    matches = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
-    return next(matches, default)
+    """PEFT's rule: the first pattern that matches the module's name from some dot to its end, or, where the pattern
+    begins with ^, from its beginning."""
+    whole = {pattern: pattern if pattern.startswith("^") else rf"(.*\.)?({pattern})$" for pattern in patterns}
+    return next((patterns[pattern] for pattern, rule in whole.items() if re.match(rule, module)), default)

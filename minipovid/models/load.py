@@ -17,14 +17,14 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
 from minipovid.common.errors import MinipovidError
-from minipovid.models import families
+from minipovid.models import families, tokenizer
 from minipovid.models.families import Family
-from minipovid.models.hub import resolve_model
+from minipovid.models.hub import configuration, resolve_model
 from minipovid.models.model import POLICY, Model
 from minipovid.models.shapes import CPU_LIMIT, skeleton
 from minipovid.models.tree_attention import attention
@@ -62,24 +62,17 @@ def load(
         warnings.filterwarnings("ignore", message=".*base_model_name_or_path")  # peft would rather name our folder
         peft = get_peft_model(base, _lora_config(family, lora))
     peft.peft_config[POLICY].base_model_name_or_path = section.path
-    model = Model(peft, family, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), folder)
+    model = Model(peft, family, tokenizer.load(folder), folder)
     _prepare(model, checkpointing)
     return model
 
 
 def config_of(section: ModelSection) -> Any:
     """The model's configuration alone; of a Hub model nothing else is downloaded yet."""
-    place: Any = resolve_model(section.path) if section.path == BUILTIN else Path(section.path).expanduser()
-    if not place.is_dir():
-        place = section.path
-    try:
-        config = AutoConfig.from_pretrained(place, revision=section.revision, trust_remote_code=False)
-    except OSError:
-        config = AutoConfig.from_pretrained(resolve_model(section.path, section.revision), trust_remote_code=False)
-    except ValueError as error:
-        raise MinipovidError(
-            f"{section.path} is no model that transformers knows: {str(error).splitlines()[0]}"
-        ) from None
+    if section.path == BUILTIN or Path(section.path).expanduser().exists():
+        config = configuration(resolve_model(section.path, weights=False))
+    else:
+        config = configuration(section.path, section.revision)
     if getattr(config, "quantization_config", None):
         raise MinipovidError(f"{section.path} is quantised already; name the 16-bit model that it was made from.")
     return config
@@ -130,7 +123,7 @@ def check_quantised(base: nn.Module, family: Family, in_4bit: bool) -> None:
 
 def _outside_text_model(folder: Path, family: Family) -> list[str]:
     """Full names of the linear layers that stay unquantised: generic names miss nested modules in transformers 5."""
-    empty = skeleton(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    empty = skeleton(configuration(folder))
     inside = {id(module) for module in family.text_model(empty).modules()}
     return [name for name, m in empty.named_modules() if isinstance(m, nn.Linear) and id(m) not in inside]
 

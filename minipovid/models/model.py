@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minipovid.common.errors import MinipovidError
+from minipovid.models import adapter
 from minipovid.models.families import PHOTO, Family
 from minipovid.models.tree_attention.forest import Forest
 from minipovid.models.tree_attention.layers import LastLayer
@@ -75,17 +78,41 @@ class Model:
     def load_adapter(self, folder: Path) -> None:
         """Put the weights of a saved adapter in the trained one's place.
 
-        Raises MinipovidError where its tensors are not the model's, by name and shape.
+        Raises MinipovidError where its tensors are not the model's, by name and shape, or its scales are others.
         """
-        saved = load_file(folder / run_folder.ADAPTER_WEIGHTS)
+        stored = load_file(folder / run_folder.ADAPTER_WEIGHTS)
         own = get_peft_model_state_dict(self.peft, adapter_name=POLICY, save_embedding_layers=False)
+        spelling = {self._canonical(key): key for key in own}  # others may spell the same names otherwise
+        saved = {spelling.get(self._canonical(key), key): value for key, value in stored.items()}
         if {key: value.shape for key, value in saved.items()} != {key: value.shape for key, value in own.items()}:
             odd = sorted(set(saved) ^ set(own)) or sorted(key for key in own if own[key].shape != saved[key].shape)
             raise MinipovidError(
                 f"The adapter in {folder} does not fit this model ({len(odd)} tensors differ, first {odd[0]}); "
                 f"use the lora.r and model.path that it was trained with."
             )
+        self._check_scales(folder)
         set_peft_model_state_dict(self.peft, saved, adapter_name=POLICY)
+
+    def _canonical(self, key: str) -> str:
+        """One spelling of an adapter's tensor."""
+        module, half = adapter.matrix(key) or (key, "")
+        return f"{half} {self.family.canonical(f'{module}.weight')}"
+
+    def scales(self) -> dict[str, float]:
+        """What peft multiplies each product of the adapter with, by the canonical name of the weight."""
+        layers = {name: module for name, module in self.base.named_modules() if isinstance(module, LoraLayer)}
+        scale = {name: float(layer.scaling[POLICY]) for name, layer in layers.items()}
+        return {self.family.canonical(f"{name}.weight"): value for name, value in scale.items()}
+
+    def _check_scales(self, folder: Path) -> None:
+        """Raises MinipovidError where the saved adapter was trained under another alpha, or as rsLoRA."""
+        scales = self.scales()
+        for name, factor in adapter.read(folder, self.family.canonical).items():
+            if not math.isclose(factor.scale, scales[name], rel_tol=1e-6):
+                raise MinipovidError(
+                    f"The adapter in {folder} multiplies {name} by {factor.scale:g}, the recipe by {scales[name]:g}; "
+                    "use the lora.alpha and lora.rslora that it was trained with."
+                )
 
     def save_adapter(self, folder: Path) -> None:
         """Write the trained adapter in PEFT's layout: adapter_model.safetensors and adapter_config.json."""

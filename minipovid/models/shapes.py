@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
-from minipovid.common.files import read_json
-from minipovid.models import families
+from minipovid.models import families, hub
 from minipovid.recipe.schema import BUILTIN
 
 if TYPE_CHECKING:
@@ -77,8 +76,9 @@ def shapes(path: str, revision: str | None = None) -> Shapes:
 
     settings = config(path, revision)
     family = families.of(str(settings.get("model_type")))
-    whole = AutoConfig.for_model(**settings)
-    model, text = skeleton(whole), whole.get_text_config()
+    with hub.understood(f"The config.json of {path}"):
+        whole = AutoConfig.for_model(**settings)
+        model, text = skeleton(whole), whole.get_text_config()
     linear = [module.weight.numel() for module in family.text_model(model).modules() if isinstance(module, nn.Linear)]
     vision = sum(_weights(module) for module in family.vision_modules(model))
     targets = [module for name, module in model.named_modules() if re.fullmatch(family.LORA_TARGETS, name)]
@@ -114,13 +114,13 @@ def config(path: str, revision: str | None = None) -> dict[str, Any]:
     if path == BUILTIN:
         from minipovid.tinyworld import CHECKPOINT
 
-        return read_json(Path(CHECKPOINT) / "config.json")
+        return hub.settings(Path(CHECKPOINT) / "config.json")
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return read_json(folder / "config.json")
+        return hub.settings(folder / "config.json")
     file = _in_cache(path, revision)
     if file is not None:
-        return read_json(file)
+        return hub.settings(file)
     for name in shelf.names("models.families"):
         if path in families.of(name).KNOWN:
             return dict(families.of(name).KNOWN[path])

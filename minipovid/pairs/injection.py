@@ -50,8 +50,9 @@ _ANYWHERE = (
     r"\bas (?:you )?(?:requested|instructed)\b",
     r"\bas an ai\b",
     r"\b(?:cannot|can['’]t|unable to|won['’]t) (?:assist|help|comply|fulfil)",
-    r"<\|.{0,40}?\|>|</?s>|<image>|```|\[/?INST\]",
+    r"```",
 )
+MARKS = re.compile(r"<\|.{0,40}?\|>|</?s>|<image>|\[/?INST\]", re.IGNORECASE)  # of a chat's own format
 _TALK = [re.compile(r"^\W*" + pattern, re.IGNORECASE) for pattern in _START]
 _TALK += [re.compile(pattern, re.IGNORECASE) for pattern in _ANYWHERE]
 
@@ -111,7 +112,7 @@ def talk(text: str) -> str:
 
 def _refuse(chosen: str, rejected: str) -> None:
     """The rules about the answer as a whole: talk, difference, length, language. Raises NotInjected."""
-    for pattern in _TALK:
+    for pattern in (*_TALK, MARKS):
         match = pattern.search(rejected)
         if match and not pattern.search(chosen):
             raise NotInjected(f"the rewritten answer refuses or talks about the task ({match.group().strip()!r})")

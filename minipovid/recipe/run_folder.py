@@ -78,6 +78,12 @@ def recipe(run: Path) -> Recipe:
 
 def adapter(run: Path) -> Path:
     """The folder of the trained adapter. Raises MinipovidError where training has not come to its end."""
+    pickled = run / ADAPTER / "adapter_model.bin"
+    if pickled.is_file() and not pickled.with_name(ADAPTER_WEIGHTS).is_file():
+        raise MinipovidError(
+            f"{pickled} is pickled; such files can run any program when they are opened and never are here. Save the "
+            f"adapter as {ADAPTER_WEIGHTS} where it was trained (save_pretrained does so since PEFT 0.7)."
+        )
     if not (run / ADAPTER / ADAPTER_WEIGHTS).is_file():
         raise MinipovidError(f"{run} holds no trained adapter; finish the training with `minipovid train` first.")
     return run / ADAPTER

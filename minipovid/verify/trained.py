@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft.tuners.lora import LoraLayer
 from PIL.Image import Image
 from torch import Tensor
 
@@ -22,7 +21,6 @@ from minipovid.common.errors import MinipovidError
 from minipovid.export.gguf_pair import GgufPair
 from minipovid.images.transform import ImageTransform
 from minipovid.models import load
-from minipovid.models import model as models
 from minipovid.models.encoder import Encoder
 from minipovid.models.model import Model
 from minipovid.models.stored_tensors import Tensors
@@ -64,14 +62,7 @@ def compute(
     for batch in batches(recipe, pairs, root, encoder, transform):
         rows += _rows(model, batch, encoder, digests[len(rows) : len(rows) + len(batch)])
         progress("trained model", len(rows), len(pairs))
-    return TrainedSheet(rows, _features(model, transform), encoder.chat, _scales(model))
-
-
-def _scales(model: Model) -> dict[str, float]:
-    """What peft multiplies each product of the adapter with, by the canonical name of the weight."""
-    layers = {name: module for name, module in model.base.named_modules() if isinstance(module, LoraLayer)}
-    scale = {name: float(layer.scaling[models.POLICY]) for name, layer in layers.items()}
-    return {model.family.canonical(f"{name}.weight"): value for name, value in scale.items()}
+    return TrainedSheet(rows, _features(model, transform), encoder.chat, model.scales())
 
 
 def logits_of_merged(recipe: Recipe, folder: Path, pairs: Sequence[Pair], root: Path) -> Iterator[Mapping[str, Array]]:

@@ -400,7 +400,8 @@ def test_the_adapter_changes_answers(run: Path, trained: hf.HfBackend, pictures:
     [
         ("What is <image>?", "0.png", "Question 0 holds the placeholder <image>; leave it out."),
         ("What is <image>?", "", "Question 0 holds the placeholder <image>; leave it out."),
-        ("Yes.</s>", "0.png", "The text 'Yes.</s>' holds the sign that ends a turn, </s>; leave it out."),
+        ("Yes.</s>", "0.png", "Question 0 holds the sign that ends a turn, </s>; leave it out."),
+        ("<s>", "", "Question 0 holds <s>, a special token of this model; write it otherwise, or leave it out."),
         (
             "a " * 1000,
             "0.png",

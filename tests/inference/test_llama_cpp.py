@@ -340,9 +340,23 @@ def test_a_pair_of_two_models(files: list[Path], tmp_path: Path) -> None:
         Runtime(files[0], vision, n_ctx=256)
 
 
-def test_placeholder_in_the_prompt(runtime: Runtime) -> None:
-    with pytest.raises(MinipovidError, match="holds the placeholder <image>; leave it out"):
-        runtime.answer(picture(0), "What is <image>?")
+def test_what_would_be_obeyed_is_refused(runtime: Runtime, folder: Path) -> None:
+    """The file's own list is the tokenizer's; each of them is refused wherever a text of the user's stands."""
+    from transformers import AutoTokenizer
+
+    wanted = set(AutoTokenizer.from_pretrained(folder).all_special_tokens) | {"<image>"}
+    assert set(runtime.chat.special.texts) == wanted and runtime.chat.special.ends == ("</s>",)
+    asks: list[Callable[[str], object]] = [
+        lambda text: runtime.answer(picture(0), text),
+        lambda text: runtime.say([Turn("system", text), Turn("user", "Why?")]),
+        lambda text: runtime.answer_tokens("Why?", text),
+        runtime.prompt_ids,
+    ]
+    for token in wanted:
+        for ask in asks:
+            with pytest.raises(MinipovidError, match=f"holds .*{token}.*leave it out"):
+                ask(f"What is {token} for?")
+    assert runtime.answer_tokens("Why?", "Yes. </s>") == runtime.answer_tokens("Why?", "Yes.")
 
 
 def test_llama_cpp_not_installed(files: list[Path], monkeypatch: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,8 +44,30 @@ INST = (
 )
 
 
+# The text follows the picture at once, and a space where there is none.
+SMOLVLM = (
+    "<|im_start|>{% for message in messages %}{{ message.role | capitalize }}"
+    "{% if message.content[0].type == 'image' %}:{% else %}{{ ': ' }}{% endif %}"
+    "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% else %}<image>{% endif %}"
+    "{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+# Marks around the picture, and a system turn where none is given.
+QWEN2_VL = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
 class Tokenizer(SimpleNamespace):
-    """As much of a tokenizer as a template sees."""
+    """As much of a tokenizer as a template sees; its beginning of sequence is token 1."""
+
+    bos_token_id = 1
+
+    def __call__(self, text: str) -> Any:
+        return SimpleNamespace(input_ids=[1, 2] if self.adds_begin else [2])
 
     def apply_chat_template(
         self, messages: list[dict[str, Any]], chat_template: str, tokenize: bool, add_generation_prompt: bool
@@ -62,12 +85,13 @@ class Tokenizer(SimpleNamespace):
         )
 
 
-def tokenizer(template: str | None, eos: str = "</s>", special: tuple[str, ...] = ()) -> Tokenizer:
+def tokenizer(template: Any, eos: str | None = "</s>", special: tuple[str, ...] = (), **settings: Any) -> Tokenizer:
     added = {i: SimpleNamespace(content=text, special=True) for i, text in enumerate(special)}
-    return Tokenizer(chat_template=template, bos_token="<s>", eos_token=eos, added_tokens_decoder=added)
+    settings = {"bos_token": "<s>", "adds_begin": True, **settings}
+    return Tokenizer(chat_template=template, eos_token=eos, added_tokens_decoder=added, **settings)
 
 
-def of(folder: Path, template: str | None, **settings: Any) -> Chat:
+def of(folder: Path, template: Any, **settings: Any) -> Chat:
     return chats.of(folder, tokenizer(template, **settings))
 
 
@@ -116,8 +140,104 @@ def test_inst_has_no_place_for_a_system_turn(tmp_path: Path) -> None:
     assert chat.render(CONVERSATION) == ("[INST] <image>\n<image>\nBe brief.\n\nhi [/INST] yo</s>[INST] again [/INST]")
 
 
+def test_text_that_changes_with_a_picture(tmp_path: Path) -> None:
+    """`User:<image>text`, but `User: text`; the beginning of sequence that nobody adds later stays."""
+    chat = smolvlm(tmp_path)
+    assert chat.prompt("Q?") == "<|im_start|>User:<image>Q?<end_of_utterance>\nAssistant:"
+    assert chat.answer("A.") == " A.<end_of_utterance>"
+    assert chat.render(CONVERSATION) == (
+        "<|im_start|>System: Be brief.<end_of_utterance>\nUser:<image><image>hi<end_of_utterance>\n"
+        "Assistant: yo<end_of_utterance>\nUser: again<end_of_utterance>\nAssistant:"
+    )
+
+
+def smolvlm(folder: Path) -> Chat:
+    begin = {"bos_token": "<|im_start|>", "adds_begin": False}
+    return of(folder, SMOLVLM, eos="<end_of_utterance>", special=("<|im_start|>",), **begin)
+
+
+def test_marks_around_the_models_own_placeholder(tmp_path: Path) -> None:
+    """A picture's piece begins before its placeholder, which is called IMAGE here whatever the model calls it."""
+    chat = qwen2_vl(tmp_path)
+    assert chat.user == ("<|im_start|>user\n", "", "<|im_end|>\n")
+    assert chat.picture == "<|vision_start|><image><|vision_end|>"
+    with pytest.raises(MinipovidError, match=r"holds <\|image_pad\|>, a special token of this model"):
+        chat.prompt("Where is the <|image_pad|>?")
+    with pytest.raises(
+        MinipovidError, match="token 9 a picture's placeholder .image_token_index., but the tokenizer has"
+    ):
+        chats.of(tmp_path, tokenizer(QWEN2_VL, convert_ids_to_tokens=lambda index: None), 9)
+
+
+def qwen2_vl(folder: Path) -> Chat:
+    named = {"convert_ids_to_tokens": lambda index: "<|image_pad|>", "adds_begin": False}
+    return chats.of(folder, tokenizer(QWEN2_VL, eos="<|im_end|>", special=("<|image_pad|>",), **named), 7)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_beginning_that_the_tokenizer_adds_is_taken_off(tmp_path: Path, adds: bool) -> None:
+    chat = of(tmp_path, CHATML, eos="<|im_end|>", bos_token="<|im_start|>", adds_begin=adds)
+    assert chat.begin.startswith("<|im_start|>system") is not adds
+
+
+@pytest.mark.parametrize("named", [dict, lambda named: [{"name": n, "template": t} for n, t in named.items()]])
+def test_of_several_templates_the_default_one_counts(tmp_path: Path, named: Callable[[dict[str, str]], Any]) -> None:
+    several = {"tool_use": "{{ tools }}", "default": INTERLEAVE}
+    assert of(tmp_path, named(several)) == of(tmp_path, INTERLEAVE)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": named(several)}))
+    assert of(tmp_path, None) == of(tmp_path, LLAVA) == chats.of(tmp_path, tokenizer(INTERLEAVE))
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": named({"rag": "", "tool_use": ""})}))
+    with pytest.raises(
+        MinipovidError, match="chat_template.json has the chat templates rag, tool_use and none called d"
+    ):
+        of(tmp_path, None)
+    (tmp_path / "chat_template.json").unlink()
+    with pytest.raises(MinipovidError, match="tokenizer in .* has the chat templates rag and none called default"):
+        of(tmp_path, named({"rag": ""}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("chat_template.json", b"{not json", "cannot be read as JSON: .*; download this file of the model again"),
+        ("chat_template.json", b"[1]", "does not hold a JSON object; download this file"),
+        ("chat_template.json", b"{}", "holds no chat template; download it again"),
+        ("chat_template.json", b'{"chat_template": [1]}', "holds no chat template; download it again"),
+        (
+            "chat_template.json",
+            b'{"chat_template": ' + b"[" * 50000 + b"]" * 50000 + b"}",
+            "is nested more than 100 deep",
+        ),
+        ("chat_template.jinja", b"\xff\xfe{{", "is damaged and holds no text; download it again"),
+    ],
+)
+def test_damaged_templates(tmp_path: Path, name: str, content: bytes, why: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MinipovidError, match=f"{name} {why}"):
+        of(tmp_path, None)
+
+
+def test_special_tokens_in_texts(tmp_path: Path) -> None:
+    """Obeyed from nobody; one sign of the end behind an answer is taken for what it means, with the space around it."""
+    chat = of(tmp_path, CHATML, eos="<|endoftext|>", special=("<|im_start|>", "<|im_end|>", "<|endoftext|>", "!"))
+    for token in ("<|im_start|>", "<|endoftext|>"):
+        for ask in (chat.prompt, chat.answer, lambda text: chat.render([Turn("system", text)])):
+            with pytest.raises(
+                MinipovidError, match=rf"holds {re.escape(token)}, a special token of this model; write"
+            ):
+                ask(f"Is {token} red?")
+    for text in ("A.<|im_end|>", "A. <|im_end|>\n", "A.<|endoftext|>"):
+        assert chat.answer(text) == "A.<|im_end|>"
+    for text in ("A. ", " A.\n", "A <s> </s> <|im|>!"):
+        assert chat.answer(text) == f"{text}<|im_end|>"
+    with pytest.raises(MinipovidError, match="holds the sign that ends a turn"):
+        chat.answer("A.<|im_end|><|im_end|>")
+
+
 Make = Callable[[Path], Chat]
 ALL: list[Make] = [
+    smolvlm,
+    qwen2_vl,
     lambda folder: VICUNA,
     lambda folder: of(folder, INTERLEAVE, eos="<|im_end|>"),
     lambda folder: of(folder, CHATML, eos="<|endoftext|>", special=("<|im_start|>", "<|im_end|>")),
@@ -127,7 +247,7 @@ ALL: list[Make] = [
 
 @pytest.mark.parametrize("trim", [True, False])
 @pytest.mark.parametrize("opened", [True, False])
-@pytest.mark.parametrize("make", ALL, ids=["vicuna", "interleave", "chatml", "inst"])
+@pytest.mark.parametrize("make", ALL, ids=["smolvlm", "qwen2_vl", "vicuna", "interleave", "chatml", "inst"])
 def test_jinja_writes_what_render_writes(tmp_path: Path, make: Make, opened: bool, trim: bool) -> None:
     chat = make(tmp_path)
     template = jinja2.Environment(trim_blocks=trim, lstrip_blocks=trim).from_string(chat.template(" "))
@@ -173,9 +293,27 @@ def test_the_processors_template_comes_before_the_tokenizers(tmp_path: Path) -> 
     [
         ("{{ messages[0].content }}", "leaves out a text"),
         ("{{ 1 / none }}", "it stops with"),
+        ("{{ 1 // 0 }}", "it stops with ZeroDivisionError"),
+        ("{{ nobody_knows() }}", "it stops with UndefinedError"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "it stops with RecursionError"),
+        ("{% for i in range(9999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "does not come to an end"),
         (CHATML.replace("{% if add_generation_prompt %}", "{% if not add_generation_prompt %}"), "at the end"),
         (INST.replace("message.content +", "message.content.replace('<image>', '') +", 1), "same text to every"),
-        (LLAVA.replace("message.role.upper()", "(message.role.upper() ~ loop.index)"), "not written like the second"),
+        (
+            LLAVA.replace("message.role.upper()", "(message.role.upper() ~ loop.index)"),
+            "not written like the second .'USER1: ', and 'USER3: '",
+        ),
+        (
+            LLAVA.replace("'<image>\n'", "'<|image_pad|>'"),
+            "writes no placeholder <image> for a picture .'USER: <.image_p",
+        ),
+        (LLAVA.replace("{{ '<image>\n' }}", ""), "writes no placeholder <image> for a picture"),
+        (SMOLVLM.replace("<image>", "{{ loop.index }}"), "writes no placeholder <image>"),
+        (LLAVA.replace("'<image>\n'", "'<image>\n' if loop.index < 2 else '<image>'"), "same text to every question"),
+        (
+            INTERLEAVE.replace("<image>", "{{ '<image>' ~ message.role[:messages | length - 1] }}"),
+            "a later picture is not",
+        ),
     ],
 )
 def test_templates_that_are_no_sequence_of_turns(tmp_path: Path, template: str, why: str) -> None:

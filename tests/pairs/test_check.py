@@ -182,9 +182,21 @@ def test_tokens_are_the_tokenizers_own_and_what_does_not_fit_is_named(tmp_path: 
     assert tight.tokens is not None and tight.tokens.too_long == 1
 
 
-def test_a_row_with_the_models_own_placeholder_cannot_be_tokenised(tmp_path: Path) -> None:
-    report = check(written(tmp_path, [row(1), row(2, chosen="An <image> in the answer.")]), model="tinyworld")
-    assert ("cannot be tokenised", "row 2 (id 2)") in found(report)
+def test_special_tokens_are_told_as_what_they_are(tmp_path: Path) -> None:
+    """Where a model is named. The sign that ends an answer is sound behind it; without a model it is only remarked."""
+    rows = [
+        row(1, chosen=row(1)["chosen"] + "</s>", rejected=row(1)["rejected"] + " </s>"),
+        row(2, chosen="An <image> in the answer."),
+        row(3, rejected="A </s> in the answer."),
+        row(4, prompt="What does <s> stand for?"),
+        row(5, chosen="A <pad>."),
+    ]
+    path = written(tmp_path, rows)
+    named, marks = check(path, model="tinyworld"), {("marks of a chat", f"row {n} (id {n})") for n in (1, 3, 4)}
+    special = {("special token in the text", f"row {n} (id {n})") for n in (2, 3, 4, 5)}
+    assert found(named) == {*marks, *special, ("placeholder in the text", "row 2 (id 2)")} and not named.ok
+    assert check(path).findings.counts.keys() == {"marks of a chat", "placeholder in the text"}
+    assert check(written(tmp_path, rows[:1]), model="tinyworld").ok
 
 
 def pairs(count: int, seed: int = 0, per_picture: int = 2) -> list[Pair]:

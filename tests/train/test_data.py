@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from minipovid.common.errors import MinipovidError
 from minipovid.images import views as shelf_of_views
 from minipovid.images.transform import ImageTransform
-from minipovid.models.chat_template import VICUNA
+from minipovid.models import chat_template
 from minipovid.models.encoder import Encoder
 from minipovid.pairs.pair import Pair
 from minipovid.pairs.source import load_pairs
@@ -36,7 +36,8 @@ GOOD = {"id": "1", "image": "cat.png", "prompt": "What is this?", "chosen": "A c
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     folder = tiny_llava.build(tmp_path_factory.mktemp("model"))
-    return Encoder(VICUNA, AutoTokenizer.from_pretrained(folder), tiny_llava.IMAGE, 16, max_length=64)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Encoder(chat_template.of(folder, tokenizer), tokenizer, tiny_llava.IMAGE, 16, max_length=64)
 
 
 @pytest.fixture
@@ -93,8 +94,17 @@ BAD_ROWS: list[tuple[dict[str, Any], Callable[[Path], None], str]] = [
     (
         {"chosen": "A <image> of a cat."},
         nothing,
-        "the image placeholder stands in the prompt or chosen answer as text; take it out.",
+        "the chosen answer holds the placeholder <image>; leave it out.",
     ),
+    ({"chosen": "A </s> cat."}, nothing, "the chosen answer holds the sign that ends a turn, </s>; leave it out."),
+    (
+        {"prompt": "Use <s> for strike-through?"},
+        nothing,
+        "the question holds <s>, a special token of this model; write it otherwise, or leave it out.",
+    ),
+    ({"rejected": "<pad>"}, nothing, "the rejected answer holds <pad>, a special token of this model; write it other"),
+    ({"rejected": "</s>"}, nothing, "the rejected answer is empty but for the sign that ends it; write one."),
+    ({"rejected": "A cat.</s>"}, nothing, "the answers are the same but for the sign that ends them; make them dif"),
 ]
 
 
@@ -131,6 +141,16 @@ def test_pictures_may_be_named_with_their_folder(folder: Path, encoder: Encoder,
     assert pairs[0].image == "cat.png"
 
 
+@pytest.mark.parametrize("end", ["</s>", " </s>", "</s>\n"])
+def test_an_end_that_is_written_out_is_trained_once(encoder: Encoder, end: str) -> None:
+    plain, written = ({"chosen": f"A cat.{tail}", "rejected": f"A dog.{tail}"} for tail in ("", end))
+    assert encoder("What?", written) == encoder("What?", plain)
+    for ids in encoder("What?", written).answers.values():
+        assert [index for index in ids if index in encoder.tokenizer.all_special_ids] == [
+            encoder.tokenizer.eos_token_id
+        ]
+
+
 def test_example_is_what_the_tokenizer_says_of_the_whole_text(encoder: Encoder) -> None:
     """One placeholder becomes 16 image tokens; the rest is the tokenisation of prompt and answer as one text."""
     pair = Pair(**GOOD)
@@ -149,10 +169,10 @@ def test_max_length_is_exact(encoder: Encoder) -> None:
     pair = Pair(**GOOD)
     example = encoder(pair.prompt, pair.texts())
     longest = len(example.prompt) + max(len(ids) for ids in example.answers.values())
-    exact = Encoder(VICUNA, encoder.tokenizer, encoder.image_token_id, 16, longest)
+    exact = Encoder(encoder.chat, encoder.tokenizer, encoder.image_token_id, 16, longest)
     assert exact(pair.prompt, pair.texts()) == example
     with pytest.raises(MinipovidError, match="shorten the row"):
-        Encoder(VICUNA, encoder.tokenizer, encoder.image_token_id, 16, longest - 1)(pair.prompt, pair.texts())
+        Encoder(encoder.chat, encoder.tokenizer, encoder.image_token_id, 16, longest - 1)(pair.prompt, pair.texts())
 
 
 def a_dataset(folder: Path, encoder: Encoder, refresh: str = "never") -> PairDataset:

@@ -16,18 +16,12 @@ from minipovid.common.errors import MinipovidError
 from minipovid.export.vocabulary import byte_level, sentencepiece
 from minipovid.export.vocabulary.parity import PROBES, Spacing, check, spacing
 from minipovid.export.vocabulary.pieces import in_order, with_added
+from minipovid.models.tokenizer import adds_begin, load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["PROBES", "Spacing", "check", "load", "metadata", "spacing"]
-
-
-def load(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that training used."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def metadata(
@@ -47,12 +41,11 @@ def metadata(
     pieces = in_order(table, size)
     if len({piece.text for piece in pieces}) != size:
         raise MinipovidError(f"The tokenizer of {folder} has two tokens of the same text; llama.cpp cannot load that.")
-    bos = tokenizer.bos_token_id
     keys |= {
         "tokenizer.ggml.tokens": [piece.text for piece in pieces],
         "tokenizer.ggml.token_type": [piece.kind for piece in pieces],
         **_ids(tokenizer, end),
-        "tokenizer.ggml.add_bos_token": bos is not None and tokenizer("xq").input_ids[0] == bos,
+        "tokenizer.ggml.add_bos_token": adds_begin(tokenizer),
         "tokenizer.ggml.add_eos_token": False,
         "tokenizer.ggml.add_space_prefix": spaces.every,
     }

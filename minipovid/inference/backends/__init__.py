@@ -27,7 +27,7 @@ from pydantic import Field
 
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
-from minipovid.models.chat_template import IMAGE
+from minipovid.models.chat_template import Chat
 from minipovid.recipe.strict import validated
 
 OptionPath = Annotated[Path, Field(strict=False)]  # an option that is a path, which users write as text
@@ -119,8 +119,8 @@ def option_names(name: str) -> list[str]:
     return [field.id for field in fields if isinstance(field, ast.Name)]
 
 
-def refuse_placeholders(questions: Sequence[Question]) -> None:
-    """Raises MinipovidError for a question that holds the picture's placeholder: it would be obeyed."""
+def refuse_obeyed(questions: Sequence[Question], chat: Chat) -> None:
+    """Raises MinipovidError for a question that holds what the model would obey: a placeholder or special token."""
     for question in questions:
-        if IMAGE in question.prompt:
-            raise MinipovidError(f"Question {question.id} holds the placeholder {IMAGE}; leave it out.")
+        if why := chat.obeyed(question.prompt):
+            raise MinipovidError(f"Question {question.id} {why}.")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minipovid.inference.backends import Decoding, OptionPath, Question, refuse_placeholders
+from minipovid.inference.backends import Decoding, OptionPath, Question, refuse_obeyed
 from minipovid.inference.llama_cpp import Runtime, Sampling, find_pair
 from minipovid.models.chat_template import Turn
 
@@ -51,7 +51,7 @@ class GgufBackend:
         return self._decoding.as_dict()
 
     def check(self, questions: Sequence[Question]) -> None:
-        refuse_placeholders(questions)
+        refuse_obeyed(questions, self._runtime.chat)
 
     def identity(self) -> dict[str, Any]:
         """The files by name, size and time of writing: to read 14 GB for their digest takes longer than it is worth."""

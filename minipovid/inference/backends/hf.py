@@ -16,6 +16,7 @@ import copy
 import gc
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -36,11 +37,12 @@ from transformers import DynamicCache
 from minipovid.common.errors import MinipovidError
 from minipovid.common.threads import one_core_each
 from minipovid.images import load as images
-from minipovid.inference.backends import Decoding, Question, refuse_placeholders
+from minipovid.inference.backends import Decoding, Question, refuse_obeyed
 from minipovid.inference.llama_cpp import SMALL
 from minipovid.models import adapter as lora
-from minipovid.models import chat_template, load
-from minipovid.models.chat_template import Turn
+from minipovid.models import load
+from minipovid.models.chat_template import Chat, Turn
+from minipovid.models.encoder import Encoder
 from minipovid.models.hub import SETTINGS, resolve_model
 from minipovid.models.model import Model
 from minipovid.models.stored_tensors import Tensors
@@ -76,7 +78,8 @@ class HfBackend:
         recipe = run_folder.recipe(run)
         with _memory():
             self._model = _load(run, options.weights, recipe)
-        self._chat = chat_template.of(self._model.folder, self._model.tokenizer)
+        self._encoder = Encoder.of(self._model, sys.maxsize)
+        self._chat = self._encoder.chat
         self._transform = self._model.family.image_transform(self._model.folder)
         # A tree forgets nothing, as a sliding window would.
         self._context = self._model.family.context(self._model.base.config)
@@ -95,8 +98,8 @@ class HfBackend:
         return {**self._identity, **self.decoding}
 
     def check(self, questions: Sequence[Question]) -> None:
-        """Raises MinipovidError for a placeholder or an end of turn in a prompt, and one that is too long."""
-        refuse_placeholders(questions)
+        """Raises MinipovidError for a placeholder or special token in a prompt, and one that is too long."""
+        refuse_obeyed(questions, self._chat)
         for question in questions:
             self._prompt(question, bool(question.image))
 
@@ -120,7 +123,7 @@ class HfBackend:
     def _prompt(self, question: Question, has_picture: bool) -> list[int]:
         """The prompt's tokens as training has them, the placeholder once for each image token."""
         turn = Turn("user", question.prompt, (Path(),) if has_picture else ())  # pictures are only counted here
-        ids: list[int] = self._model.tokenizer(self._chat.render([turn])).input_ids
+        ids = self._encoder.token_ids(self._chat.render([turn]))
         if has_picture:
             image = self._model.image_token_id
             at = ids.index(image)
@@ -306,7 +309,7 @@ def _ends(model: Model, end: str) -> set[int]:
     return {token for token in tokens if token is not None}
 
 
-def _identity(run: Path, weights: str, model: Model, chat: chat_template.Chat) -> dict[str, Any]:
+def _identity(run: Path, weights: str, model: Model, chat: Chat) -> dict[str, Any]:
     """What decides an answer; every weight is known by its first bytes, the adapter by all of them."""
     quantised = any(isinstance(module, bitsandbytes.nn.Linear4bit) for module in model.base.modules())
     settings = sorted(path for pattern in SETTINGS for path in model.folder.glob(pattern))

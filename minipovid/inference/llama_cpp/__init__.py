@@ -34,7 +34,7 @@ from minipovid.inference.llama_cpp.reply import StreamedReply
 from minipovid.inference.llama_cpp.sampling import Sampler, Sampling
 from minipovid.inference.llama_cpp.stream import Stream, whole
 from minipovid.inference.llama_cpp.vision import PreparedPicture, VisionModel
-from minipovid.models.chat_template import IMAGE, Chat, Turn
+from minipovid.models.chat_template import Chat, Turn
 
 __all__ = ["StreamedReply", "Runtime", "Sampling", "find_pair"]
 SMALL = 64 * 2**20  # bytes of a model that one thread computes faster than several can agree on
@@ -121,7 +121,7 @@ class Runtime:
 
     def answer_ids(self, image: Image | Path, prompt: str, max_tokens: int = 256) -> list[int]:
         """The tokens of the greedy answer; the one that ends it is left out."""
-        parts = self._prompt(self._rendered(prompt), [image])
+        parts = self._prompt(self.chat.prompt(prompt), [image])
         most, sampler = self._most(self._length(parts), max_tokens), Sampler(Sampling(), self._language)
         ids: list[int] = []
         with self._locks.turn():
@@ -142,7 +142,7 @@ class Runtime:
     def logits(self, image: Image | Path, prompt: str, answer: str) -> Floats:
         """What the model says of every token at each of the answer's positions [A, V]; row i is about its token i."""
         ids = self.answer_tokens(prompt, answer)
-        *before, last = self._prompt(self._rendered(prompt), [image])
+        *before, last = self._prompt(self.chat.prompt(prompt), [image])
         parts = [*before, [*last, *ids[:-1]]]
         self._length(parts)
         with self._locks.turn(), self._locks.computing:
@@ -152,7 +152,7 @@ class Runtime:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The prompt as llama.cpp gets it: tokens, a -1 for the picture, tokens."""
-        before, after = self._parts(self._rendered(prompt))
+        before, after = self._parts(self.chat.prompt(prompt))
         return [*before, PICTURE, *after]
 
     def answer_tokens(self, prompt: str, answer: str) -> list[int]:
@@ -160,7 +160,7 @@ class Runtime:
 
         Raises MinipovidError where they change those of the prompt.
         """
-        text = self._rendered(prompt)
+        text = self.chat.prompt(prompt)
         before, ids = (self._parts(each)[-1] for each in (text, text + self.chat.answer(answer)))
         if ids[: len(before)] != before or len(ids) == len(before):
             raise MinipovidError(f"The answer {answer!r} changes the tokens of the prompt before it; rephrase it.")
@@ -204,12 +204,6 @@ class Runtime:
         with self._locks.computing:
             token = sampler.pick(self._cache.read(prompt)[0])
             return None if self._language.ends(token) else (token, self._language.piece(token))
-
-    def _rendered(self, prompt: str) -> str:
-        """One question about one picture. Raises MinipovidError for a question that holds the picture's placeholder."""
-        if IMAGE in prompt:
-            raise MinipovidError(f"The prompt {prompt[:40]!r} holds the placeholder {IMAGE}; leave it out.")
-        return self.chat.prompt(prompt)
 
     def _prompt(self, text: str, pictures: Sequence[Image | Path]) -> list[list[int] | PreparedPicture]:
         """Tokens and pictures in turn."""

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.inference.llama_cpp.libraries import bytes_of, libraries, listen, reason
 from minipovid.models import chat_template
 from minipovid.models.chat_template import Chat
+from minipovid.models.tokenizer import SpecialTokens
 
 CONTEXT = 2048  # tokens of a conversation, unless asked otherwise: 1 GiB of memory beside a 7B model
 _ADAPTER = "minipovid.adapter_sha256"  # which adapter a file holds
@@ -37,7 +39,7 @@ class Language:
             self._load(n_gpu_layers)
             if lora is not None:
                 self._load_adapter(lora)
-            self.chat = self._chat()
+            self.chat = replace(self._chat(), special=self._special())
         except BaseException:
             self.close()
             raise
@@ -79,6 +81,15 @@ class Language:
             return Chat.loads(layout)
         except (json.JSONDecodeError, KeyError, TypeError):
             raise MinipovidError(f"{self._path} holds a damaged minipovid.chat; export it again.") from None
+
+    def _special(self) -> SpecialTokens:
+        """The texts that `tokens` takes for special ones, as llama.cpp tells it of this file's vocabulary."""
+        llama, vocab = self._llama, self.vocab
+        special = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
+        ids = [token for token in range(self.n_vocab) if llama.llama_vocab_get_attr(vocab, token) & special]
+        texts = {token: llama.llama_vocab_get_text(vocab, token).decode(errors="replace") for token in ids}
+        ends = (texts.get(token) for token in (llama.llama_vocab_eot(vocab), llama.llama_vocab_eos(vocab)))
+        return SpecialTokens(tuple(texts.values()), tuple(end for end in ends if end))
 
     def metadata(self, key: str) -> str | None:
         """A key of the adapter's file or, where it has none, of the model's."""

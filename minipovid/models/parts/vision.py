@@ -7,7 +7,6 @@ Names of tensors are those within transformers 5, without the leading `model.`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipovid.common.errors import MinipovidError
+from minipovid.models import hub
 from minipovid.models.parts import Place, mmproj
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def tokens(config: Any) -> int:
 def image_size(folder: Path) -> int:
     """Side of the tower's input in pixels. Hub files leave out what is transformers' default: LLaVA 1.5's tower, and in
     a tower that is given, 224."""
-    vision = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vision_config")
+    vision = hub.settings(folder / "config.json").get("vision_config")
     return int(vision.get("image_size", 224)) if vision else 336
 
 
@@ -78,9 +78,9 @@ def processor(folder: Path) -> dict[str, Any]:
     """The image processor's settings, where transformers 4 or 5 keeps them. Raises MinipovidError without them."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
-            settings = json.loads((folder / name).read_text(encoding="utf-8"))
+            settings = hub.settings(folder / name)
             settings = settings.get("image_processor", settings)
-            if "image_mean" in settings and "image_std" in settings:
+            if isinstance(settings, dict) and "image_mean" in settings and "image_std" in settings:
                 return dict(settings)
     raise MinipovidError(
         f"The model folder {folder} has no preprocessor_config.json with image_mean and image_std; copy it from the "

@@ -9,7 +9,7 @@ KEPT = 1_000  # rows that are named per kind of defect; all are counted
 # What stops a training run, or teaches two contrary things; all other kinds are only worth knowing.
 GRAVE = {
     *("unusable row", "missing or unreadable picture", "cannot be tokenised", "too long"),
-    *("placeholder in the text", "contradiction"),
+    *("placeholder in the text", "special token in the text", "contradiction"),
 }
 
 

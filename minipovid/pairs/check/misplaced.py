@@ -13,11 +13,11 @@ from pathlib import PurePosixPath
 from minipovid.common.data_files import short
 from minipovid.models.chat_template import IMAGE
 from minipovid.pairs.check.findings import Finding
-from minipovid.pairs.injection import talk
+from minipovid.pairs.injection import MARKS, talk
 from minipovid.pairs.pair import Pair
 
 _FILE = re.compile(r"[\w-]+\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif)\b", re.IGNORECASE)
-_ROLE = re.compile(r"^\s*(?:USER|ASSISTANT|Human|GPT|### ?\w+)\s*:|<\|im_(?:start|end)\|>|\[/?INST\]", re.MULTILINE)
+_ROLE = re.compile(r"^\s*(?:USER|ASSISTANT|Human|GPT|### ?\w+)\s*:", re.MULTILINE)
 COPIED = 20  # characters of a question that an answer opens with; shorter ones may be said again by chance
 
 
@@ -30,7 +30,7 @@ def odd(pair: Pair) -> Iterator[Finding]:
     for name, text in texts.items():
         if IMAGE in text:
             yield Finding("placeholder in the text", f"{IMAGE} stands in the {name}; take it out")
-        if mark := _ROLE.search(text):
+        if mark := _ROLE.search(text) or MARKS.search(text.replace(IMAGE, "")):
             yield Finding("marks of a chat", f"the {name} holds {short(mark.group().strip())}, a chat's own format")
     for side, answer in pair.texts().items():
         opens = len(question) >= COPIED and answer.strip().startswith(question)

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from minipovid.common.errors import MinipovidError
-from minipovid.models import chat_template, families
+from minipovid.models import chat_template, families, tokenizer
 from minipovid.models.encoder import Encoder
-from minipovid.models.hub import resolve_model
+from minipovid.models.hub import configuration, resolve_model
+from minipovid.models.tokenizer import SpecialTokenError
 from minipovid.pairs.check.findings import Finding
 from minipovid.pairs.pair import Pair
 from minipovid.pairs.source import PairSource
@@ -49,7 +50,8 @@ class TokenLengths:
         try:
             example = self.encoder(pair.prompt, pair.texts())
         except MinipovidError as error:
-            yield Finding("cannot be tokenised", str(error))
+            kind = "special token in the text" if isinstance(error, SpecialTokenError) else "cannot be tokenised"
+            yield Finding(kind, str(error))
             return
         longer, length = max(((side, len(ids)) for side, ids in example.answers.items()), key=lambda each: each[1])
         total = len(example.prompt) + length
@@ -70,15 +72,9 @@ def _encoder(section: ModelSection) -> Encoder:
 
     models/load.py, which reads configurations too, is left alone: what it imports takes 200 MiB.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     folder = resolve_model(section.path, section.revision, weights=False)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise MinipovidError(f"{folder} holds no model whose tokenizer can be read: {why}") from None
+    config, words = configuration(folder), tokenizer.load(folder)
     family = families.of(config.model_type)
-    image = family.image_token_id(config), family.image_tokens(config, families.PHOTO)
-    return Encoder(chat_template.of(folder, tokenizer), tokenizer, *image, sys.maxsize)
+    image = family.image_token_id(config)
+    chat = chat_template.of(folder, words, image)
+    return Encoder(chat, words, image, family.image_tokens(config, families.PHOTO), sys.maxsize)
