@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipovid.common.errors import MinipovidError
+from minipovid.models.hub import settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_SETTINGS, _LLAMA = "tokenizer_config.json", ("LlamaTokenizer", "LlamaTokenizerFast")
 
 
 class SpecialTokenError(MinipovidError):
@@ -61,9 +64,15 @@ class SpecialTokens:
 
 def load(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model's folder. Raises MinipovidError, with the reason, where it cannot be read."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, LlamaTokenizer
 
+    own = settings(folder / _SETTINGS) if (folder / _SETTINGS).is_file() else {}
+    has_json, has_model = ((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     try:
+        if has_model and not has_json and own.get("tokenizer_class", _LLAMA[0]) in _LLAMA:
+            # AutoTokenizer would read it without the beginning of sequence that Llama's adds unless told otherwise.
+            begins = own.get("add_bos_token", True)
+            return LlamaTokenizer.from_pretrained(folder, local_files_only=True, add_bos_token=begins)
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # it runs what the files say: a damaged one may raise anything
         why = next(iter(str(error).strip().splitlines()), "") or repr(error)

@@ -217,6 +217,43 @@ def test_nf4_codes_are_those_of_bitsandbytes(dtype: torch.dtype) -> None:
     assert torch.equal(ours, codes.flatten()) and torch.equal(largest, state.absmax)
 
 
+# --- adapters of others ---
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]], ids=["all-linear", "q and v"])
+def test_an_adapter_that_is_on_the_tower_too(base: Path, tmp_path: Path, targets: Any) -> None:
+    """The tower's and projector's share is merged; that of the tower's last layer, which is never run, is left out."""
+    folder = tiny_llava.adapter(base, tmp_path / "adapter", targets=targets)
+    pair = GgufPair(base, folder, "toy-7b", "float32")
+    assert pair.left_out and all(name.startswith("vision_tower.encoder.layers.3.") for name in pair.left_out)
+    text, vision = write_pair(pair, tmp_path / "out", PairOptions({"f32": "original"}))
+    theirs, names = merged_by_peft(base, folder), {place.name: name for name, place in pair.places.items()}
+    changed = set()
+    for tensor in gguf.GGUFReader(vision).tensors:
+        name = names[tensor.name]
+        wanted = theirs[name].numpy()
+        step = 2**-10 if tensor.tensor_type.name == "F16" else 2**-20
+        assert np.allclose(tensor.data.reshape(wanted.shape), wanted, atol=step, rtol=step), name
+        if not np.allclose(wanted, pair.base[name].rows(), atol=1e-3):
+            changed.add(name)
+    assert changed == {name for name in pair.factors if pair.places[name].file == "mmproj"} and changed
+    assert text.is_file()
+
+
+def test_a_weight_that_the_base_lacks_is_named(base: Path, tmp_path: Path) -> None:
+    """Even where it would stand behind the layers that are run."""
+    folder = tiny_llava.adapter(base, tmp_path / "adapter", targets="all-linear")
+    other = copy(folder, tmp_path / "deeper", rename=lambda name: name.replace("encoder.layers.3", "encoder.layers.7"))
+    with pytest.raises(MinipovidError, match=r"changes vision_tower.encoder.layers.7.mlp.fc1.weight and 5 more, which"):
+        GgufPair(base, other, "toy-7b", "float32")
+
+
+def test_an_adapter_on_nothing_that_is_run(base: Path, tmp_path: Path) -> None:
+    folder = tiny_llava.adapter(base, tmp_path / "adapter", targets=r".*vision_tower.*layers\.3\.mlp\.fc1")
+    with pytest.raises(MinipovidError, match="changes only what toy-7b never runs; there is nothing to add"):
+        GgufPair(base, folder, "toy-7b", "float32")
+
+
 # --- what is refused ---
 
 
@@ -225,6 +262,9 @@ def test_nf4_codes_are_those_of_bitsandbytes(dtype: torch.dtype) -> None:
     [
         ({"use_dora": True}, "has use_dora: True; only plain LoRA can be merged"),
         ({"fan_in_fan_out": True}, "has fan_in_fan_out: True"),
+        ({"lora_bias": True}, "has lora_bias: True"),
+        ({"bias": "all"}, "trains biases .all.; only plain LoRA"),
+        ({"r": None}, "says r: None, but that must be a number"),
         ({"modules_to_save": ["lm_head"]}, r"has modules_to_save: \['lm_head'\]"),
         ({"trainable_token_indices": [400]}, r"has trainable_token_indices: \[400\]"),
         ({"use_something_new": {"depth": 2}}, r"has use_something_new: \{'depth': 2\}"),

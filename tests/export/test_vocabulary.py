@@ -132,7 +132,7 @@ _GPT2 = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
         (tiny_llava.LLAMA3_SPLIT, _ignores_merges, "llama-bpe"),
         (tiny_llava.LLAMA3_SPLIT, None, "smaug-bpe"),
         (tiny_llava.LLAMA3_SPLIT, _gpt2, "gpt-2"),
-        (tiny_llava.LLAMA3_SPLIT, _digits, "starcoder"),
+        (tiny_llava.LLAMA3_SPLIT, _digits, "smollm"),
     ],
 )
 def test_the_way_of_cutting_is_found_out(tmp_path: Path, split: str, change: Any, name: str) -> None:

@@ -140,8 +140,11 @@ def build(
     return folder
 
 
-def adapter(base: Path, folder: Path, *, seed: int = 0, r: int = 4, alpha: float = 8, **settings: Any) -> Path:
-    """Write a random LoRA adapter for the checkpoint `base` with peft itself; `settings` go to its LoraConfig."""
+def adapter(
+    base: Path, folder: Path, *, seed: int = 0, r: int = 4, alpha: float = 8, targets: Any = None, **settings: Any
+) -> Path:
+    """Write a random LoRA adapter for the checkpoint `base` with peft itself, on `targets` or where training puts it;
+    `settings` go to its LoraConfig."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlavaForConditionalGeneration
@@ -149,7 +152,7 @@ def adapter(base: Path, folder: Path, *, seed: int = 0, r: int = 4, alpha: float
     from minipovid.models.families.llava import LORA_TARGETS
 
     model = LlavaForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
-    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=LORA_TARGETS, **settings)
+    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=targets or LORA_TARGETS, **settings)
     peft = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in peft.named_parameters():

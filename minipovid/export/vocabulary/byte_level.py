@@ -29,7 +29,7 @@ WAYS = {
     "smaug-bpe": False,  # cuts like llama-bpe
     "tekken": True,
     "gpt-4o": False,
-    "starcoder": False,
+    "smollm": False,  # cuts like starcoder
     "qwen35": False,
     "deepseek-llm": False,
     "deepseek-coder": False,
