@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import tiny_llava
 import torch
 from bitsandbytes.nn import Linear4bit
+from safetensors.torch import load_file, save_file
 from scoring_cases import VIEWS, a_batch, a_model
 from torch import nn
 
@@ -152,6 +154,22 @@ def test_adapter_round_trip(folder: Path, tmp_path: Path) -> None:
         assert torch.equal(value, other.adapter()[key])
     with pytest.raises(MinipovidError, match="does not fit this model"):
         load.load(ModelSection(path=str(folder)), LoraSection(r=8)).load_adapter(tmp_path)
+
+
+def test_an_adapter_of_another_scale_or_spelling(folder: Path, tmp_path: Path) -> None:
+    """Names as transformers 4 and others have them are understood; another alpha would be another model."""
+    model = a_model(folder)
+    model.save_adapter(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    spelled = {name.replace("model.language_model", "language_model.model"): value for name, value in saved.items()}
+    save_file(spelled, tmp_path / "adapter_model.safetensors")
+    other = a_model(folder)
+    other.load_adapter(tmp_path)
+    assert all(torch.equal(value, other.adapter()[key]) for key, value in model.adapter().items())
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 3 * settings["lora_alpha"]}))
+    with pytest.raises(MinipovidError, match=r"multiplies \S+ by \S+, the recipe by \S+; use the lora.alpha"):
+        other.load_adapter(tmp_path)
 
 
 def test_same_seed_same_adapter(folder: Path) -> None:
