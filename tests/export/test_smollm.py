@@ -13,7 +13,7 @@ import smollm
 import torch
 from twin import Twin, picture
 
-from minipovid.export import export
+from minipovid.export import export, export_merged
 from minipovid.inference.llama_cpp import Runtime, Sampling
 from minipovid.models.chat_template import Turn
 from minipovid.recipe import read
@@ -27,8 +27,8 @@ model: {{path: {base}, load_in_4bit: true, dtype: float32}}
 lora: {{r: 4, alpha: 8}}
 data: {{path: {pairs}, format: jsonl, max_length: 256, held_out: 2}}
 train: {{max_steps: 2, per_device_train_batch_size: 2, logging_steps: 1}}
-stages: [{{learning_rate: 1.0e-3, loss: {{name: dpo}}}}]
-export: {{merge_base: original, quants: [f16]}}
+stages: [{{learning_rate: 5.0e-3, loss: {{name: dpo}}}}]
+export: {{quants: [f16]}}
 """
 CAPITAL = [Turn("user", "What is the capital of France?")]
 
@@ -47,6 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (top / "recipe.yaml").write_text(RECIPE.format(base=base, pairs=top / "pairs.jsonl"), encoding="utf-8")
     train(read.read(top / "recipe.yaml"), top / "run")
     export(top / "run")
+    export_merged(top / "run")
     return top / "run"
 
 
@@ -67,13 +68,12 @@ def test_it_is_written_as_smollm2_is(run: Path) -> None:
 
 def test_the_file_answers_as_the_trained_model(run: Path) -> None:
     verdict = verify(run, pairs=2)
-    assert verdict.ok, verdict.table()
+    assert verdict.ok, verdict.causes
 
 
 def test_it_knows_the_capital_of_france(run: Path, runtime: Runtime) -> None:
-    """Greedy tokens as transformers' own generate has them, from base and adapter merged by peft."""
-    base = read.read(run / "recipe.yaml").model.path
-    twin = Twin(Path(base), run / "adapter")
+    """Greedy tokens as transformers' own generate has them, from the merged safetensors."""
+    twin = Twin(run / "merged")
     expected = twin.reply_ids(CAPITAL, 24)
     with runtime.say(CAPITAL, Sampling(24)) as reply:
         answer = "".join(reply)
