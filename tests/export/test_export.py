@@ -256,7 +256,7 @@ def _huge(weights: dict[str, np.ndarray]) -> None:
     ("edit", "sentence"),
     [
         (_extra, "lora_magnitude_vector, which is no LoRA matrix"),
-        (_another_layer, r"changes language_model.layers.7.self_attn.q_proj.weight, which .* has not: it was trained on another"),
+        (_another_layer, r"changes language_model.layers.7.self_attn.q_proj.weight, which .* has not: it was"),
         (_half, r"holds only lora_A of .*layers.1.self_attn.q_proj"),
         (_narrow, r"\[64, 63\], but the base's is \[64, 64\]: it was trained on another model"),
         (_broken, r"layers.1.self_attn.q_proj.weight holds infinities or NaN"),
