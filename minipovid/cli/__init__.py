@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that `--help` is instant. Ex
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import warnings
@@ -16,6 +17,8 @@ import click
 from minipovid import __version__
 from minipovid.cli import demo, doctor, evaluate, export, pairs, report, run, train
 from minipovid.common.errors import MinipovidError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit on a file's size
 
 
 class _Manual(click.Group):
@@ -35,7 +38,8 @@ class _Manual(click.Group):
             ctx.exit(2)
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
-            click.echo(f"{place}{error.strerror or error}. What was finished is kept.", err=True)
+            remedy = " Make room there; the same command then goes on from there." if error.errno in _FULL else ""
+            click.echo(f"{place}{error.strerror or error}. What was finished is kept.{remedy}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             click.echo("Interrupted. What was finished is kept; the same command goes on from there.", err=True)

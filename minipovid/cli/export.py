@@ -43,6 +43,12 @@ from minipovid.recipe import run_folder
 )
 @click.option("--merged", is_flag=True, help="Write the merged model as safetensors (RUN/merged) instead.")
 @click.option(
+    "--name",
+    metavar="NAME",
+    help="What the run is called in the names of the GGUF files, and so in LM Studio and Ollama.  [default: as they "
+    "are called already, or as RUN's folder]",
+)
+@click.option(
     "--lm-studio",
     type=PATH,
     metavar="FOLDER",
@@ -56,6 +62,7 @@ def export(
     imatrix: int | None,
     lora_only: bool,
     merged: bool,
+    name: str | None,
     lm_studio: Path | None,
 ) -> None:
     """Write RUN's GGUF pair for llama.cpp.
@@ -74,12 +81,15 @@ def export(
 
     if lora_only and merged:
         raise MinipovidError("--lora-only and --merged name two outputs; give one of them.")
+    if merged and name is not None:
+        raise MinipovidError("--name is of GGUF files, and --merged writes none; leave it out.")
+    named = {} if name is None else {"name": name}
     if lora_only:
-        files = [export_lora(run, quants[-1] if quants else "f16", progress=bars())]
+        files = [export_lora(run, quants[-1] if quants else "f16", progress=bars(), **named)]
     elif merged:
         files = [export_merged(run, merge_base, progress=bars())]
     else:
-        files = write_pair(run, quants or None, merge_base, mmproj, imatrix, progress=bars())
+        files = write_pair(run, quants or None, merge_base, mmproj, imatrix, progress=bars(), **named)
     if lm_studio is not None:
         files.append(put_into(run / run_folder.GGUF, lm_studio.expanduser()))
     for path in files:

@@ -63,8 +63,22 @@ def chat(run: Path, max_tokens: int, temperature: float, seed: int, **runtime: A
 )
 @click.option("--no-key", is_flag=True, help="Listen beyond this machine without a key.")
 @click.option("--name", metavar="NAME", help="What clients call the model.  [default: the run's name]")
+@click.option(
+    "--allow-origin",
+    "allow_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="A web page that may ask, by its origin: https://example.org. May be given more than once.  [default: none]",
+)
 def serve(
-    run: Path, host: str, port: int, api_key_env: str | None, no_key: bool, name: str | None, **runtime: Any
+    run: Path,
+    host: str,
+    port: int,
+    api_key_env: str | None,
+    no_key: bool,
+    name: str | None,
+    allow_origins: tuple[str, ...],
+    **runtime: Any,
 ) -> None:
     """Answer like OpenAI's API, on this machine.
 
@@ -78,4 +92,5 @@ def serve(
     from minipovid.inference.serve import serve as run_server
 
     key = key_from(api_key_env)
-    run_server(run, host=host, port=port, api_key=key, no_key=no_key, model_name=name, announce=click.echo, **runtime)
+    runtime |= {"allow_origins": allow_origins, "announce": click.echo}
+    run_server(run, host=host, port=port, api_key=key, no_key=no_key, model_name=name, **runtime)

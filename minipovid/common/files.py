@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,7 @@ def finished(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, for a file or a folder; it takes the name `path` when the block ends well.
 
     A folder that stands there is replaced. What an earlier, killed writer left behind is removed. A system's error in
-    the block that names no file (a full disk) gets the name `path`.
+    the block (a full disk) names `path`, also where it named no file or the draft, or came from a library in Rust.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
@@ -34,15 +35,29 @@ def finished(path: Path) -> Iterator[Path]:
         os.replace(draft, path)
     except BaseException as error:
         remove(draft)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise
+        refused = _by_system(error)
+        if refused is None:
+            raise
+        name = str(path) if refused.filename is None else str(refused.filename).replace(str(draft), str(path))
+        raise OSError(refused.errno, refused.strerror, name) from None
+
+
+def _by_system(error: BaseException) -> OSError | None:
+    """The operating system's refusal. What is written in Rust, as safetensors is, tells its number in the message."""
+    if isinstance(error, OSError):
+        return error if error.errno is not None else None
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+
+class BusyError(MinipovidError):
+    """Another process writes there."""
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Within: no other process of this machine that asks the same writes to `folder`. Raises MinipovidError where one
-    does already."""
+    """Within: no other process of this machine that asks the same writes to `folder`. Raises BusyError where one does
+    already. The system gives the lock back when a process ends, however it ends."""
     from filelock import FileLock, Timeout
 
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
@@ -50,7 +65,7 @@ def alone(folder: Path) -> Iterator[None]:
         with FileLock(Path(tempfile.gettempdir()) / f"minipovid-{name}.lock", timeout=0, mode=0o666):
             yield
     except Timeout:
-        raise MinipovidError(f"Another process is writing to {folder}; wait until it is done.") from None
+        raise BusyError(f"Another process is writing to {folder}; wait until it is done.") from None
 
 
 def digest(path: Path) -> bytes:
@@ -88,9 +103,9 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed writers and removers left in `folder`."""
-    for leftover in (*folder.glob(".*.draft"), *folder.glob(".*.gone")):
+def sweep(folder: Path, names: str = "*") -> None:
+    """Remove what killed writers and removers of files of these names left in `folder`."""
+    for leftover in (*folder.glob(f".{names}.draft"), *folder.glob(f".{names}.gone")):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 

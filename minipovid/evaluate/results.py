@@ -152,7 +152,7 @@ def read(run: Path) -> Iterator[Result]:
             }
             _ = validated(Result, {**content, "figures": figures}, path.name).built
             result = Result(**content, figures=figures)
-        except (ValueError, LookupError, TypeError, AttributeError, MinipovidError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, MinipovidError):
             raise MinipovidError(
                 f"{path} is damaged, or of another version; remove it and run `minipovid eval` again."
             ) from None

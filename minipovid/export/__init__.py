@@ -11,11 +11,12 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 from minipovid.common.errors import MinipovidError
-from minipovid.common.files import alone, finished
+from minipovid.common.files import BusyError, alone, finished
 from minipovid.export import lora_gguf, writer
 from minipovid.export import quants as table
 from minipovid.export.card import facts_of, write_card
@@ -23,6 +24,7 @@ from minipovid.export.folder import PairOptions, Progress, check_quants, remove_
 from minipovid.export.gguf_pair import FORMAT, STAMP, GgufPair
 from minipovid.export.importance import CalibrationExample
 from minipovid.export.lm_studio import lm_studio
+from minipovid.export.naming import FINETUNE, finetune
 from minipovid.export.ollama import write_modelfile
 from minipovid.export.safetensors import write_merged
 from minipovid.export.source import ExportSource
@@ -47,19 +49,21 @@ def export(
     mmproj: str | None = None,
     imatrix: int | None = None,
     progress: Progress | None = None,
+    name: str | None = None,
 ) -> list[Path]:
     """Write RUN/gguf/: a text GGUF per quantisation and one mmproj GGUF; return them in this order, mmproj last.
 
     What is not given is read from the run's recipe. Files already made of the same inputs are kept. `imatrix` is the
     number of pairs that an importance matrix is gathered on. `progress` is called with (file name, bytes written, bytes
-    in all). Raises MinipovidError for what the user can mend.
+    in all). `name` is the run's in the names of the files (default: as they are called already, or as its folder).
+    Raises MinipovidError for what the user can mend.
     """
     recipe = run_folder.recipe(run)
     names = table.valid_names(quants or recipe.export.quants)
     base = _merge_base(merge_base or recipe.export.merge_base, recipe)
     examples = _examples(run, recipe, recipe.export.imatrix if imatrix is None else imatrix)
     check_quants(names, bool(examples))
-    pair = open_pair(run)
+    pair = open_pair(run, _called(name))
     bases = {name: _base_for(name, base, recipe.model.load_in_4bit) for name in names}
     n_ctx = min(recipe.data.max_length, pair.context_length)
     options = PairOptions(bases, table.valid_mmproj(mmproj or recipe.export.mmproj), examples, n_ctx)
@@ -73,7 +77,9 @@ def export(
 def refresh_card(run: Path) -> None:
     """Tell new scores in the model card of a run that has been exported; nothing where it has not."""
     if (run / run_folder.GGUF / "README.md").is_file():
-        write_card(run / run_folder.GGUF, facts_of(find_pair(run)[0], run_folder.recipe(run), run))
+        # an export in hand ends by writing the card
+        with suppress(BusyError), alone(run / run_folder.GGUF):
+            write_card(run / run_folder.GGUF, facts_of(find_pair(run)[0], run_folder.recipe(run), run))
 
 
 def export_base(
@@ -87,7 +93,7 @@ def export_base(
         return write_pair(pair, out, PairOptions(dict.fromkeys(names, "original")), progress)
 
 
-def export_lora(run: Path, quant: str = "f16", progress: Progress | None = None) -> Path:
+def export_lora(run: Path, quant: str = "f16", progress: Progress | None = None, name: str | None = None) -> Path:
     """Write RUN/gguf/...-LoRA.gguf, the adapter alone in f16 or f32: it runs on anybody's GGUF of the same base.
 
     Of the base only configuration and tokenizer are read; its weights need not be on this machine.
@@ -96,7 +102,7 @@ def export_lora(run: Path, quant: str = "f16", progress: Progress | None = None)
         raise MinipovidError(f"A LoRA GGUF is written as f16 or f32, not as {quant}; the base's file is what is small.")
     quant, recipe = quant.lower(), run_folder.recipe(run)
     model = resolve_model(recipe.model.path, recipe.model.revision, weights=False)
-    source = ExportSource(model, run_folder.adapter(run), recipe.model.path, recipe, run)
+    source = ExportSource(model, run_folder.adapter(run), recipe.model.path, recipe, run, called=_called(name))
     _tell_left_out(source)
     places = lora_gguf.places(source.family, source.config, source.factors)
     architecture = source.family.text_metadata(source.config)["general.architecture"]
@@ -127,12 +133,19 @@ def export_merged(run: Path, merge_base: str | None = None, progress: Progress |
     return folder
 
 
-def open_pair(run: Path) -> GgufPair:
+def _called(name: str | None) -> str | None:
+    """The name, checked."""
+    if name is not None and finetune(name) == FINETUNE:
+        raise MinipovidError(f"--name {name!r} holds no letter or digit of ASCII, of which files' names are made.")
+    return name
+
+
+def open_pair(run: Path, called: str | None = None) -> GgufPair:
     """Everything that the files of a run are made of. Raises MinipovidError where there is no finished run."""
     recipe = run_folder.recipe(run)
     model = resolve_model(recipe.model.path, recipe.model.revision)
     texts = [text for pair in islice(_pairs(run), TEXTS) for text in (pair.prompt, pair.chosen, pair.rejected)]
-    pair = GgufPair(model, run_folder.adapter(run), recipe.model.path, recipe.model.dtype, recipe, run, texts)
+    pair = GgufPair(model, run_folder.adapter(run), recipe.model.path, recipe.model.dtype, recipe, run, texts, called)
     _tell_left_out(pair)
     return pair
 

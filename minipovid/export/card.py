@@ -5,7 +5,6 @@ Scores come from RUN/scores.json and RUN/verify.json where they are; the command
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import gguf
 import yaml
 
-from minipovid.common.files import finished
+from minipovid.common.files import finished, read_json
 from minipovid.export import writer
 from minipovid.export.naming import FILE_NAME, UNKNOWN, Origin, Title
 from minipovid.export.quants import HELP
@@ -310,7 +309,4 @@ def _size(path: Path) -> str:
 
 def _read_json(run: Path | None, name: str) -> dict[str, Any]:
     path = run / name if run is not None else None
-    if path is None or not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return read_json(path) if path is not None and path.is_file() else {}

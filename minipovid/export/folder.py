@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -157,11 +156,16 @@ class _Export:
 
 
 def remove_stale(source: ExportSource, out: Path) -> None:
-    """Files of this name made of another adapter: after a new training they would answer with the old one."""
-    stem = glob.escape(source.title.stem)
-    for path in (*out.glob(f"{stem}-*.gguf"), *out.glob(f"mmproj-{stem}-*.gguf")):
-        if writer.stamp(path, ADAPTER) != source.adapter_sha256:
+    """Files of this name made of another adapter (after a new training they would answer with the old one), and files
+    of ours under another name: twins of those that stand here now."""
+    for path in out.glob("*.gguf"):
+        own = path.name.removeprefix("mmproj-").startswith(f"{source.title.stem}-")
+        made_of = writer.stamp(path, ADAPTER)
+        if made_of != source.adapter_sha256 and (own or made_of is not None):
             log.warning("%s was made of an earlier adapter and is removed; export it again if you need it.", path)
+            path.unlink()
+        elif made_of is not None and not own:
+            log.warning("%s is now called %s and is removed.", path, source.title.stem)
             path.unlink()
 
 

@@ -40,8 +40,9 @@ class GgufPair(ExportSource):
         recipe: Recipe | None = None,
         run: Path | None = None,
         texts: Sequence[str] = (),
+        called: str | None = None,
     ):
-        super().__init__(model, adapter, name, recipe, run, texts)
+        super().__init__(model, adapter, name, recipe, run, texts, called)
         self.dtype = dtype
         tensors = Tensors(model)
         self.base = {self.family.canonical(name): tensor for name, tensor in tensors.items()}

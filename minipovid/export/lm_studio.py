@@ -8,7 +8,9 @@ from pathlib import Path
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import finished
+from minipovid.export import writer
 from minipovid.export.naming import FILE_NAME
+from minipovid.export.source import ADAPTER
 
 PUBLISHER, MMPROJ = "minipovid", "mmproj-"
 
@@ -17,8 +19,8 @@ def lm_studio(folder: Path, home: Path) -> Path:
     """Put the GGUF pair of `folder` into LM Studio's models folder `home`; returns the folder that it lists as a model.
 
     Files are hard-linked where both lie on one disk, so that they take no room twice, else copied. What is there and
-    unchanged is left; what an earlier export put there and this one has not is removed. Raises MinipovidError where
-    there is no pair, or no models folder.
+    unchanged is left; what an earlier export of this adapter put there and this one has not is removed. Raises
+    MinipovidError where there is no pair, no models folder, or where files of another adapter have that name.
     """
     if not home.is_dir():
         raise MinipovidError(f"There is no folder {home}; start LM Studio once, or name its models folder.")
@@ -28,6 +30,12 @@ def lm_studio(folder: Path, home: Path) -> Path:
         names = ", ".join(files) or "no GGUF files"
         raise MinipovidError(f"LM Studio needs the text and the mmproj file of one model, but {folder} holds {names}.")
     place = home / PUBLISHER / stems.pop()
+    own = {writer.stamp(path, ADAPTER) for path in files.values()}
+    if any(writer.stamp(path, ADAPTER) not in own for path in place.glob("*.gguf")):
+        raise MinipovidError(
+            f"{place} holds the files of another run, or of this one before it was trained again; export under another "
+            "name (--name), or remove that folder."
+        )
     place.mkdir(parents=True, exist_ok=True)
     for stale in place.glob("*.gguf"):
         if stale.name not in files:

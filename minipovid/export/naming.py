@@ -1,4 +1,6 @@
-"""File names and `general.` keys by ggml's convention (docs/gguf.md): llava-1.5-7B-minipovid-v1.0-Q8_0.gguf.
+"""File names and `general.` keys by ggml's convention (docs/gguf.md): llava-1.5-7B-minipovid-beta02-v1.0-Q8_0.gguf.
+
+Behind base and size stands which run it was, so that two runs from one base do not meet in another program's folder.
 
 What is not known is left out, never guessed: a licence stands in the base's README.md or nowhere.
 """
@@ -6,7 +8,6 @@ What is not known is left out, never guessed: a licence stands in the base's REA
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,10 +16,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from minipovid.common.append_only import objects
 from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe, StageSection
 
 VERSION = "v1.0"
+FINETUNE = "minipovid"
+NAME_LETTERS = 60  # of a run's name; what it and the base's make together must be a file's name
 # The convention's parts in their order. Its published check allows no dot in the base's name, which llava-1.5, Qwen2.5
 # and most others have, and which ggml's own tools write.
 FILE_NAME = re.compile(
@@ -55,7 +59,7 @@ class Title(NamedTuple):
 
     base: str  # llava-1.5
     size: str  # 7B
-    finetune: str  # minipovid
+    finetune: str  # minipovid-beta02
     source: str = ""  # the Hub id that the base came from, if it did
 
     @property
@@ -111,6 +115,12 @@ def title(model: str, parameters: int, finetune: str) -> Title:
     if size:
         name = (name[: size.start()] + name[size.end() :]).strip("-")
     return Title(name or "model", size[1].upper() if size else label(parameters), finetune, "" if is_local else model)
+
+
+def finetune(run: str) -> str:
+    """A run's name as the convention can hold it: "llava7b_qlora" -> "minipovid-llava7b-qlora"."""
+    clean = re.sub(r"[^A-Za-z0-9]+", "-", run)[:NAME_LETTERS].strip("-")
+    return f"{FINETUNE}-{clean}" if clean else FINETUNE
 
 
 def label(parameters: int) -> str:
@@ -172,9 +182,7 @@ def _spelling(stage: StageSection, loss: Any) -> str:
 
 def _counts(log: Path) -> dict[str, int]:
     """How many pairs the run trained on, and for how many optimiser steps."""
-    if not log.is_file():
-        return {}
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    lines = objects(log)
     counts = {"steps": [line["step"] for line in lines if "step" in line]}
     counts["pairs"] = [line["pairs"] for line in lines if line.get("event") == "data"]
     return {f"minipovid.{key}": max(values) for key, values in counts.items() if values}

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.common.errors import MinipovidError
-from minipovid.export import naming, vocabulary
-from minipovid.export.naming import Title
+from minipovid.export import naming, vocabulary, writer
+from minipovid.export.naming import FILE_NAME, VERSION, Title
 from minipovid.models import adapter as lora
 from minipovid.models import chat_template, families
 from minipovid.models.adapter import Factor
 from minipovid.models.chat_template import IMAGE, Chat
 from minipovid.models.hub import configuration, settings
+from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 
 ADAPTER = "minipovid.adapter_sha256"
@@ -24,8 +25,9 @@ class ExportSource:
     """A base model's folder, and the adapter on it. `name` is what the user calls the base: a Hub id or a folder.
 
     `adapter` is a folder in PEFT's layout, or None for the base as it is; `recipe` and `run` are those that trained it.
-    `texts` are prompts and answers on which tokenizer and llama.cpp must agree, beside the built-in probes. Raises
-    MinipovidError where the adapter holds what cannot be exported.
+    `texts` are prompts and answers on which tokenizer and llama.cpp must agree, beside the built-in probes. `called` is
+    the run's name in the files' names; without it they keep the name that they have in the run's folder, or bear that
+    of the folder itself. Raises MinipovidError where the adapter holds what cannot be exported.
     """
 
     def __init__(
@@ -36,9 +38,10 @@ class ExportSource:
         recipe: Recipe | None = None,
         run: Path | None = None,
         texts: Sequence[str] = (),
+        called: str | None = None,
     ):
         self.model, self.adapter, self.name = model, adapter, name
-        self.recipe, self.run, self.texts = recipe, run, texts
+        self.recipe, self.run, self.texts, self.called = recipe, run, texts, called
         self.family_name = str(settings(model / "config.json").get("model_type"))
         self.family = families.of(self.family_name)
         self.config = configuration(model)
@@ -93,7 +96,24 @@ class ExportSource:
 
     @cached_property
     def title(self) -> Title:
-        return naming.title(self.name, self.parameters(), "minipovid" if self.adapter else "base")
+        if self.adapter is None:
+            return naming.title(self.name, self.parameters(), "base")
+        run = self.called or (self.run.resolve().name if self.run is not None else "")
+        title = naming.title(self.name, self.parameters(), naming.finetune(run))
+        return title if self.called else title._replace(finetune=self._standing(title) or title.finetune)
+
+    def _standing(self, title: Title) -> str | None:
+        """The name of this adapter's files that an earlier export, or an earlier version, left in the run's folder."""
+        folder = self.run / run_folder.GGUF if self.run is not None else None
+        for path in sorted(folder.glob("*.gguf")) if folder is not None else ():
+            parts = FILE_NAME.fullmatch(path.name)
+            if (
+                parts is not None
+                and (parts["base"], parts["size"], parts["version"]) == (title.base, title.size, VERSION)
+                and writer.stamp(path, ADAPTER) == self.adapter_sha256
+            ):
+                return parts["finetune"]
+        return None
 
     def parameters(self) -> int:
         """Weights of the language model, counted on its empty skeleton."""

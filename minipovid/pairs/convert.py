@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minipovid.common.errors import MinipovidError
-from minipovid.common.files import finished, sweep
+from minipovid.common.files import alone, finished, sweep
 from minipovid.images.embedded import Embedded, Store, placed
 from minipovid.images.load import inside, load
 from minipovid.pairs import formats as shelf
@@ -53,18 +53,19 @@ def import_pairs(
 
     `format` is a file on the shelf formats/ (default: as recognised), `images` the folder of its picture paths
     (default: where it lies), `limit` a number of pairs and bad rows together; `progress` is called after each. Bad rows
-    are left out and named in <to>/import.json. Raises MinipovidError where no row is usable or `to` holds anything
-    else.
+    are left out and named in <to>/import.json. Raises MinipovidError where no row is usable, `to` holds anything else,
+    or another process imports into it.
     """
     name = format or shelf.detect(path)
     begun = {"source": str(path.resolve()), "format": name}
-    _claim(to, begun)
-    work = _Import(images or (path if path.is_dir() else path.parent), to, progress)
-    jsonl.write(to / run_folder.PAIRS, work.pairs(islice(shelf.reader(name).read(path), limit)))
-    sizes = work.sizes.values()
-    counts = ImportCounts(name, work.good, len(work.bad), len(work.unpaired), len(sizes), sum(sizes))
-    rows = {"bad_rows": [row._asdict() for row in work.bad], "unpaired_rows": [row._asdict() for row in work.unpaired]}
-    _note(to, {**begun, "finished": True, **counts._asdict(), **rows})
+    with alone(to):
+        _claim(to, begun)
+        work = _Import(images or (path if path.is_dir() else path.parent), to, progress)
+        jsonl.write(to / run_folder.PAIRS, work.pairs(islice(shelf.reader(name).read(path), limit)))
+        sizes = work.sizes.values()
+        counts = ImportCounts(name, work.good, len(work.bad), len(work.unpaired), len(sizes), sum(sizes))
+        bad, unpaired = ([row._asdict() for row in rows] for rows in (work.bad, work.unpaired))
+        _note(to, {**begun, "finished": True, **counts._asdict(), "bad_rows": bad, "unpaired_rows": unpaired})
     if not counts.pairs:
         first = f" The first: {work.bad[0].where}: {work.bad[0].why}." if work.bad else ""
         raise MinipovidError(f"{path} holds no usable pair of format {name} among {len(work.bad)} rows.{first}")
@@ -77,7 +78,7 @@ def _claim(to: Path, begun: dict[str, str]) -> None:
     if note.is_file():
         try:
             theirs = json.loads(note.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise MinipovidError(f"{note} cannot be read ({error}); remove it, or choose another folder.") from None
         theirs = theirs if isinstance(theirs, dict) else {}
         if any(theirs.get(key) != value for key, value in begun.items()):

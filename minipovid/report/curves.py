@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
+from minipovid.common.append_only import objects
 from minipovid.recipe import run_folder
 from minipovid.report import svg
 from minipovid.report.runs import NamedRun
@@ -70,13 +69,7 @@ class Log:
 
 def read(run: NamedRun, stages: Sequence[str] = ()) -> Log:
     """Lines that are none, as the half of one that a killed run leaves, are passed over."""
-    path = run.folder / run_folder.LOG
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    lines: list[dict[str, Any]] = []
-    for line in text.splitlines():
-        with suppress(ValueError):
-            tree = json.loads(line)
-            lines += [tree] if isinstance(tree, dict) else []
+    lines = objects(run.folder / run_folder.LOG)
     steps = [line for line in lines if _is_number(line.get("step")) and "loss" in line]
     return Log(run, steps, [str(line["warning"]) for line in lines if "warning" in line], stages)
 

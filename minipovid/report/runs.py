@@ -68,10 +68,10 @@ class Scored:
 
     @cached_property
     def rows(self) -> list[dict[str, object]]:
-        """The answers; none where the file is gone."""
+        """The answers; none where the file is gone or damaged."""
         try:
             return list(results.rows(self.run.folder, self.result))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return []
 
     def pairings(self) -> Iterator[Pairing]:

@@ -67,7 +67,7 @@ def proof(run: Path) -> Proof | None:
         ok = None if content["ok"] is None else bool(content["ok"])
         faults = [str(fault) for fault in content.get("faults", ())]
         return Proof(ok, int(content["pairs"]), [COLUMNS[key] for key in columns], rows, remarks, faults)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -4,6 +4,7 @@
                    reference.safetensors                             the frozen adapter of later stages
                    optimizer.safetensors                             AdamW's state, "<weight>.<moment>"
                    state.json                                        where the run stood, and the log's open sums
+                   SHA256SUMS                                        of all these, as `sha256sum -c` reads them
 
 There is no random state to save: pictures, noise, crops and order are functions of the seed, the pair and the epoch.
 """
@@ -11,20 +12,24 @@ There is no random state to save: pictures, noise, crops and order are functions
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from minipovid.common.errors import MinipovidError
-from minipovid.common.files import finished, remove
+from minipovid.common.files import digest, finished, need_space, read_json, remove
 from minipovid.recipe import run_folder
 
 if TYPE_CHECKING:
     from minipovid.models.model import Model
+
+SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,22 @@ def save(
     keep: int,
     processes: int = 1,
 ) -> None:
-    """Write checkpoint-<global step> and remove all but the newest `keep`. `meter`: what the log has not told yet."""
+    """Write checkpoint-<global step> and remove all but the newest `keep`. `meter`: what the log has not told yet.
+
+    Raises MinipovidError or OSError where the disk has no room for it; what stood there still stands then.
+    """
+    reference = {key: value.detach() for key, value in model.adapter("reference").items()}
+    moments = _moments(optimizer)
+    need_space(run, sum(value.nbytes for part in (model.adapter(), reference, moments) for value in part.values()))
     with finished(run / f"{run_folder.CHECKPOINT}{position.global_step}") as draft:
         model.save_adapter(draft)
-        reference = {key: value.detach() for key, value in model.adapter("reference").items()}
         if reference:
             save_file(reference, draft / "reference.safetensors")
-        save_file(_moments(optimizer), draft / "optimizer.safetensors")
+        save_file(moments, draft / "optimizer.safetensors")
         state = {"position": asdict(position), "meter": meter, "processes": processes}
         (draft / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        sums = [f"{digest(path).hex()}  {path.name}\n" for path in sorted(draft.iterdir())]
+        (draft / SUMS).write_text("".join(sums), encoding="utf-8")
     for old in _checkpoints(run)[:-keep]:
         remove(old)
 
@@ -73,6 +85,58 @@ class Checkpoint(NamedTuple):
     processes: int  # that shared each step's pairs
 
 
+def drop_damaged(run: Path) -> None:
+    """Remove the newest checkpoints that are damaged, and say so, where a whole one stands before them.
+
+    Raises MinipovidError, with nothing removed, where none does.
+    """
+    damaged: list[str] = []
+    found = _checkpoints(run)
+    while found and (damage := _damage(found[-1])):
+        damaged.append(f"{found.pop()} is damaged ({damage})")
+    if not damaged:
+        return
+    if not found:
+        raise MinipovidError(
+            f"No checkpoint of {run} is whole: {'; '.join(damaged)}. Put back a copy of one, or remove them to train "
+            "from the beginning."
+        )
+    for path in _checkpoints(run)[len(found) :]:
+        remove(path)
+    step = read(found[-1]).position.global_step
+    print(f"{'; '.join(damaged)}; training goes on from {found[-1].name}, step {step}.", file=sys.stderr)
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with a checkpoint; nothing where it is whole. One from before SHA256SUMS must at least be read."""
+    try:
+        files = {"state.json", run_folder.ADAPTER_SETTINGS, run_folder.ADAPTER_WEIGHTS, "optimizer.safetensors"}
+        if (folder / SUMS).is_file():
+            lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+            sums = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
+            if not sums.keys() >= files:
+                return f"{SUMS} was cut short"
+            changed = [name for name, expected in sums.items() if digest(folder / name).hex() != expected]
+            return f"{changed[0]} is not as it was written" if changed else ""
+        for name in sorted(files):
+            if name.endswith(".safetensors"):
+                with safe_open(folder / name, "pt"):
+                    pass
+            else:
+                read_json(folder / name)
+        read(folder)
+    except FileNotFoundError as error:
+        return f"it has no {Path(str(error.filename or error)).name}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError, MinipovidError) as error:
+        return str(error).rstrip(".")
+    return ""
+
+
+def exists(run: Path) -> bool:
+    """Is there any, whole or damaged?"""
+    return bool(_checkpoints(run))
+
+
 def latest(run: Path) -> Checkpoint | None:
     """The newest checkpoint, if there is one."""
     found = _checkpoints(run)
@@ -81,7 +145,7 @@ def latest(run: Path) -> Checkpoint | None:
 
 def read(folder: Path) -> Checkpoint:
     """The checkpoint in a folder; its tensors are read by `restore` and `restore_optimizer`."""
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    state = read_json(folder / "state.json")
     return Checkpoint(folder, Position(**state["position"]), state["meter"], state["processes"])
 
 

@@ -16,12 +16,14 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from minipovid.common.append_only import Lines, objects
 from minipovid.common.files import finished
 from minipovid.pairs.pair import BadRow
 from minipovid.recipe import run_folder
@@ -171,22 +173,14 @@ def begin(log: Path, pairs: int, bad: Sequence[BadRow], stage: int | None = None
 
 def append(log: Path, line: dict[str, Any]) -> None:
     """Add one line to a log."""
-    with log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with Lines(log) as rows:
+        rows.add(line)
 
 
 def rewind(log: Path, step: int) -> None:
-    """Drop what a run wrote after `step`, the half of a line at the end included."""
+    """Drop what a run wrote after `step`, and lines that are damaged, such as the half of one at the end."""
     if not log.is_file():
         return
-    kept = []
-    for text in log.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if line.get("step", 0) > step:
-            break
-        kept.append(text + "\n")
+    kept = takewhile(lambda line: line.get("step", 0) <= step, objects(log))
     with finished(log) as draft:
-        draft.write_text("".join(kept), encoding="utf-8")
+        draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

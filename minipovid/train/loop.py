@@ -14,13 +14,15 @@ share of each step, and the first one writes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from accelerate.utils import get_int_from_env
 
 from minipovid.common import interrupts
 from minipovid.common.errors import MinipovidError
-from minipovid.common.files import finished
+from minipovid.common.files import alone, finished
 from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 from minipovid.train import checkpoint, plan
@@ -32,22 +34,29 @@ from minipovid.train.stage import Stage
 def train(recipe: Recipe, folder: Path, progress: bool = True) -> Path:
     """Train every stage of `recipe` into the run folder and return it; a finished run is left as it is.
 
-    Raises MinipovidError for bad input and where memory runs out, and KeyboardInterrupt, with a checkpoint saved, on
-    Ctrl-C.
+    Raises MinipovidError for bad input, where another process trains there and where memory runs out, and
+    KeyboardInterrupt, with a checkpoint saved, on Ctrl-C.
     """
     try:
-        run = Run.open(recipe, folder, progress)
-        if run is not None:
-            with interrupts.deferred(run.interrupted.set):
-                for _ in steps(run):
-                    pass
+        with _claimed(folder):
+            run = Run.open(recipe, folder, progress)
+            if run is not None:
+                with interrupts.deferred(run.interrupted.set):
+                    for _ in steps(run):
+                        pass
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
-        begun = checkpoint.latest(folder) is not None
+        begun = checkpoint.exists(folder)
         other = " Settings that would change the result want another --out, as this run has begun." if begun else ""
         raise MinipovidError(plan.advice(run_folder.recipe(folder)) + other) from None
     return folder
+
+
+def _claimed(folder: Path) -> AbstractContextManager[None]:
+    """The folder for this training alone. Of the processes of one training the first holds it, for all of them."""
+    rank = get_int_from_env(["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"], 0)  # as accelerate
+    return alone(folder) if rank == 0 else nullcontext()
 
 
 def steps(run: Run) -> Iterator[Position]:

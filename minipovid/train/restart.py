@@ -69,10 +69,11 @@ def held(recipe: Recipe, run: Path) -> Recipe:
 
 
 def claim(run: Path, recipe: Recipe) -> None:
-    """Write the resolved recipe into the run folder. Raises MinipovidError where another recipe has trained there."""
+    """Write the resolved recipe into the run folder, with its newest checkpoint sound. Raises MinipovidError where
+    another recipe has trained there, or no checkpoint is whole."""
     run_folder.check_place(run)
     run.mkdir(parents=True, exist_ok=True)
-    sweep(run)
+    sweep(run, f"{run_folder.CHECKPOINT}*")  # others' drafts may be in hand: a finished run is exported and examined
     if _is_begun(run):
         before, now = (recipes.flat(r.model_dump()) for r in (run_folder.recipe(run), recipe))
         for key in sorted(before.keys() | now.keys()):
@@ -81,6 +82,8 @@ def claim(run: Path, recipe: Recipe) -> None:
                     f"{run} holds a run of another recipe ({key} is {before.get(key)!r} there and {now.get(key)!r} "
                     f"here); choose another --out, or remove that folder."
                 )
+        if not (run / run_folder.ADAPTER).is_dir():
+            checkpoint.drop_damaged(run)
     else:
         for kept in run.glob(run_folder.STAGE_PAIRS.format("*")):
             kept.unlink()
@@ -90,4 +93,4 @@ def claim(run: Path, recipe: Recipe) -> None:
 
 
 def _is_begun(run: Path) -> bool:
-    return (run / run_folder.ADAPTER).is_dir() or checkpoint.latest(run) is not None
+    return (run / run_folder.ADAPTER).is_dir() or checkpoint.exists(run)

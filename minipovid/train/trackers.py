@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from minipovid.common.errors import MinipovidError
-from minipovid.common.files import finished
+from minipovid.common.files import finished, read_json
 from minipovid.recipe.read import flat
 from minipovid.recipe.schema import Recipe
 
@@ -73,7 +73,7 @@ def _identity(run: Path) -> str:
     if not file.is_file():
         with finished(file) as draft:
             draft.write_text(json.dumps({"id": uuid.uuid4().hex[:8]}), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))["id"]
+    return str(read_json(file).get("id"))
 
 
 def _scalars(recipe: Recipe) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minipovid.common.errors import MinipovidError
-from minipovid.common.files import finished
+from minipovid.common.files import alone, finished
 from minipovid.pairs import source
 from minipovid.recipe import run_folder
 from minipovid.verify import inputs
@@ -38,7 +38,8 @@ def verify(
     `progress` is called with (who is being asked, pairs done, pairs in all); `n_gpu_layers` go to llama.cpp.
 
     Writes RUN/verify.json, and keeps what the trained model said in RUN/verify. Raises MinipovidError where there are
-    no files to verify, or neither the trained model's sheet nor the means to compute it.
+    no files to verify, or neither the trained model's sheet nor the means to compute it, and where another process
+    verifies this run.
     """
     if pairs < 1:
         raise MinipovidError(f"Verifying takes at least one pair, and {pairs} were asked for.")
@@ -47,7 +48,8 @@ def verify(
     held_out = inputs.held_out(run, recipe, pairs, notes)
     origin, root = inputs.origin(run, recipe, notes), source.locate(recipe.data)[1]
     table = VerifyTable(run, recipe, held_out, root, origin, progress or (lambda who, done, total: None), n_gpu_layers)
-    verdict = Verdict.of(table.rows(names, notes), len(held_out), notes)
-    with finished(run / run_folder.VERDICT) as draft:
-        draft.write_text(json.dumps(verdict.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with alone(run / run_folder.VERIFY):
+        verdict = Verdict.of(table.rows(names, notes), len(held_out), notes)
+        with finished(run / run_folder.VERDICT) as draft:
+            draft.write_text(json.dumps(verdict.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return verdict

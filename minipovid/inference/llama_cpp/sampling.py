@@ -21,15 +21,22 @@ from minipovid.inference.llama_cpp.libraries import libraries
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 _COLDEST = 1e-6  # below, logits divided by it can pass float32's range, and llama.cpp would draw from NaN
 _SEEDS = 2**32 - 1  # llama.cpp takes this very number for "draw a seed"
+_PENALISED = 2**16  # of an answer's last tokens, those that penalties look at; more than any answer here has
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn. Temperature 0 (below 10^-6) is greedy; then neither `top_p` nor `seed` matters."""
+    """How an answer is drawn. Temperature 0 (below 10^-6) is greedy; then none of `top_k`, `top_p`, `min_p` and `seed`
+    matters. The penalties are for tokens that the answer has used already, and hold for greedy answers as well."""
 
     max_tokens: int = 256
     temperature: float = 0.0
+    top_k: int = 0  # of the likeliest tokens; 0 or less: all
     top_p: float = 1.0  # the smallest set of tokens that holds so much probability
+    min_p: float = 0.0  # tokens at least so likely, as a share of the likeliest one's probability
+    presence_penalty: float = 0.0  # taken from the logit of a token that was used
+    frequency_penalty: float = 0.0  # and for each time that it was
+    repeat_penalty: float = 1.0  # that logit is divided by this, or multiplied where it is negative
     seed: int = 0
     stop: tuple[str, ...] = ()  # texts before which the answer ends
     schema: dict[str, Any] | None = None  # a JSON schema that the answer follows
@@ -42,8 +49,23 @@ class Sampling:
             raise MinipovidError(f"temperature is {self.temperature}, but it must be a number from 0 up.")
         if not 0 < self.top_p <= 1:
             raise MinipovidError(f"top_p is {self.top_p}, but it must be above 0 and at most 1.")
+        if not 0 <= self.min_p <= 1:
+            raise MinipovidError(f"min_p is {self.min_p}, but it must be from 0 to 1.")
+        if not (math.isfinite(self.repeat_penalty) and self.repeat_penalty > 0):
+            raise MinipovidError(f"repeat_penalty is {self.repeat_penalty}, but it must be a number above 0.")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise MinipovidError(f"{name} is {getattr(self, name)}, but it must be a finite number.")
         if "" in self.stop:
             raise MinipovidError("A stop text is empty, and would end every answer before it begins; leave it out.")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < _COLDEST
+
+    @property
+    def is_penalised(self) -> bool:
+        return (self.presence_penalty, self.frequency_penalty, self.repeat_penalty) != (0, 0, 1)
 
 
 class Sampler:
@@ -55,7 +77,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, language: Language) -> None:
         sampling.check()
         self._llama, _ = libraries()
-        self._draws = self._chain(sampling) if sampling.temperature >= _COLDEST else None
+        self._draws = None if sampling.is_greedy and not sampling.is_penalised else self._chain(sampling)
         self._grammar = None if sampling.schema is None else self._grammar_of(sampling.schema, language)
         self._language, self._utf8 = language, codecs.getincrementaldecoder("utf-8")()
 
@@ -64,8 +86,13 @@ class Sampler:
 
         Raises MinipovidError where the schema leaves none.
         """
-        if self._grammar is None:
-            return self._choose(logits)
+        token = self._choose(logits) if self._grammar is None else self._choose_allowed(logits)
+        if self._draws is not None:
+            self._llama.llama_sampler_accept(self._draws, token)
+        return token
+
+    def _choose_allowed(self, logits: Floats) -> int:
+        """Under the grammar, for which the token counts as taken."""
         logits = self._allowed(logits)
         while np.isfinite(logits).any():
             token = self._choose(logits)
@@ -113,13 +140,24 @@ class Sampler:
         return int(array.selected)
 
     def _chain(self, sampling: Sampling) -> Any:
+        """llama.cpp's samplers in the order in which its own programs apply them."""
         llama = self._llama
         chain = self._owned(llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params()))
-        for part in (
-            llama.llama_sampler_init_top_p(sampling.top_p, 1),
-            llama.llama_sampler_init_temp(sampling.temperature),
-            llama.llama_sampler_init_dist(sampling.seed % _SEEDS),
-        ):
+        parts = []
+        if sampling.is_penalised:
+            penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+            parts.append(llama.llama_sampler_init_penalties(min(sampling.max_tokens, _PENALISED), *penalties))
+        if sampling.is_greedy:
+            parts.append(llama.llama_sampler_init_greedy())
+        else:
+            parts += [
+                *([llama.llama_sampler_init_top_k(sampling.top_k)] if sampling.top_k > 0 else []),
+                llama.llama_sampler_init_top_p(sampling.top_p, 1),
+                *([llama.llama_sampler_init_min_p(sampling.min_p, 1)] if sampling.min_p > 0 else []),
+                llama.llama_sampler_init_temp(sampling.temperature),
+                llama.llama_sampler_init_dist(sampling.seed % _SEEDS),
+            ]
+        for part in parts:
             llama.llama_sampler_chain_add(chain, part)
         return chain
 

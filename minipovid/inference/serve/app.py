@@ -13,14 +13,14 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import anyio
 from anyio import lowlevel
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -31,33 +31,44 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from minipovid.common.errors import MinipovidError
 from minipovid.common.local_http import is_for_this_machine
 from minipovid.inference.llama_cpp import Runtime, StreamedReply
-from minipovid.inference.serve.request import ChatRequest, RefusedError, read
+from minipovid.inference.serve.request import ChatRequest, RefusedError, no_model, read
 
 BODY = 40 * 2**20  # bytes of a request
 HELD = 4 * BODY  # bytes of all requests that are inside
 WAITING = 64  # requests in the queue
+NOTED = 50  # names of ignored fields in the log
 ARRIVAL = 120  # seconds that a body may take to arrive, for its sender holds a place in the queue
 
 _T = TypeVar("_T")
 
 _log = logging.getLogger("minipovid.serve")
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_PATHS = ("GET /health", "GET /v1/models", "GET /v1/models/NAME", "POST /v1/chat/completions")
 _KINDS |= {500: "server_error", 503: "server_error"}
 
 
 def application(
-    runtime: Runtime, model: str, *, api_key: str | None = None, loopback: bool = True, body_limit: int = BODY
+    runtime: Runtime,
+    model: str,
+    *,
+    api_key: str | None = None,
+    loopback: bool = True,
+    origins: Sequence[str] = (),
+    body_limit: int = BODY,
 ) -> Starlette:
-    """The server's app. `loopback`: only requests that were sent to this machine by name are answered."""
+    """The server's app. `loopback`: only requests that were sent to this machine by name are answered. `origins` are
+    those of web pages that may ask, "https://example.org"; a browser lets no other page read an answer."""
     endpoints = _Endpoints(runtime, model)
     queue = Middleware(_Queue, body_limit=body_limit)
     return Starlette(
         routes=[
+            Route("/", endpoints.about),
             Route("/health", endpoints.health),
             Route("/v1/models", endpoints.models),
+            Route("/v1/models/{name:path}", endpoints.one_model),
             Route("/v1/chat/completions", endpoints.complete, methods=["POST"], middleware=[queue]),
         ],
-        middleware=[Middleware(_Gate, api_key=api_key, loopback=loopback)],
+        middleware=[Middleware(_Gate, api_key=api_key, loopback=loopback, origins=origins)],
         exception_handlers={HTTPException: _not_here, MinipovidError: _refused, Exception: _hidden},
     )
 
@@ -65,16 +76,21 @@ def application(
 class _Gate:
     """Who may come in, and a line in the log for each who came."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None, loopback: bool):
-        self.app, self.loopback = app, loopback
+    def __init__(self, app: ASGIApp, api_key: str | None, loopback: bool, origins: Sequence[str]):
+        self.app, self.loopback, self.origins = app, loopback, origins
         self.secret = None if api_key is None else f"Bearer {api_key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began, status = time.monotonic(), 0
+        origin = Headers(scope=scope).get("origin", "")
 
         async def counted(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
+            if message["type"] == "http.response.start" and origin in self.origins:
+                headers = MutableHeaders(scope=message)
+                headers["access-control-allow-origin"] = origin
+                headers.add_vary_header("origin")
             await send(message)
 
         try:
@@ -91,18 +107,36 @@ class _Gate:
             _log.info("%s %s %s %.2f s", scope["method"], ascii(scope["path"])[1:-1], status or "gone", seconds)
 
     def _stop(self, scope: Scope) -> Response | None:
-        """The refusal of who may not come in; None for everybody else."""
+        """The refusal of who may not come in, and the answer to a browser that asks for a page; None for all else."""
         headers = Headers(scope=scope)
         if self.loopback and not is_for_this_machine(headers.get("host", "")):
             sentence = "This server answers on this machine alone; call it as 127.0.0.1 or localhost."
             return _refusal(RefusedError(sentence, 403))
-        if self.secret is None or scope["path"] == "/health":
+        asks_for_a_page = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+        if asks_for_a_page and headers.get("origin") in self.origins:
+            return Response(status_code=204, headers=_preflight(headers))
+        if self.secret is None or scope["path"] in ("/", "/health"):
             return None
         given = headers.get("authorization", "").encode("latin-1")
         if hmac.compare_digest(given, self.secret):
             return None
         sentence = "The API key is missing or wrong; send it as `Authorization: Bearer KEY`."
         return _refusal(RefusedError(sentence, 401, code="invalid_api_key"), {"www-authenticate": "Bearer"})
+
+
+def _preflight(asked: Headers) -> dict[str, str]:
+    """What a page of an allowed origin may send: anything to the paths that there are. A browser sends no key yet.
+
+    Source: https://fetch.spec.whatwg.org/#http-cors-protocol
+    """
+    granted = {
+        "access-control-allow-methods": "GET, POST",
+        "access-control-allow-headers": asked.get("access-control-request-headers", "authorization, content-type"),
+        "access-control-max-age": "600",
+    }
+    if asked.get("access-control-request-private-network") == "true":  # of a public site that calls this machine
+        granted["access-control-allow-private-network"] = "true"
+    return granted
 
 
 class _Queue:
@@ -145,13 +179,24 @@ class _Endpoints:
         self.runtime, self.model = runtime, model
         self.turn = anyio.Lock()  # first come, first served
         self.born = int(time.time())
+        self.noted: set[str] = set()  # fields of requests of which the log has told that they are ignored
+
+    async def about(self, request: Request) -> Response:
+        return JSONResponse({"server": "minipovid serve", "model": self.model, "api": "/v1", "paths": _PATHS})
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def models(self, request: Request) -> Response:
-        card = {"id": self.model, "object": "model", "created": self.born, "owned_by": "minipovid"}
-        return JSONResponse({"object": "list", "data": [card]})
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def one_model(self, request: Request) -> Response:
+        if request.path_params["name"] != self.model:
+            raise no_model(request.path_params["name"], self.model)
+        return JSONResponse(self._card())
+
+    def _card(self) -> dict[str, Any]:
+        return {"id": self.model, "object": "model", "created": self.born, "owned_by": "minipovid"}
 
     async def complete(self, request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -164,7 +209,16 @@ class _Endpoints:
                     body += piece
         except TimeoutError:
             raise RefusedError(f"The request did not arrive within {ARRIVAL} seconds; send it again.", 408) from None
-        return _Answer(self, read(bytes(body), self.model))
+        wanted = read(bytes(body), self.model)
+        self._note(wanted.ignored)
+        return _Answer(self, wanted)
+
+    def _note(self, ignored: Sequence[str]) -> None:
+        """Tell the log of each ignored field once; a client may name more than anybody wants to read."""
+        for name in ignored:
+            if name not in self.noted and len(self.noted) < NOTED:
+                self.noted.add(name)
+                _log.info("%s is ignored", ascii(name[:40])[1:-1])
 
     @asynccontextmanager
     async def reply(self, wanted: ChatRequest) -> AsyncIterator[StreamedReply]:
@@ -283,7 +337,7 @@ async def _refused(_: Request, error: Exception) -> Response:
 async def _not_here(request: Request, error: Exception) -> Response:
     """Paths and methods that there are not."""
     assert isinstance(error, HTTPException)
-    there = "GET /health, GET /v1/models and POST /v1/chat/completions"
+    there = f"{', '.join(_PATHS[:-1])} and {_PATHS[-1]}"
     what = f"{request.method} {request.url.path[:80]!r}"
     return _refusal(
         RefusedError(f"There is no {what} here; this server has {there}.", error.status_code), error.headers

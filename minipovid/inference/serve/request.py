@@ -3,8 +3,9 @@
     wanted = read(body)
     runtime.say(wanted.turns(), wanted.sampling(default_tokens=2048))
 
-Of what a client may send beyond this, the names below that are known to change answers are refused unless they are
-switched off, and all else is ignored.
+null stands for a field that is absent. Of what a client may send beyond what is read here, the names below that are
+known to change answers are refused unless they are switched off; all else is ignored (`ignored` names it, for the log),
+tools among it: this server's models call none.
 Source: https://platform.openai.com/docs/api-reference/chat/create
 """
 
@@ -45,13 +46,11 @@ SCHEMA_COUNT = 1000  # llama.cpp builds a repetition as nested groups, and is to
 # Each would change the answer and none is built. Clients send many by habit, switched off: empty, zero, false, or as
 # named here. The first lines are OpenAI's, the others are known to vLLM, llama.cpp or text-generation-webui.
 _REFUSED: dict[str, tuple[object, ...]] = {
-    **dict.fromkeys(("tools", "functions", "audio", "logprobs", "top_logprobs", "logit_bias"), ()),
-    **dict.fromkeys(("presence_penalty", "frequency_penalty", "web_search_options"), ()),
+    **dict.fromkeys(("audio", "logprobs", "top_logprobs", "logit_bias", "web_search_options"), ()),
     **{"tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "modalities": (["text"],)},
-    **dict.fromkeys(("top_k", "top_n_sigma", "n_predict"), (-1,)),
-    **dict.fromkeys(("typical_p", "typical", "tfs", "tfs_z", "repetition_penalty", "repeat_penalty"), (1,)),
-    **dict.fromkeys(("length_penalty", "best_of", "num_beams"), (1,)),
-    **dict.fromkeys(("min_p", "top_a", "epsilon_cutoff", "eta_cutoff", "mirostat", "mirostat_mode"), ()),
+    **dict.fromkeys(("top_n_sigma",), (-1,)),
+    **dict.fromkeys(("typical_p", "typical", "tfs", "tfs_z", "length_penalty", "best_of", "num_beams"), (1,)),
+    **dict.fromkeys(("top_a", "epsilon_cutoff", "eta_cutoff", "mirostat", "mirostat_mode"), ()),
     **dict.fromkeys(("xtc_probability", "dry_multiplier", "dynatemp_range", "smoothing_factor", "samplers"), ()),
     **dict.fromkeys(("min_tokens", "max_new_tokens", "no_repeat_ngram_size", "use_beam_search", "ignore_eos"), ()),
     **dict.fromkeys(("stop_token_ids", "bad_words", "allowed_token_ids", "include_stop_str_in_output"), ()),
@@ -85,6 +84,12 @@ def _picture(url: object) -> bytes:
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, tree: Any) -> Any:
+        """null is how many clients spell what they leave out."""
+        return {name: value for name, value in tree.items() if value is not None} if isinstance(tree, dict) else tree
+
 
 class _Link(_Strict):
     url: Annotated[bytes, BeforeValidator(_picture)]
@@ -93,7 +98,9 @@ class _Link(_Strict):
 class _Part(_Strict):
     type: Literal["text", "image_url"]
     text: str | None = None
-    image_url: _Link | None = None
+    image_url: Annotated[
+        _Link | None, BeforeValidator(lambda link: {"url": link} if isinstance(link, str) else link)
+    ] = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> _Part:
@@ -107,6 +114,13 @@ class _Message(_Strict):
     content: Annotated[
         list[_Part], BeforeValidator(lambda said: [{"type": "text", "text": said}] if isinstance(said, str) else said)
     ]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_say_nothing(cls, message: Any) -> Any:
+        """An assistant's turn that called a tool has no content, or null."""
+        is_silent = isinstance(message, dict) and message.get("role") == "assistant" and message.get("content") is None
+        return {**message, "content": ""} if is_silent else message
 
     @property
     def text(self) -> str:
@@ -146,7 +160,12 @@ class _StreamOptions(_Strict):
     include_usage: bool | None = None
 
 
-_Tokens = Annotated[int, Field(ge=1)]
+# -1 is what llama.cpp's clients send for "as many as fit".
+_Tokens = Annotated[
+    Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda number: None if number == -1 else number)
+]
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
+_Repeat = Annotated[float, Field(gt=0, le=10)]
 _COUNTS = re.compile(r'(?:(?:min|max)(?:Items|Length)": |\{\d*,|\{)(\d+)')  # in a schema and in its patterns
 _TREE = TypeAdapter(dict[str, Any])
 
@@ -154,13 +173,22 @@ _TREE = TypeAdapter(dict[str, Any])
 class ChatRequest(_Strict):
     """One request. Its pictures are bytes until `turns` decodes them."""
 
+    model_config = ConfigDict(extra="allow")
+
     model: str
     messages: Annotated[list[_Message], Field(min_length=1)]
     n: Literal[1] | None = None
-    max_tokens: _Tokens | None = None
-    max_completion_tokens: _Tokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: _Tokens = None
+    max_completion_tokens: _Tokens = None
+    n_predict: _Tokens = None  # llama.cpp's name
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    presence_penalty: _Penalty = 0.0
+    frequency_penalty: _Penalty = 0.0
+    repeat_penalty: _Repeat = 1.0
+    repetition_penalty: _Repeat = 1.0  # vLLM's name
     seed: int | None = None
     stop: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]],
@@ -168,8 +196,8 @@ class ChatRequest(_Strict):
         BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop or []),
     ] = []
     response_format: _Format = _Format(type="text")
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
+    stream: bool = False
+    stream_options: _StreamOptions = _StreamOptions()
 
     @field_validator("messages")
     @classmethod
@@ -201,9 +229,14 @@ class ChatRequest(_Strict):
         form = self.response_format
         schema = form.json_schema.tree if form.json_schema else {"type": "object"}
         return Sampling(
-            max_tokens=self.max_completion_tokens or self.max_tokens or default_tokens,
-            temperature=self.temperature or 0.0,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            max_tokens=self.max_completion_tokens or self.max_tokens or self.n_predict or default_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repeat_penalty=self.repeat_penalty if self.repeat_penalty != 1 else self.repetition_penalty,
             seed=secrets.randbits(31) if self.seed is None else self.seed % 2**32,
             stop=tuple(self.stop),
             schema=None if form.type == "text" else schema,
@@ -211,7 +244,12 @@ class ChatRequest(_Strict):
 
     @property
     def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+        return bool(self.stream_options.include_usage)
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of what the client sent, switched on, and nobody reads."""
+        return [name for name, value in (self.model_extra or {}).items() if value and name not in _REFUSED]
 
 
 def read(raw: bytes, model: str) -> ChatRequest:
@@ -229,9 +267,14 @@ def read(raw: bytes, model: str) -> ChatRequest:
     except ValidationError as errors:
         raise _refusal(errors) from None
     if wanted.model != model:
-        sentence = f"There is no model {wanted.model[:80]!r} here; ask for {model!r}."
-        raise RefusedError(sentence, 404, "model", "model_not_found")
+        raise no_model(wanted.model, model)
     return wanted
+
+
+def no_model(named: str, model: str) -> RefusedError:
+    """What a client gets that asks for another model than the one that is here."""
+    sentence = f"There is no model {named[:80]!r} here; ask for {model!r}."
+    return RefusedError(sentence, 404, "model", "model_not_found")
 
 
 def _refusal(errors: ValidationError) -> RefusedError:
@@ -240,7 +283,7 @@ def _refusal(errors: ValidationError) -> RefusedError:
     param = ".".join(str(step) for step in first["loc"])
     if first["type"] == "missing":
         return RefusedError(f"`{param}` is missing; add it.", param=param)
-    why = first["msg"].removeprefix("Value error, ")
+    why = "it must be a JSON object" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
     return RefusedError(f"`{param}` is refused: {why[0].lower()}{why[1:]}.", param=param)
 
 

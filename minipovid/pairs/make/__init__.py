@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from minipovid.common import shelf
 from minipovid.common.caches import cache_folder
 from minipovid.common.errors import MinipovidError
-from minipovid.common.files import finished
+from minipovid.common.files import alone, finished
 from minipovid.common.pool import Pool
 from minipovid.images import embedded
 from minipovid.images import load as images
@@ -106,8 +106,14 @@ def make(seeds: Seeds, maker: Maker, to: Path, *, root: Path, progress: bool = T
     it, MinipovidError is raised before anybody is asked.
 
     A budget that ended it is told in `MakeCounts.stopped`. Ctrl-C raises KeyboardInterrupt, and a server that cannot be
-    used (key, model, address) MinipovidError, both when all that is finished has been written.
+    used (key, model, address) MinipovidError, both when all that is finished has been written. Raises MinipovidError
+    where another process makes pairs in TO.
     """
+    with alone(to):
+        return _made(seeds, maker, to, root, progress)
+
+
+def _made(seeds: Seeds, maker: Maker, to: Path, root: Path, progress: bool) -> MakeCounts:
     rows = _look(seeds, root, to)
     journal = Journal(to, maker.identity())
     bar = MakeProgress(maker, rows if progress else None)

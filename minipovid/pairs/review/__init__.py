@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from minipovid.common import interrupts
 from minipovid.common.errors import MinipovidError
 from minipovid.pairs.review.apply import ApplyCounts, apply
 from minipovid.pairs.review.decisions import decisions_file
@@ -33,7 +34,7 @@ def review(
     open_browser: bool = False,
     announce: Callable[[str], None] = print,
 ) -> None:
-    """Serve the page until SIGINT; `announce` gets its URL once it listens. `port` 0 takes any free one.
+    """Serve the page until SIGINT or SIGTERM; `announce` gets its URL once it listens. `port` 0 takes any free one.
 
     `path`, `format` and `images` are those of `check`. Raises MinipovidError for an address beyond this machine, one
     that cannot be had, and pairs that another `pairs show` has open.
@@ -55,7 +56,12 @@ def review(
         if open_browser:
             webbrowser.open(page)
 
-    with bound(host, port) as door, Decisions(decisions_file(source.path)) as decisions, Book(source) as book:
+    with (
+        interrupts.unwound(),
+        bound(host, port) as door,
+        Decisions(decisions_file(source.path)) as decisions,
+        Book(source) as book,
+    ):
         decisions.meet(book)
         with suppress(KeyboardInterrupt):  # uvicorn ends in peace and then raises what ended it
             server(application(book, decisions), listens).run(sockets=[door])

@@ -126,7 +126,7 @@ def _entry(line: bytes) -> tuple[str, str, State, bool] | None:
     """(id, of, state, undo); None for what is no decision: a line cut short by a crash."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or row.get("decision") not in LABELS:
         return None
