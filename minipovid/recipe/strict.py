@@ -48,9 +48,11 @@ _FOREIGN = {
 FOREIGN_KEYS = {theirs: ours for ours, names in _FOREIGN.items() for theirs in names.split()}
 
 
-def validated(wanted: type[T], tree: Mapping[Any, Any], origin: str | Callable[[Sequence[str]], str]) -> T:
+def validated(
+    wanted: type[T], tree: Mapping[Any, Any], origin: str | Callable[[Sequence[str]], str], keys_of: str = "a recipe"
+) -> T:
     """`tree` as a `wanted` (a pydantic model or a dataclass); every mistake is one line that begins with `origin`,
-    which may depend on the steps of the key's path.
+    which may depend on the steps of the key's path. `keys_of` says whose the keys are: "a recipe", "the gguf backend".
 
     Raises MinipovidError.
     """
@@ -62,7 +64,7 @@ def validated(wanted: type[T], tree: Mapping[Any, Any], origin: str | Callable[[
         for error in errors.errors():
             steps = [str(step) for step in error["loc"] if not _ALTERNATIVE.fullmatch(str(step))]
             place = origin if isinstance(origin, str) else origin(steps)
-            sentences.append(f"{place}: {_sentence(wanted, error, '.'.join(steps))}")
+            sentences.append(f"{place}: {_sentence(wanted, error, '.'.join(steps), keys_of)}")
         raise MinipovidError("\n".join(_one_per_field(sentences))) from None
 
 
@@ -88,11 +90,11 @@ def _one_per_field(sentences: list[str]) -> list[str]:
     return list(by_field.values())
 
 
-def _sentence(wanted: type, error: Any, dotted: str) -> str:
+def _sentence(wanted: type, error: Any, dotted: str, keys_of: str) -> str:
     """One pydantic error as a sentence with the dotted path, the value and the remedy."""
     kind, context, value = error["type"], error.get("ctx", {}), error.get("input")
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return _unknown(wanted, dotted)
+        return _unknown(wanted, dotted) if keys_of == "a recipe" else _no_option(wanted, dotted, keys_of)
     if kind == "missing":
         return f"{dotted} is missing."
     if kind == "value_error":
@@ -125,6 +127,14 @@ def _one_of(expected: str) -> str:
     """Pydantic's "'a', 'b' or 'c'" without quotes."""
     names = expected.replace("'", "").replace(" or ", ", ")
     return f"one of {names}" if "," in names else names
+
+
+def _no_option(wanted: type, dotted: str, keys_of: str) -> str:
+    """Of a type whose fields users set as options: none of them is a recipe's key."""
+    known = _dotted_keys(wanted)
+    nearest = get_close_matches(dotted, known, 1, 0.6)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"it has {', '.join(known) or 'none'}."
+    return f"{dotted} is no option of {keys_of}; {hint}"
 
 
 def _unknown(wanted: type, dotted: str) -> str:

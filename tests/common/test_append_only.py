@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from minipovid.common.append_only import Lines
+import pytest
+
+from minipovid.common.append_only import Lines, objects
 
 
 def test_what_was_added_is_read_again(tmp_path: Path) -> None:
@@ -64,3 +67,30 @@ def test_a_killed_writer_loses_nothing_that_it_was_told_is_kept(tmp_path: Path) 
     with Lines(tmp_path / "x.jsonl") as lines:
         kept = [row["n"] for _, row in lines.read()]
     assert kept == list(range(len(kept))) and kept[-1] >= told[-1]
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
+    """The file is named, and the next line, when there is room again, is whole."""
+    file = tmp_path / "x.jsonl"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Lines(file) as lines:
+        lines.add({"a": 1})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+        try:
+            with pytest.raises(OSError, match="File too large") as raised:
+                lines.add({"a": "x" * 100})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert raised.value.filename == str(file) and file.read_bytes() == b'{"a": 1}\n'
+        lines.add({"a": 2})
+    assert objects(file) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("damage", [b"\xff\x00", b"[1]", b"[" * 100_000, b'{"a": ', b""])
+def test_damaged_lines_are_passed_over(tmp_path: Path, damage: bytes) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(b'{"a": 1}\n' + damage + b'\n{"a": 2}\n')
+    assert objects(file) == [{"a": 1}, {"a": 2}]
+    with Lines(file) as lines:
+        assert [row for _, row in lines.read()] == [{"a": 1}, {"a": 2}]
+    assert objects(tmp_path / "none.jsonl") == []

@@ -35,7 +35,7 @@ TESTS = Path(__file__).parent
 
 
 def teacher(server: BadServer, **settings: Any) -> Teacher:
-    settings = {"timeout_s": 0.4, "concurrency": 4, "pause": Pause(first=0.01, cap=0.02), "attempts": 2} | settings
+    settings = {"timeout_s": 30, "concurrency": 4, "pause": Pause(first=0.01, cap=0.02), "attempts": 2} | settings
     return Teacher("asked-for", Server(server.url, KEY), **settings)
 
 
@@ -96,7 +96,7 @@ def test_every_kind_of_judge_is_counted_as_what_it_is() -> None:
     leaves 1, 2 and 9 out: (6 + 4 + 3) / 3.
     """
     with BadServer(BEHAVED) as server:
-        found, by = ask("mmhal", teacher(server), mmhal(11))
+        found, by = ask("mmhal", teacher(server, timeout_s=2), mmhal(11))
     assert [each.question.id for each in found] == [str(at) for at in range(11)]
     assert [each.judgement is None for each in found] == [at in (3, 5, 6, 7, 10) for at in range(11)]
     figures, verdicts = scored("mmhal", "official", found)

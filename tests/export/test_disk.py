@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(sys.modules["minipovid"].__path__[0])
 NOBODY = 65534
 MODEL = "wide-7b"
-STEM = "wide-7B-minipovid-v1.0"
+STEM = "wide-7B-minipovid-run-v1.0"
 RECIPE = """
 name: tiny
 model: {{path: {base}, load_in_4bit: false, dtype: float32}}

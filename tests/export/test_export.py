@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import alone
-from minipovid.export import export, export_base, refresh_card, vocabulary
+from minipovid.export import export, export_base, lm_studio, naming, refresh_card, vocabulary
 from minipovid.export.gguf_pair import GgufPair
 from minipovid.export.merge import interleave
 from minipovid.export.naming import label, title
@@ -141,7 +141,7 @@ def export_copy(run: Path, quants: list[str]) -> list[Path]:
     other.mkdir()
     (other / "recipe.yaml").write_bytes((run / "recipe.yaml").read_bytes())
     (other / "adapter").symlink_to(run / "adapter")
-    return export(other, quants)
+    return export(other, quants, name=run.name)
 
 
 def test_nf4_base_is_what_a_4bit_model_holds(base: Path, make_run: Callable[..., Path]) -> None:
@@ -298,8 +298,8 @@ def test_folders_that_are_no_finished_run(tmp_path: Path, make_run: Callable[...
 def test_exact_files_and_a_second_run_writes_nothing(make_run: Callable[..., Path]) -> None:
     run = make_run()
     files = export(run)
-    expected = ["toy-1.5-7B-minipovid-v1.0-F16.gguf", "toy-1.5-7B-minipovid-v1.0-Q8_0.gguf"]
-    assert [file.name for file in files] == [*expected, "mmproj-toy-1.5-7B-minipovid-v1.0-F16.gguf"]
+    expected = ["toy-1.5-7B-minipovid-run-v1.0-F16.gguf", "toy-1.5-7B-minipovid-run-v1.0-Q8_0.gguf"]
+    assert [file.name for file in files] == [*expected, "mmproj-toy-1.5-7B-minipovid-run-v1.0-F16.gguf"]
     there = {path.name for path in (run / "gguf").iterdir()}
     assert there == {file.name for file in files} | {"README.md", "Modelfile"}
     times = [file.stat().st_mtime_ns for file in files]
@@ -348,6 +348,65 @@ def test_k_quants_use_the_f16_file_that_is_there(tmp_path: Path, make_run: Calla
     written: list[str] = []
     export(run, ["q4_k_m"], progress=lambda name, *_: written.append(name))
     assert written == []  # nothing but what llama.cpp wrote
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize(
+    ("run", "finetune"),
+    [("beta02", "minipovid-beta02"), ("llava7b_qlora", "minipovid-llava7b-qlora"), ("v2", "minipovid-v2")]
+    + [("мой", "minipovid"), ("x" * 200, "minipovid-" + "x" * 60)],
+)
+def test_a_runs_name_in_the_files_names(run: str, finetune: str) -> None:
+    name = title("llava-hf/llava-1.5-7b-hf", 0, naming.finetune(run)).text("q8_0")
+    assert name == f"llava-1.5-7B-{finetune}-v1.0-Q8_0.gguf"
+    parts = naming.FILE_NAME.fullmatch(name)
+    assert (parts["base"], parts["size"], parts["finetune"], parts["version"]) == ("llava-1.5", "7B", finetune, "v1.0")
+
+
+def stems(run: Path) -> set[str]:
+    return {path.name.removeprefix("mmproj-").rpartition("-")[0] for path in (run / "gguf").glob("*.gguf")}
+
+
+def test_two_runs_of_one_base_have_two_names(make_run: Callable[..., Path]) -> None:
+    for name in ("one", "two"):
+        file = export(make_run(name), ["f16"])[0]
+        assert stems(file.parents[1]) == {f"toy-1.5-7B-minipovid-{name}-v1.0"}
+        assert field(file, "general.finetune") == f"minipovid-{name}"
+        assert f"ollama create toy-1.5-7b-minipovid-{name}-v1.0 " in (file.parent / "README.md").read_text()
+
+
+def test_an_old_run_keeps_its_files_names(base: Path, make_run: Callable[..., Path]) -> None:
+    """Files from before runs were named in them are current, and what is added stands beside them; a new training
+    gives them the new name, and a name that is asked for replaces every other."""
+    run = make_run()
+    export(run, ["f16"], name="x")
+    for path in (run / "gguf").glob("*.gguf"):
+        path.rename(path.with_name(path.name.replace("minipovid-x", "minipovid")))
+    written: list[str] = []
+    export(run, ["f16", "q8_0"], progress=lambda name, *_: written.append(name))
+    assert set(written) == {"toy-1.5-7B-minipovid-v1.0-Q8_0.gguf"} and stems(run) == {"toy-1.5-7B-minipovid-v1.0"}
+    tiny_llava.adapter(base, run / "adapter", seed=1)
+    export(run, ["f16"])
+    assert stems(run) == {"toy-1.5-7B-minipovid-run-v1.0"}
+    export(run, ["f16"], name="other")
+    assert stems(run) == {"toy-1.5-7B-minipovid-other-v1.0"}
+    with pytest.raises(MinipovidError, match="--name '_' holds no letter or digit"):
+        export(run, ["f16"], name="_")
+
+
+def test_lm_studio_keeps_another_runs_files(base: Path, make_run: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    runs = [make_run(name) for name in ("one", "two")]
+    tiny_llava.adapter(base, runs[1] / "adapter", seed=1)
+    for run in runs:
+        export(run, ["f16"], name="same")
+    place = lm_studio(runs[0] / "gguf", tmp_path / "models")
+    before = contents(place)
+    with pytest.raises(MinipovidError, match=r"holds the files of another run, .*; export under another name \(--name"):
+        lm_studio(runs[1] / "gguf", tmp_path / "models")
+    assert contents(place) == before and lm_studio(runs[0] / "gguf", tmp_path / "models") == place
 
 
 def test_two_exports_at_once_are_one_too_many(make_run: Callable[..., Path]) -> None:
@@ -417,7 +476,7 @@ def test_a_killed_export_is_finished_by_the_next(make_run: Callable[..., Path]) 
     process = subprocess.run([sys.executable, "-c", KILLED, str(run)], capture_output=True, timeout=120)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     left = [name for name in contents(run / "gguf") if not name.startswith(".")]
-    assert left == ["mmproj-toy-1.5-7B-minipovid-v1.0-F16.gguf"]
+    assert left == ["mmproj-toy-1.5-7B-minipovid-run-v1.0-F16.gguf"]
     assert any(name.startswith(".") for name in contents(run / "gguf"))
     export(run)
     assert contents(run / "gguf") == expected

@@ -34,7 +34,7 @@ SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "string", "maxLengt
 
 
 def teacher(server: BadServer, **settings: Any) -> Teacher:
-    settings = {"timeout_s": 0.4, "concurrency": 4, "pause": Pause(first=0.02, cap=0.05)} | settings
+    settings = {"timeout_s": 30, "concurrency": 4, "pause": Pause(first=0.02, cap=0.05)} | settings
     return Teacher("bad", Server(server.url, KEY), **settings)
 
 

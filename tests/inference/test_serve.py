@@ -174,7 +174,109 @@ def to(url: str) -> openai.OpenAI:
     return client(url)
 
 
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+NULLS = (
+    *("n", "max_tokens", "max_completion_tokens", "n_predict", "temperature", "top_p", "top_k", "min_p", "seed"),
+    *("presence_penalty", "frequency_penalty", "repeat_penalty", "stop", "response_format", "stream", "stream_options"),
+    *("tools", "tool_choice", "logprobs", "top_logprobs", "logit_bias", "user", "metadata", "modalities", "audio"),
+)
+
+
 # --- what is understood ---
+
+
+def test_null_is_absent(url: str, fake: FakeRuntime) -> None:
+    """In every optional field, and inside of those that are groups."""
+    plain = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+    assert post(url, json.dumps(plain | dict.fromkeys(NULLS)).encode())[0] == 200
+    picture = {"type": "image_url", "text": None, "image_url": {"url": WHOLE, "detail": None}}
+    said = {"role": "user", "name": None, "content": [picture, {"type": "text", "text": "hi", "image_url": None}]}
+    form = {"type": "text", "json_schema": None}
+    more = {"messages": [said], "stream_options": {"include_usage": None}, "response_format": form}
+    assert post(url, json.dumps(plain | more).encode())[0] == 200
+    sampling = fake.asked[-2][1]
+    assert sampling == Sampling(max_tokens=99, seed=sampling.seed)
+
+
+def test_messages_as_clients_write_them(to: openai.OpenAI) -> None:
+    """A picture's URL as a string, and with a detail; an answer of nothing, beside a tool's call; two users' turns."""
+    red = data_url(Image.new("RGB", (4, 4), "red"))
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
+        {"role": "user", "content": [{"type": "image_url", "image_url": red}, {"type": "text", "text": "One?"}]},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "user", "content": "Or"},
+        {"role": "assistant", "tool_calls": calls},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": red, "detail": "low"}}]},
+        {"role": "user", "content": "two?"},
+    ]
+    said = "[system] Be brief.[user] 4x4:red-red One?[assistant][user] Or[assistant][user] 4x4:red-red[user] two?"
+    assert ask(to, messages).choices[0].message.content == said
+
+
+def test_one_model_by_its_name(to: openai.OpenAI) -> None:
+    assert to.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError, match="There is no model 'org/gpt-5' here; ask for 'tiny'") as caught:
+        to.models.retrieve("org/gpt-5")
+    assert caught.value.code == "model_not_found"
+
+
+def test_what_this_is(url: str) -> None:
+    """Where a person looks first; and HEAD, with which programs ask whether a server is there."""
+    for key in ("none", "secret"):
+        with listening(FakeRuntime(), api_key=key) as locked:
+            assert raw(locked, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")[1]["api"] == "/v1"
+    for path in (b"/", b"/health", b"/v1/models", b"/v1/models/tiny"):
+        head = sent_back(url, b"HEAD " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200") and head.endswith(b"\r\n\r\n")
+
+
+def test_the_log_tells_once_what_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    """Names, and no value."""
+    caplog.set_level(logging.INFO, "minipovid.serve")
+    with listening(FakeRuntime()) as url:
+        for _ in range(2):
+            ask(client(url), "hi", tools=TOOLS, user="secret", extra_body={"a\nb": 1, "top_k": 3})
+    assert [text for text in caplog.messages if "ignored" in text] == [
+        "tools is ignored",
+        "user is ignored",
+        r"a\nb is ignored",
+    ]
+    assert "secret" not in caplog.text
+
+
+PAGE = "http://localhost:3000"
+PREFLIGHT = (
+    b"OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: %s\r\nOrigin: %s\r\nAccess-Control-Request-Method: POST\r\n"
+)
+
+
+def test_a_page_of_an_allowed_origin_may_ask() -> None:
+    """Before its request a browser asks without a key; another origin and another host get nothing."""
+    asked = b"Access-Control-Request-Headers: content-type, x-stainless-os\r\nConnection: close\r\n\r\n"
+    with listening(FakeRuntime(), api_key="k", origins=("https://a.example", PAGE)) as url:
+        answer = sent_back(url, PREFLIGHT % (b"localhost", PAGE.encode()) + asked).lower()
+        assert (
+            answer.startswith(b"http/1.1 204") and b"\naccess-control-allow-origin: http://localhost:3000\r" in answer
+        )
+        assert b"\naccess-control-allow-headers: content-type, x-stainless-os\r" in answer
+        for host, origin in ((b"localhost", b"http://evil.example"), (b"evil.example", PAGE.encode())):
+            other = sent_back(url, PREFLIGHT % (host, origin) + asked).lower()
+            assert other.startswith((b"http/1.1 401", b"http/1.1 403")) and b"access-control-allow-methods" not in other
+        done = client(url, "k").chat.completions.with_raw_response.create(
+            model=MODEL, messages=[{"role": "user", "content": "hi"}], extra_headers={"Origin": PAGE}
+        )
+        assert (done.headers["access-control-allow-origin"], done.headers["vary"]) == (PAGE, "origin")
+        with pytest.raises(openai.AuthenticationError) as refused:
+            client(url, "wrong").models.list(extra_headers={"Origin": PAGE})
+        assert refused.value.response.headers["access-control-allow-origin"] == PAGE
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "example.org", "https://example.org/", "HTTP://A", ""])
+def test_what_is_no_origin(tmp_path: Path, origin: str) -> None:
+    with pytest.raises(MinipovidError, match="is no origin; name the page's scheme and host"):
+        serve(tmp_path, allow_origins=[origin])
 
 
 def test_a_text(to: openai.OpenAI) -> None:
@@ -273,7 +375,18 @@ def test_a_stream_ends_with_done_and_tells_no_usage_unasked(url: str) -> None:
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "boolean"}}}},
             {"schema": {"type": "boolean"}},
         ),
+        ({"max_tokens": -1}, {"max_tokens": 99}),
+        ({"max_completion_tokens": -1, "max_tokens": 5}, {"max_tokens": 5}),
+        ({"extra_body": {"n_predict": -1}}, {"max_tokens": 99}),
+        ({"extra_body": {"n_predict": 6}}, {"max_tokens": 6}),
+        ({"extra_body": {"top_k": 40, "min_p": 0.05}}, {"top_k": 40, "min_p": 0.05}),
+        (
+            {"presence_penalty": 0.5, "frequency_penalty": -1, "extra_body": {"repeat_penalty": 1.1}},
+            {"presence_penalty": 0.5, "frequency_penalty": -1.0, "repeat_penalty": 1.1},
+        ),
+        ({"extra_body": {"repetition_penalty": 1.2}}, {"repeat_penalty": 1.2}),
         ({"extra_body": {"whatever": [1]}, "user": "me", "store": False, "n": 1, "tools": []}, {}),
+        ({"tools": TOOLS, "tool_choice": "auto", "reasoning_effort": "low", "parallel_tool_calls": True}, {}),
         ({"extra_body": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "guided_json": None}}, {}),
         ({"tool_choice": "auto", "modalities": ["text"], "stop": ["x" * 1000] * 16}, {"stop": ("x" * 1000,) * 16}),
     ],
@@ -313,16 +426,14 @@ def schema(tree: dict[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": tree}}}
 
 
-TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-
-
 @pytest.mark.parametrize(
     ("options", "param", "why"),
     [
         ({"n": 2}, "n", "input should be 1"),
-        ({"tools": TOOLS}, "tools", "minipovid cannot do `tools`; leave it out"),
         ({"logprobs": True}, "logprobs", "cannot do `logprobs`"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "cannot do `frequency_penalty`"),
+        ({"top_logprobs": 5}, "top_logprobs", "minipovid cannot do `top_logprobs`; leave it out"),
+        ({"frequency_penalty": 3}, "frequency_penalty", "less than or equal to 2"),
+        ({"repeat_penalty": 0}, "repeat_penalty", "greater than 0"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"temperature": "hot"}, "temperature", "valid number"),
         ({"top_p": 0}, "top_p", "greater than 0"),
@@ -331,11 +442,17 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
         ({"stop": 4}, "stop", "valid list"),
         ({"stop": ["."] * 17}, "stop", "at most 16 items"),
         ({"stop": ["." * 1001]}, "stop.0", "at most 1000 characters"),
-        ({"top_k": 3}, "top_k", "minipovid cannot do `top_k`; leave it out"),
-        ({"min_p": 0.1}, "min_p", "cannot do `min_p`"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty", "cannot do `repetition_penalty`"),
+        ({"top_k": -2}, "top_k", "greater than or equal to -1"),
+        ({"min_p": 1.5}, "min_p", "less than or equal to 1"),
+        ({"max_tokens": -2}, "max_tokens", "greater than or equal to 1"),
+        ({"mirostat": 2}, "mirostat", "cannot do `mirostat`"),
         ({"guided_json": {"type": "object"}}, "guided_json", "cannot do `guided_json`"),
-        ({"tool_choice": "required"}, "tool_choice", "cannot do `tool_choice`"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice", "cannot do `tool_choice`"),
+        ({"tools": TOOLS, "tool_choice": TOOLS[0]}, "tool_choice", "cannot do `tool_choice`"),
+        ({"messages": ["hi"]}, "messages.0", "it must be a JSON object"),
+        ({"messages": [{"role": "user", "content": ["hi"]}]}, "messages.0.content.0", "it must be a JSON object"),
+        ({"response_format": "json"}, "response_format", "it must be a JSON object"),
+        ({"stream_options": True}, "stream_options", "it must be a JSON object"),
         ({"temperature": float("nan")}, "temperature", "than or equal to"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "this type needs `json_schema`"),
         (schema({"type": "string", "maxLength": 30_000}), "response_format.json_schema.schema", "at most 1000 times"),
@@ -347,7 +464,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
         ({"messages": "hi"}, "messages", "valid list"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "is missing; add it"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'assistant'"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "valid list"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "is missing; add it"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "the last message must be the user's"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0", "needs `text`"),
         (
@@ -370,6 +487,7 @@ def test_what_cannot_be_done_is_refused_by_name(url: str, options: dict[str, Any
     error = json.loads(answer)["error"]
     assert (status, error["param"], error["type"]) == (400, param, "invalid_request_error")
     assert why in error["message"] and error["message"].endswith(".") and "\n" not in error["message"]
+    assert not re.search(r"_[A-Z]|Chat[A-Z]|pydantic", error["message"])
 
 
 @pytest.mark.parametrize(
@@ -468,7 +586,7 @@ def test_a_body_of_another_kind(url: str, kind: str) -> None:
     [
         ("GET /v1/chat/completions", 405),
         ("OPTIONS /v1/chat/completions", 405),
-        ("GET /", 404),
+        ("GET /page", 404),
         ("POST /v1/models", 405),
     ],
 )
@@ -818,6 +936,16 @@ def test_where_an_answer_ends(real: openai.OpenAI) -> None:
     stopped = ask(real, "Describe this.", max_tokens=20, stop=["never comes", stop])
     assert stopped.choices[0].message.content == whole.partition(stop)[0].rstrip()
     assert stopped.choices[0].finish_reason == "stop"
+
+
+def test_penalties_change_a_greedy_answer(real: openai.OpenAI) -> None:
+    """A penalty that nothing outweighs: no token comes twice. And top_k 1 is greedy at any temperature."""
+    plain = ask(real, "Describe this.", max_tokens=12).choices[0].message.content
+    for penalty in ({"presence_penalty": 2}, {"frequency_penalty": 2}, {"extra_body": {"repeat_penalty": 10}}):
+        assert ask(real, "Describe this.", max_tokens=12, **penalty).choices[0].message.content != plain, penalty
+    drawn = ask(real, "Describe this.", max_tokens=12, temperature=1.5, extra_body={"top_k": 1})
+    sure = ask(real, "Describe this.", max_tokens=12, temperature=1.5, extra_body={"min_p": 1})
+    assert drawn.choices[0].message.content == sure.choices[0].message.content == plain
 
 
 def test_a_seed_repeats_an_answer(real: openai.OpenAI) -> None:

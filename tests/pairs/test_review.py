@@ -538,3 +538,22 @@ def test_ctrl_c_ends_the_server_in_peace(tmp_path: Path) -> None:
     child.send_signal(signal.SIGINT)
     out, errors = child.communicate(timeout=30)
     assert (child.returncode, out.strip(), errors) == (0, "ended", "")
+
+
+def test_sigterm_leaves_no_temporary_folder(tmp_path: Path) -> None:
+    """The rows lie in one while the page is served."""
+    path = written(tmp_path, [pair(1)])
+    (tmp_path / "temporary").mkdir()
+    program = f"from minipovid.pairs.review import review; review({str(path)!r}, port=0)"
+    child = subprocess.Popen(
+        [sys.executable, "-u", "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    assert list((tmp_path / "temporary").iterdir())
+    child.terminate()
+    child.communicate(timeout=30)
+    assert child.returncode == 143 and not list((tmp_path / "temporary").iterdir())

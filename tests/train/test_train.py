@@ -6,14 +6,18 @@ import json
 import math
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +26,7 @@ from safetensors.torch import load_file
 from training_cases import STAGES, a_recipe, lines
 
 from minipovid.common.errors import MinipovidError
+from minipovid.common.files import alone
 from minipovid.pairs.source import split
 from minipovid.recipe import read as recipes
 from minipovid.train import checkpoint, log, losses
@@ -208,6 +213,7 @@ def test_another_number_of_processes_is_refused(world: Path, finished_run: Path,
     shutil.rmtree(run / "adapter")
     state = checkpoint.latest(run).folder / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "processes": 2}))
+    state.with_name(checkpoint.SUMS).unlink()  # else it would count as damage
     with pytest.raises(MinipovidError, match="was begun with 2 processes and this start has 1"):
         train(recipes.read(run / "recipe.yaml"), run, progress=False)
 
@@ -319,6 +325,119 @@ def test_killed_while_a_checkpoint_is_replaced(
     train(recipe, run, progress=False)
     assert not list(run.glob(".*"))
     same_bytes(run, finished_run)
+
+
+def flipped(data: bytes) -> bytes:
+    """With one byte in the middle changed."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+DAMAGE = {"cut": lambda data: data[: len(data) // 2], "empty": lambda data: b"", "flipped": flipped, "gone": None}
+FILES = ("adapter_model.safetensors", "adapter_config.json", "reference.safetensors", "optimizer.safetensors")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("file", [*FILES, "state.json"])
+def test_a_damaged_checkpoint_is_passed_over(
+    finished_run: Path, tmp_path: Path, file: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The earlier one is taken, and a sentence says which is damaged and from which step it goes on."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    newest = checkpoint.latest(run)
+    spoil(newest.folder / file, damage)
+    checkpoint.drop_damaged(run)
+    assert checkpoint.latest(run).position.global_step == 12
+    assert re.fullmatch(
+        rf"{newest.folder} is damaged \(.*{file}.*\); training goes on from checkpoint-12, step 12\.\n",
+        capsys.readouterr().err,
+    )
+
+
+def spoil(path: Path, damage: str) -> None:
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(DAMAGE[damage](path.read_bytes()))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty"])
+def test_damage_of_a_checkpoint_without_sums(finished_run: Path, tmp_path: Path, damage: str) -> None:
+    """As versions before SHA256SUMS wrote it; and its whole one is taken."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    for sums in run.glob("*/SHA256SUMS"):
+        sums.unlink()
+    checkpoint.drop_damaged(run)
+    assert checkpoint.latest(run).position.global_step == 15
+    spoil(checkpoint.latest(run).folder / "optimizer.safetensors", damage)
+    checkpoint.drop_damaged(run)
+    assert checkpoint.latest(run).position.global_step == 12
+
+
+def test_a_run_whose_every_checkpoint_is_damaged_is_left_as_it_is(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    for state in run.glob("checkpoint-*/state.json"):
+        state.write_text("[" * 100_000)
+    before = sorted(run.rglob("*"))
+    with pytest.raises(MinipovidError, match=r"No checkpoint of .* is whole: .*Put back a copy of one, or remove them"):
+        checkpoint.drop_damaged(run)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_damaged_run_ends_with_the_same_bytes(world: Path, finished_run: Path, tmp_path: Path) -> None:
+    """Its newest checkpoint cut, its log's last line too and another overwritten with what is no text."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(run / "adapter")
+    spoil(checkpoint.latest(run).folder / "optimizer.safetensors", "cut")
+    with (run / "log.jsonl").open("ab") as log_file:
+        log_file.write(b'\xff\x00\n[1]\n{"step": 99')
+    train(a_recipe(world, tmp_path / "r.yaml"), run, progress=False)
+    same_bytes(run, finished_run)
+
+
+def test_a_full_disk_loses_nothing(world: Path, finished_run: Path, tmp_path: Path) -> None:
+    """No checkpoint may be written; with room again the same call ends with the same bytes."""
+    recipe, run = a_recipe(world, tmp_path / "r.yaml"), tmp_path / "run"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            train(recipe, run, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(raised.value.filename).startswith(str(run / "checkpoint-3"))
+    assert not list(run.glob(".*")) and not list(run.glob("checkpoint-*"))
+    train(recipe, run, progress=False)
+    same_bytes(run, finished_run)
+
+
+def test_a_checkpoint_that_does_not_fit_is_not_begun(
+    finished_run: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(MinipovidError, match=r"run needs [\d.]+ MiB of disk for this and 0.0 MiB are free; make room"):
+        train(a_recipe(world, tmp_path / "r.yaml"), tmp_path / "run", progress=False)
+    assert not list((tmp_path / "run").glob("*checkpoint-*"))
+
+
+def test_two_trainings_of_one_run_are_one_too_many(
+    world: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is refused before it looks at anything; of one training in several processes the first alone asks."""
+    recipe, sentence = recipes.read(finished_run / "recipe.yaml"), "Another process is writing to .*run; wait until"
+    with alone(finished_run):
+        with ThreadPoolExecutor(1) as other, pytest.raises(MinipovidError, match=sentence):
+            other.submit(train, recipe, finished_run, False).result()
+        monkeypatch.setenv("RANK", "1")
+        train(recipe, finished_run, progress=False)
+
+
+def test_a_finished_run_keeps_what_others_are_writing(finished_run: Path, tmp_path: Path) -> None:
+    """An export beside the same `train` command, which finds nothing left to do."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / ".merged.draft").mkdir()
+    train(recipes.read(run / "recipe.yaml"), run, progress=False)
+    assert (run / ".merged.draft").is_dir()
 
 
 def same_bytes(run: Path, other: Path) -> None:

@@ -126,7 +126,7 @@ class Judging(Protocol):
 def build(name: str, options: Mapping[str, Any]) -> Benchmark:
     """The benchmark of a file on the shelf. Raises MinipovidError for an unknown name or option, or a wrong value."""
     module = shelf.load("evaluate.benchmarks", name)
-    return validated(module.Benchmark, options, name)  # type: ignore[no-any-return]
+    return validated(module.Benchmark, options, name, f"the benchmark {name}")  # type: ignore[no-any-return]
 
 
 def total(units: Mapping[str, Counts]) -> dict[str, float]:

@@ -101,7 +101,7 @@ def opened(
     """
     module = shelf.load("inference.backends", name)
     options = {key: value for key, value in (own or {}).items() if value is not None}
-    backend: Backend = module.open(run, validated(module.Options, options, name), decoding)
+    backend: Backend = module.open(run, validated(module.Options, options, name, f"the {name} backend"), decoding)
     try:
         yield backend
     finally:

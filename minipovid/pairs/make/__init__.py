@@ -74,7 +74,7 @@ def maker(name: str, inputs: MakerInputs, options: Mapping[str, Any] | None = No
         if key not in known:
             flag = f"--{key.replace('_', '-')}"
             raise MinipovidError(f"The maker {name} has no option {key} ({flag}); it has {', '.join(known)}.")
-    new: Maker = module.maker(inputs, validated(module.Options, options or {}, f"--maker {name}"))
+    new: Maker = module.maker(inputs, validated(module.Options, options or {}, f"--maker {name}", f"the maker {name}"))
     return new
 
 
