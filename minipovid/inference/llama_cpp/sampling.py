@@ -77,7 +77,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, language: Language) -> None:
         sampling.check()
         self._llama, _ = libraries()
-        self._draws = None if sampling.is_greedy and not sampling.is_penalised else self._chain(sampling)
+        self._draws = None if sampling.is_greedy and not sampling.is_penalised else self._chain(sampling, language)
         self._grammar = None if sampling.schema is None else self._grammar_of(sampling.schema, language)
         self._language, self._utf8 = language, codecs.getincrementaldecoder("utf-8")()
 
@@ -139,14 +139,15 @@ class Sampler:
         self._llama.llama_sampler_apply(sampler, ctypes.byref(array))
         return int(array.selected)
 
-    def _chain(self, sampling: Sampling) -> Any:
+    def _chain(self, sampling: Sampling, language: Language) -> Any:
         """llama.cpp's samplers in the order in which its own programs apply them."""
         llama = self._llama
         chain = self._owned(llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params()))
         parts = []
         if sampling.is_penalised:
             penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
-            parts.append(llama.llama_sampler_init_penalties(min(sampling.max_tokens, _PENALISED), *penalties))
+            last = min(sampling.max_tokens, _PENALISED)
+            parts.append(llama.llama_sampler_init_penalties(language.n_vocab, last, *penalties))
         if sampling.is_greedy:
             parts.append(llama.llama_sampler_init_greedy())
         else:
