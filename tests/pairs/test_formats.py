@@ -833,9 +833,10 @@ def test_what_no_format_claims_is_said(tmp_path: Path) -> None:
         ("[{}]", r"no format fits row 1, an object without columns; name"),
         ('{"a": 1', r"no format fits row 1 \(the line is not JSON: .*\); name"),
         (
-            json.dumps({str(n): {} for n in range(2000)}),
+            json.dumps(dict.fromkeys(map(str, range(2000)), 0)),
             r"no format fits the columns 0, 1, .*, 11 and 1,988 more; name",
         ),
+        ('{"a": {}}', "is one object of objects and no list of rows; save it as a list of rows"),
     ]:
         (tmp_path / "a.json").write_text(content)
         with pytest.raises(MinipovidError, match=described):
