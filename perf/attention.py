@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from minipovid.models.tree_attention import attention
-from minipovid.models.tree_attention.forest import Forest, tree_mask
+from minipovid.models.tree_attention.forest import Forest
 from minipovid.models.tree_attention.tokens import Tokens
 
 SHAPES = {  # name -> (pairs, prefix, answer)
@@ -41,9 +41,12 @@ class Layer(torch.nn.Module):
     config = argparse.Namespace(num_hidden_layers=32)
 
 
-def ways(forest: Forest, dtype: torch.dtype, device: torch.device) -> dict[str, Callable[..., Tensor]]:
+def ways(
+    forest: Forest, dtype: torch.dtype, device: torch.device, with_flex: bool = True
+) -> dict[str, Callable[..., Tensor]]:
     """name -> attention of query, key and value [R, heads, W, D]."""
-    boolean, additive = tree_mask(forest._tree, forest._branch), forest.mask(dtype)
+    additive = forest.mask(dtype)
+    boolean = additive == 0
 
     def ours(split_from: int) -> Callable[..., Tensor]:
         def run(*qkv: Tensor) -> Tensor:
@@ -57,7 +60,7 @@ def ways(forest: Forest, dtype: torch.dtype, device: torch.device) -> dict[str, 
         "dense": ours(1 << 62),
         "split": ours(0),
     }
-    if device.type == "cuda":
+    if device.type == "cuda" and with_flex:
         found["flex"] = _flex(boolean)
     return found
 
@@ -87,6 +90,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=10)
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--no-flex", action="store_true", help="without FlexAttention, which is compiled first")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -96,7 +100,7 @@ def main() -> None:
         forest = Forest([part.to(device) for part in parts], device)
         shape = (forest.ids.shape[0], arguments.heads, forest.ids.shape[1], arguments.head_dim)
         qkv = [torch.randn(shape, device=device, dtype=dtype).requires_grad_() for _ in range(3)]
-        choices = ways(forest, dtype, device)
+        choices = ways(forest, dtype, device, not arguments.no_flex)
         for way in choices.values():
             milliseconds(way, qkv)
         times: dict[str, list[float]] = {way: [] for way in choices}

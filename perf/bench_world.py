@@ -50,13 +50,11 @@ CPU = Geometry(640, 1728, 10, 10, 32064, 256, 1024, 8, 4, 336, 14)
 LLAVA_7B = Geometry(4096, 11008, 32, 32, 32064, 1024, 4096, 24, 16, 336, 14)
 
 
-def build_checkpoint(folder: Path, geometry: Geometry, dtype: torch.dtype, device: str) -> int:
-    """Write the random checkpoint, drawn on `device`, in Hub layout; returns its number of parameters."""
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
-
+def build_folder(folder: Path, geometry: Geometry, dtype: torch.dtype) -> dict[str, Any]:
+    """Write all of a checkpoint but its weights (those that lie there are tiny_llava's); returns its configuration."""
     g = geometry
     tiny_llava.build(folder, layers=1, vision_layers=2, image_size=g.image_size, patch_size=g.patch_size)
-    config = json.loads((folder / "config.json").read_text())
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     config["torch_dtype"] = config["text_config"]["torch_dtype"] = str(dtype).removeprefix("torch.")
     config["text_config"] |= {
         "hidden_size": g.hidden,
@@ -76,6 +74,14 @@ def build_checkpoint(folder: Path, geometry: Geometry, dtype: torch.dtype, devic
     _write_json(folder / "config.json", config)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     _write_json(folder / "tokenizer_config.json", {**settings, "model_max_length": 4096})
+    return config
+
+
+def build_checkpoint(folder: Path, geometry: Geometry, dtype: torch.dtype, device: str) -> int:
+    """Write the random checkpoint, drawn on `device`, in Hub layout; returns its number of parameters."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    config = build_folder(folder, geometry, dtype)
     with torch.device("meta"):
         skeleton = LlavaForConditionalGeneration(LlavaConfig(**config))
     generator = torch.Generator(device).manual_seed(0)

@@ -28,7 +28,7 @@ from minipovid.models.hub import configuration, resolve_model
 from minipovid.models.model import POLICY, Model
 from minipovid.models.shapes import CPU_LIMIT, skeleton
 from minipovid.models.tree_attention import attention
-from minipovid.models.tree_attention.layers import fuse_lora
+from minipovid.models.tree_attention.layers import fuse_lora, fuse_norms, recompute_less
 from minipovid.recipe.schema import BUILTIN, LoraSection, ModelSection
 
 NF4_BLOCK = 64  # weights that share a scale
@@ -167,7 +167,8 @@ def _prepare(model: Model, checkpointing: bool | int) -> None:
     if unadapted or len(lora_layers) != sum(isinstance(module, LoraLayer) for module in model.base.modules()):
         raise RuntimeError(f"the adapters are not where {model.family.__name__} declares them: {unadapted[:3]}")
     text.set_attn_implementation(attention.NAME)
-    fuse_lora(text)
+    fuse_lora(text, model.active)
+    fuse_norms(text)
     model.base.eval()
     if checkpointing:
         _recompute(text, sys.maxsize if checkpointing is True else checkpointing)
@@ -180,11 +181,13 @@ def _recompute(text: Any, layers: int) -> None:
     """
     text.train()  # without dropout all that training mode does is switch checkpointing on
     enable = getattr(text, "activation_checkpointing_enable", None) or text.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable({"use_reentrant": False, "preserve_rng_state": False})  # nothing is drawn
     text.disable_input_require_grads()  # only reentrant checkpointing needs its inputs to carry gradient
     every = [module for module in text.modules() if isinstance(module, GradientCheckpointingLayer)]
     for index, layer in enumerate(every):
         layer.gradient_checkpointing = index < min(layers, len(every) - 1)
+        if layer.gradient_checkpointing:
+            recompute_less(layer)
 
 
 def settled(section: ModelSection) -> ModelSection:

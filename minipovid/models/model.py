@@ -18,7 +18,7 @@ from minipovid.common.errors import MinipovidError
 from minipovid.models import adapter
 from minipovid.models.families import PHOTO, Family
 from minipovid.models.tree_attention.forest import Forest
-from minipovid.models.tree_attention.layers import LastLayer
+from minipovid.models.tree_attention.layers import ActiveAdapter, LastLayer
 from minipovid.recipe import run_folder
 
 POLICY, REFERENCE = "default", "reference"  # adapter names; peft saves "default" under plain names
@@ -34,6 +34,7 @@ class Model:
         self.head: nn.Linear = self.base.get_output_embeddings()  # type: ignore[operator]
         self.image_token_id = family.image_token_id(self.base.config)
         self.image_tokens = family.image_tokens(self.base.config, PHOTO)  # of every picture: it becomes [3, S, S]
+        self.active = ActiveAdapter(POLICY)
         self.last_layer = LastLayer(family.text_model(self.base), family.COLUMNWISE)
 
     @property
@@ -120,30 +121,24 @@ class Model:
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
     def freeze_reference(self) -> None:
-        """From here on the reference is a copy of the adapter as it is now (the beginning of a later stage)."""
+        """From here on the reference is a copy of the adapter as it is now (the beginning of a later stage).
+
+        It is kept in the base's type, to which each use would round it.
+        """
         if REFERENCE not in self.peft.peft_config:
             self.peft.add_adapter(REFERENCE, self.peft.peft_config[POLICY])
-        self._activate(POLICY)
+            self.peft.base_model.set_adapter(POLICY)  # type: ignore[operator]
         policy = self.adapter(POLICY)
-        with torch.no_grad():
-            for key, value in self.adapter(REFERENCE).items():
-                value.copy_(policy[key.replace(f".{REFERENCE}.", f".{POLICY}.")])
+        for key, value in self.adapter(REFERENCE).items():
+            own = policy[key.replace(f".{REFERENCE}.", f".{POLICY}.")]
+            value.requires_grad_(False)
+            value.data = own.detach().to(self.head.weight.dtype, copy=True)
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """Within: the reference's weights. Without: the policy's."""
-        if REFERENCE in self.peft.peft_config:
-            self._activate(REFERENCE)
-            try:
-                yield
-            finally:
-                self._activate(POLICY)
-        else:
-            with self.peft.disable_adapter():
-                yield
-
-    def _activate(self, name: str) -> None:
-        """Switch adapters; only the policy's ever requires gradients, whichever is active."""
-        self.peft.base_model.set_adapter(name, inference_mode=name == REFERENCE)  # type: ignore[operator]
-        for key, value in self.adapter(POLICY).items():
-            value.requires_grad_("lora_" in key)
+        self.active.name = REFERENCE if REFERENCE in self.peft.peft_config else None
+        try:
+            yield
+        finally:
+            self.active.name = POLICY

@@ -32,7 +32,7 @@ class Shapes:
     embeddings: int  # the rest of the language side: embeddings, output head, norms
     vision: int  # tower and projector
     largest: int  # of the linear layers
-    adapter_per_rank: int  # adapter weights at r = 1
+    adapter_widths: tuple[int, ...]  # of every A and B: weights at r = 1
     layers: int
     hidden: int
     feed_forward: int
@@ -46,6 +46,11 @@ class Shapes:
     @property
     def weights(self) -> int:
         return self.linear + self.embeddings + self.vision
+
+    @property
+    def adapter_per_rank(self) -> int:
+        """Adapter weights at r = 1."""
+        return sum(self.adapter_widths)
 
     @property
     def attention(self) -> int:
@@ -87,7 +92,7 @@ def shapes(path: str, revision: str | None = None) -> Shapes:
         embeddings=_weights(model) - vision - sum(linear),
         vision=vision,
         largest=max(linear),
-        adapter_per_rank=sum(module.in_features + module.out_features for module in targets),
+        adapter_widths=tuple(width for module in targets for width in (module.in_features, module.out_features)),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         feed_forward=text.intermediate_size,

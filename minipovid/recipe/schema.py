@@ -108,7 +108,8 @@ class TrainSection(_Section):
     optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw_torch"
     max_steps: int | None = Field(None, ge=1)  # of each stage; default: all of its epochs
     logging_steps: int = Field(10, ge=1)  # between two lines of log.jsonl
-    save_steps: int = Field(200, ge=1)  # between two checkpoints
+    save_minutes: Number | None = Field(15.0, gt=0)  # between two checkpoints; none: only as save_steps says
+    save_steps: int | None = Field(None, ge=1)  # and one after so many steps, whatever the time
     save_total_limit: int = Field(2, ge=1)  # so many checkpoints are kept, the newest
     dataloader_num_workers: Workers | Auto = "auto"  # processes that decode, noise and tokenise ahead of the step
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []  # trackers beside log.jsonl, through accelerate

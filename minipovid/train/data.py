@@ -58,8 +58,13 @@ class PairDataset(Dataset["Item | MinipovidError"]):
         return self.opened[kind](path, pair.id, epoch).astype(np.float32, copy=False)
 
 
-def collate(results: Sequence[Item | MinipovidError]) -> Batch | MinipovidError:
-    """Pad and stack. Nothing is ever cut; a picture that several pairs show is kept once. One error stands for all."""
+def collate(
+    results: Sequence[Item | MinipovidError], together: Sequence[tuple[str, ...]] = ()
+) -> Batch | MinipovidError:
+    """Pad and stack. Nothing is ever cut; a picture that several pairs show is kept once. One error stands for all.
+
+    Answers that are scored `together` find their places here, before the step.
+    """
     items: list[Item] = []
     for result in results:
         if isinstance(result, MinipovidError):
@@ -78,7 +83,10 @@ def collate(results: Sequence[Item | MinipovidError]) -> Batch | MinipovidError:
             keys[answer, kind] = [_key(*both, answer) for both in zip(digests, examples, strict=True)]
     prompt = Tokens.padded([example.prompt for example in examples])
     answers = {answer: Tokens.padded([example.answers[answer] for example in examples]) for answer in ANSWERS}
-    return Batch(prompt, answers, images, keys)
+    batch = Batch(prompt, answers, images, keys)
+    for some in together:
+        batch.forest(some)
+    return batch
 
 
 def _key(picture: bytes, example: Example, answer: str) -> bytes:

@@ -2,7 +2,7 @@
 
     {"event": "data", "pairs": 2400, "bad_rows": 0, "bad": []}
     {"step": 10, "stage": 0, "epoch": 0.07, "loss": 0.6921, "rewards/margins": 0.002, ..., "weights/changed": 0.9998,
-     "pairs_per_s": 41.2, "tokens_per_s": 31400, "data_wait": 0.004, "peak_gib": 17.31}
+     "pairs_per_s": 41.2, "tokens_per_s": 31400, "data_wait": 0.004, "peak_gib": 17.31, "reserved_gib": 18.02}
 
 A step's figures are means over the pairs since the line before. What tells of the machine (MACHINE) instead covers the
 time since that line or since a restart. A resumed run first drops the lines that lie after its checkpoint, so that the
@@ -20,6 +20,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from minipovid.pairs.pair import BadRow
 from minipovid.recipe import run_folder
 
 SINKING = -0.1  # nats per token that the chosen answer may lose against the reference before we warn
-MACHINE = ("pairs_per_s", "tokens_per_s", "data_wait", "peak_gib")
+MACHINE = ("pairs_per_s", "tokens_per_s", "data_wait", "peak_gib", "reserved_gib")
 # Keys that two runs of one recipe may differ in; the last one because a killed start leaves its work on disk.
 VARYING = (*MACHINE, "reference/computed")
 SAMPLE = 4096  # entries of each tensor that Changed looks at
@@ -92,6 +93,11 @@ class TrainingLog:
             "tokens_per_s": round(self.tokens / seconds, 1),
             "data_wait": round(min(self.waited_s / seconds, 1.0), 4),
             "peak_gib": round(peak_gib(), 3),
+            **(
+                {"reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3)}
+                if torch.cuda.is_available()
+                else {}
+            ),
         }
 
     def _warn(self, means: dict[str, float]) -> None:
@@ -108,8 +114,15 @@ class TrainingLog:
         print(f"warning: {text}", file=sys.stderr)
 
 
+def begin_peak() -> None:
+    """A stage's memory on a card is its own, not that of the one before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_gib() -> float:
-    """The most memory this process has held so far: on the card where there is one, else resident."""
+    """The most memory that this process has held: on the card, since the stage began, where there is one, else
+    resident. What the allocator has taken of a card beside that, and nvidia-smi counts, is `reserved_gib`."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     if sys.platform == "linux":  # its getrusage tells of the parent's memory too, where that was larger
@@ -144,13 +157,13 @@ class Changed:
         counts = [len(_sample(weight)) for weight in weights]
         sizes = [weight.numel() / max(count, 1) / total for weight, count in zip(weights, counts, strict=True)]
         # [samples] Which part of all weights each sample stands for: a small tensor is sampled more densely.
-        parts = torch.repeat_interleave(torch.tensor(sizes), torch.tensor(counts))
+        parts = torch.from_numpy(np.repeat(np.array(sizes, np.float32), counts))
         self.parts = parts.to(self.earlier.device)
 
-    def share(self) -> float:
-        """Of the weights, 0 to 1, since the last call, or since this was made. Waits for the device, once."""
+    def share(self) -> Tensor:
+        """Of the weights, 0 to 1, since the last call, or since this was made; on their device, not waited for."""
         earlier, self.earlier = self.earlier, self._sampled()
-        return ((self.earlier != earlier) * self.parts).sum().item()
+        return ((self.earlier != earlier) * self.parts).sum()
 
     def _sampled(self) -> Tensor:
         """[samples] The entries of all tensors as they are now."""

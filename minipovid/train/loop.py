@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import torch
 from accelerate.utils import get_int_from_env
 
 from minipovid.common import interrupts
 from minipovid.common.errors import MinipovidError
 from minipovid.common.files import alone, finished
+from minipovid.models.device import is_out_of_memory
 from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 from minipovid.train import checkpoint, plan
@@ -45,7 +45,12 @@ def train(recipe: Recipe, folder: Path, progress: bool = True) -> Path:
                     for _ in steps(run):
                         pass
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if _is_out_of_shared_memory(error):
+            raise MinipovidError(
+                "The processes that prepare pictures ran out of shared memory (/dev/shm; Docker gives 64 MB): start "
+                "the container with --shm-size=2g or --ipc=host, or set train.dataloader_num_workers: 0."
+            ) from None
+        if not is_out_of_memory(error):
             raise
         begun = checkpoint.exists(folder)
         other = " Settings that would change the result want another --out, as this run has begun." if begun else ""
@@ -73,7 +78,7 @@ def steps(run: Run) -> Iterator[Position]:
     run.tracked.finish(run.accelerator)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA's has a type of its own, a CPU's and cuBLAS's are known by what they say."""
+def _is_out_of_shared_memory(error: RuntimeError) -> bool:
+    """Workers hand batches on through /dev/shm: torch says how they end there, in several ways."""
     text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "ALLOC_FAILED" in text
+    return "shared memory" in text or "/torch_" in text and "No space left" in text

@@ -64,9 +64,11 @@ class Reference:
         return {view.key: self._scores(batch, view, table[view]) for view in self.views}
 
     def keep(self) -> None:
-        """Write what was computed. Called once a step, behind the optimiser's."""
-        if self.cache.limit_gib:
-            self.cache.write({entry: _bytes(value) for entry, value in self.computed.items()})
+        """Write what was computed. Called once a step, behind the optimiser's; the rows come from the GPU together."""
+        if self.cache.limit_gib and self.computed:
+            rows = [value.flatten().view(torch.uint8) for value in self.computed.values()]
+            together = torch.cat(rows).cpu().split([len(row) for row in rows])
+            self.cache.write({entry: _bytes(row) for entry, row in zip(self.computed, together, strict=True)})
         self.computed.clear()
 
     def _kept(self, batch: Batch, view: View) -> Kept:

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 
 from minipovid.common.errors import MinipovidError
+from minipovid.models.device import check_bfloat16, prepare_allocator
 from minipovid.models.encoder import Encoder
 from minipovid.models.load import config_of, load, settled
 from minipovid.models.model import Model
@@ -52,6 +53,8 @@ class Run:
         losses.of_stages(recipe)
         stages.check(recipe)
         tracked = Trackers(recipe.train.report_to)
+        prepare_allocator()
+        check_bfloat16(recipe.model)
         # Precision is the model's matter, not accelerate's; and CUDA or CPU is all that it knows.
         on_cpu = not torch.cuda.is_available()
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # else its buckets are a second copy

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipovid.models.tree_attention.forest import Forest
 from minipovid.train.losses import ScoreTable, View
 
 if TYPE_CHECKING:
     from minipovid.models.model import Model
+    from minipovid.models.tree_attention.forest import Forest
     from minipovid.models.tree_attention.tokens import Tokens
     from minipovid.train.batch import Batch
 
@@ -36,9 +36,9 @@ ROW_CHUNK = 1024  # and rows
 def score(model: Model, batch: Batch, views: Sequence[View]) -> ScoreTable:
     """The scores of every view, keyed by (answer, image). Views without `grad` keep no activations."""
     table = {}
-    for image, grad in dict.fromkeys((view.image, view.grad) for view in views):
-        answers = list(dict.fromkeys(view.answer for view in views if (view.image, view.grad) == (image, grad)))
-        forest = Forest([batch.prompt, *(batch.answers[answer] for answer in answers)], model.device)
+    # Those without gradient come first: what the others keep for the backward pass is not there yet.
+    for (image, grad), answers in sorted(passes(views).items(), key=lambda each: each[0][1]):
+        forest = batch.forest(answers)
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             read = Rows(_hidden(model, batch, image, forest).index_select(0, forest.read), model.head)
             for answer, which in zip(answers, forest.predicting, strict=True):
@@ -46,12 +46,19 @@ def score(model: Model, batch: Batch, views: Sequence[View]) -> ScoreTable:
     return table
 
 
+def passes(views: Sequence[View]) -> dict[tuple[str, bool], tuple[str, ...]]:
+    """(image, grad) -> the answers that one pass through the model scores behind the prefix."""
+    groups: dict[tuple[str, bool], dict[str, None]] = {}
+    for view in views:
+        groups.setdefault((view.image, view.grad), {})[view.answer] = None
+    return {group: tuple(answers) for group, answers in groups.items()}
+
+
 def count_tokens(batch: Batch, views: Sequence[View]) -> int:
     """How many tokens `score` computes for these views."""
-    passes = {(view.image, view.grad) for view in views}
-    answers = {(view.image, view.grad, view.answer) for view in views}
-    prompt = len(passes) * sum(batch.prompt.lengths)
-    return prompt + sum(sum(batch.answers[answer].lengths) for *_, answer in answers)
+    every = passes(views).values()
+    answers = sum(sum(batch.answers[answer].lengths) for answers in every for answer in answers)
+    return len(every) * sum(batch.prompt.lengths) + answers
 
 
 def _hidden(model: Model, batch: Batch, image: str, forest: Forest) -> Tensor:
@@ -152,6 +159,7 @@ class _Vocabulary(torch.autograd.Function):
                 if mean is not None:
                     mean[some] = torch.addmm(mean[some] * shrink[:, None], exponentials, part)
                 top[some] = higher
+            del part  # before the next one is made
         if mean is not None:
             ctx.save_for_backward(mean.div_(total[:, None]))
         ctx.mark_non_differentiable(best)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from minipovid.train import checkpoint, optimisers, stages
 from minipovid.train.batch import Batch
 from minipovid.train.checkpoint import Position
 from minipovid.train.data import collate, visiting_order
-from minipovid.train.log import TrainingLog
+from minipovid.train.log import TrainingLog, begin_peak
 from minipovid.train.run import Run
 from minipovid.train.stages import StageContext
 from minipovid.train.step import MicroBatch, Step, sound
@@ -58,10 +60,12 @@ class Stage:
     def steps(self) -> Iterator[Position]:
         """Train to the end of the stage; after the last step the position is where the next stage begins."""
         run, is_main = self.run, self.accelerator.is_main_process
+        begin_peak()
         log = TrainingLog(run.folder, self.index, self.settings.logging_steps, self.open_sums)
         drawn = run.progress and is_main and sys.stderr.isatty()
         if self.objective.precomputes and not self.position.step:
             self._precompute(drawn)
+        self._saved = time.monotonic()
         with tqdm(total=self.total, initial=self.position.step, desc=self.name, unit="step", disable=not drawn) as bar:
             plan = [self._parts(number) for number in range(self.position.step, self.total)]
             batches = self._batches([part.keys for parts in plan for part in parts])
@@ -79,9 +83,9 @@ class Stage:
                         run.tracked.log(self.accelerator, line)
                         if run.progress and not drawn:
                             print(self._plain(line), file=sys.stderr)
-                interrupted = self._interrupted()
+                interrupted, due = self._to_save()
                 # the stage's end is saved below, as the next one's beginning
-                if interrupted or (self.position.global_step % self.settings.save_steps == 0 and not over):
+                if interrupted or (due and not over):
                     self._save(log.state)
                 if interrupted:
                     raise KeyboardInterrupt
@@ -91,7 +95,7 @@ class Stage:
         self.accelerator.free_memory()  # DDP's buckets, as large as the gradients
         if self.index + 1 < len(run.recipe.stages):
             self.position = self.position.next_stage()
-            self.optimizer.state.clear()  # the next stage begins its own
+            optimisers.release(self.optimizer)  # the next stage begins its own
             self._save({})
         yield self.position
 
@@ -115,7 +119,7 @@ class Stage:
             DataLoader(
                 self.dataset,
                 batch_sampler=keys,
-                collate_fn=collate,
+                collate_fn=partial(collate, together=self.objective.together),
                 num_workers=int(self.settings.dataloader_num_workers),
                 worker_init_fn=_deaf,
                 pin_memory=self.accelerator.device.type == "cuda",
@@ -138,14 +142,17 @@ class Stage:
             keep, processes = self.settings.save_total_limit, self.accelerator.num_processes
             checkpoint.save(self.run.folder, self.run.model, self.optimizer, self.position, log, keep, processes)
         self.accelerator.wait_for_everyone()
+        self._saved = time.monotonic()
 
-    def _interrupted(self) -> bool:
-        """Has any process received Ctrl-C? All must stop after the same step."""
-        received = self.run.interrupted.is_set()
-        if self.accelerator.num_processes == 1:
-            return received
-        flag = torch.tensor([float(received)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())
+    def _to_save(self) -> tuple[bool, bool]:
+        """Has any process received Ctrl-C, and is a checkpoint due? All must stop, and save, after the same step."""
+        settings, received = self.settings, self.run.interrupted.is_set()
+        due = settings.save_steps is not None and self.position.global_step % settings.save_steps == 0
+        late = settings.save_minutes is not None and time.monotonic() - self._saved >= 60 * settings.save_minutes
+        if self.accelerator.num_processes > 1:
+            flags = torch.tensor([float(received), float(late)], device=self.accelerator.device)
+            received, late = self.accelerator.reduce(flags, "sum").bool().tolist()
+        return received, due or late
 
     def _plain(self, line: dict[str, Any]) -> str:
         """A log line for where there is no terminal to draw a bar on."""

@@ -1,4 +1,4 @@
-"""One optimiser step, top to bottom: forward, backward, reduce, clip, check, update."""
+"""One optimiser step, top to bottom: forward, backward, reduce, clip, update, check."""
 
 from __future__ import annotations
 
@@ -65,12 +65,8 @@ class Step:
                 self.accelerator.backward(loss * (part.counts * processes / pairs))
             for key, value in figures.items():
                 sums[key] = sums.get(key, 0.0) + value * part.counts
-        sums["tokens"] = torch.tensor(float(tokens), device=device)
-
-        # Over the pairs of every process. Here the step waits for the GPU for the first time.
-        together = self.accelerator.reduce(torch.stack([value.float() for value in sums.values()]), "sum").tolist()
-        means = {key: value / pairs for key, value in zip(sums, together, strict=True)}
-        tokens = round(means.pop("tokens") * pairs)
+        sums["tokens"] = torch.full((), float(tokens), device=device)
+        together = self.accelerator.reduce(torch.stack([value.float() for value in sums.values()]), "sum")
 
         if self.max_grad_norm is not None:
             norm: Any = self.accelerator.clip_grad_norm_(self.weights, self.max_grad_norm)
@@ -78,18 +74,22 @@ class Step:
             norm = nn.utils.get_total_norm([weight.grad for weight in self.weights if weight.grad is not None])
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
-        means |= {"grad_norm": float(norm), "learning_rate": float(group["lr"])}
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+        # Here the step waits for the GPU, once; what is no number has harmed nothing yet but weights in memory.
+        told = torch.cat([together, torch.stack([norm.to(device), self.changed.share()])]).tolist()
+        means = {key: value / pairs for key, value in zip(sums, told[:-2], strict=True)}
+        tokens = round(means.pop("tokens") * pairs)
+        means |= {"grad_norm": told[-2], "learning_rate": float(group["lr"])}
         if not math.isfinite(means["loss"] + means["grad_norm"]):
             raise MinipovidError(
                 f"The loss ({means['loss']}) or its gradient ({means['grad_norm']}) is no longer a finite number in "
                 f"{name}; lower train.learning_rate or set train.max_grad_norm: 1.0."
             )
 
-        self.optimizer.step()
         self.objective.after_step()
-        self.optimizer.zero_grad()
-        means["weights/changed"] = self.changed.share()
-        return means, tokens, waited
+        return {**means, "weights/changed": told[-1]}, tokens, waited
 
 
 def sound(batch: Batch | MinipovidError) -> Batch:

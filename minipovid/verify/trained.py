@@ -91,7 +91,7 @@ def _answers(model: Model, recipe: Recipe, pairs: Sequence[Pair], root: Path) ->
     transform = model.family.image_transform(model.folder)
     for batch in batches(recipe, pairs, root, encoder, transform):
         batch = batch.to(model.device)
-        logits = {kind: list(_logits(model, batch, kind)) for kind in ANSWERS}
+        logits = _logits(model, batch)
         for pair in range(len(batch)):
             yield {kind: logits[kind][pair].cpu().numpy() for kind in ANSWERS}
 
@@ -109,24 +109,25 @@ def batches(
 
 
 @torch.inference_mode()
-def _logits(model: Model, batch: Batch, kind: str) -> Iterator[Tensor]:
-    """[A, V] of each pair, padding left out."""
-    logits = score(model, batch, [view for view in VIEWS if view.answer == kind])[kind, "clean"].logits()
-    for each, length in zip(logits, batch.answers[kind].lengths, strict=True):
-        yield each[:length]
+def _logits(model: Model, batch: Batch) -> dict[str, list[Tensor]]:
+    """[A, V] of each answer of each pair, padding left out; both answers stand behind one prefix."""
+    table = score(model, batch, VIEWS)
+    return {
+        kind: [each[:n] for each, n in zip(table[kind, "clean"].logits(), batch.answers[kind].lengths, strict=True)]
+        for kind in ANSWERS
+    }
 
 
 @torch.inference_mode()
 def _rows(model: Model, batch: Batch, encoder: Encoder, digests: Sequence[str]) -> Iterator[TrainedPair]:
     batch = batch.to(model.device)
     answers: dict[str, list[TrainedAnswer]] = {}
-    for kind in ANSWERS:
-        trained = list(_logits(model, batch, kind))
-        with model.as_reference():
-            base = list(_logits(model, batch, kind))
-        tokens = batch.answers[kind]
+    trained = _logits(model, batch)
+    with model.as_reference():
+        base = _logits(model, batch)
+    for kind, tokens in batch.answers.items():
         ids = [row[:length] for row, length in zip(tokens.ids, tokens.lengths, strict=True)]
-        answers[kind] = [_answer(*each) for each in zip(ids, trained, base, strict=True)]
+        answers[kind] = [_answer(*each) for each in zip(ids, trained[kind], base[kind], strict=True)]
     for pair, digest in enumerate(digests):
         prompt = batch.prompt.ids[pair, : batch.prompt.lengths[pair]].tolist()
         yield TrainedPair(digest, _folded(prompt, encoder), {kind: answers[kind][pair] for kind in ANSWERS})

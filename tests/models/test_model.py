@@ -144,6 +144,43 @@ def test_reference_is_the_base_and_then_the_frozen_copy(folder: Path) -> None:
     assert not torch.allclose(logps(reference=False), moved)
 
 
+def test_the_reference_is_one_switch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """peft's own walks through all modules and toggles every weight's `requires_grad`, in and out."""
+    model = a_model(folder)
+
+    def walk(*_: object, **__: object) -> None:
+        raise AssertionError("peft was asked")
+
+    for frozen in (False, True):
+        if frozen:
+            model.freeze_reference()
+        with monkeypatch.context() as patch:
+            for owner, name in ((model.peft, "disable_adapter"), (model.peft.base_model, "set_adapter")):
+                patch.setattr(owner, name, walk)
+            with model.as_reference():
+                assert model.active.name == ("reference" if frozen else None)
+            assert model.active.name == "default"
+
+
+def test_the_frozen_adapter_in_16_bits_is_the_one_in_32(folder: Path) -> None:
+    """Each use rounds it to the base's type anyway: the same scores, in half of the memory."""
+    model = load.load(ModelSection(path=str(folder), dtype="bfloat16"), LoraSection(r=4))
+    draw, batch = torch.Generator().manual_seed(3), a_batch(model)
+    with torch.no_grad():
+        for value in model.adapter().values():
+            value.copy_(torch.randn(value.shape, generator=draw) * 0.1)
+    model.freeze_reference()
+    assert {value.dtype for value in model.adapter("reference").values()} == {torch.bfloat16}
+    found = []
+    for wide in (False, True):
+        if wide:
+            for key, value in model.adapter("reference").items():
+                value.data = model.adapter()[key.replace(".reference.", ".default.")].detach().clone()
+        with torch.no_grad(), model.as_reference():
+            found.append(scoring.score(model, batch, VIEWS)["chosen", "clean"].logps())
+    assert torch.equal(*found)
+
+
 def test_adapter_round_trip(folder: Path, tmp_path: Path) -> None:
     model = a_model(folder)
     model.save_adapter(tmp_path)

@@ -229,6 +229,19 @@ def test_a_subset_is_what_a_smaller_batch_would_be(folder: Path, encoder: Encode
         assert torch.equal(pixels[which], alone.images[kind].pixels)
 
 
+def test_places_are_found_before_the_step(folder: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever makes a batch finds where its tokens stand: the step takes that along and works nothing out."""
+    dataset, both = a_dataset(folder, encoder), ("chosen", "rejected")
+    items = [dataset[0, 0], dataset[0, 1]]
+    late = collate(items).forest(both)
+    batch = collate(items, together=[both]).to(torch.device("cpu"))
+    monkeypatch.setattr("minipovid.train.batch.Forest", None)
+    early = batch.forest(both)
+    for name in ("ids", "positions", "order", "read"):
+        assert torch.equal(getattr(early, name), getattr(late, name))
+    assert torch.equal(early.mask(torch.float32), late.mask(torch.float32)) and early.trees == late.trees
+
+
 def test_an_error_is_handed_over_as_a_value(folder: Path, encoder: Encoder) -> None:
     """A data loader's worker would wrap a raised one in its traceback."""
     dataset = a_dataset(folder, encoder)

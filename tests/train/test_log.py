@@ -75,7 +75,8 @@ def test_machine_names_all_that_differs_between_two_runs(tmp_path: Path, clock: 
     clock.now += 1
     line = log.add({"loss": 1.0}, 1, 1, 0.0, True)
     assert line is not None
-    assert list(line) == ["step", "stage", "epoch", "loss", *MACHINE]
+    machine = MACHINE if torch.cuda.is_available() else MACHINE[:-1]  # what is reserved, a card's allocator alone tells
+    assert list(line) == ["step", "stage", "epoch", "loss", *machine]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells of the card")
@@ -107,7 +108,7 @@ def share_of(weights: list[Tensor], change: Any) -> float:
     changed = Changed(weights)
     with torch.no_grad():
         change()
-    return changed.share()
+    return changed.share().item()
 
 
 def test_tensors_count_by_their_size() -> None:
@@ -122,9 +123,9 @@ def test_a_step_does_not_count_the_one_before_it() -> None:
     weight = torch.zeros(100)
     changed = Changed([weight])
     weight[:50] += 1
-    assert changed.share() == pytest.approx(0.5)
+    assert changed.share().item() == pytest.approx(0.5)
     weight[90:] += 1
-    assert changed.share() == pytest.approx(0.1)
+    assert changed.share().item() == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("shape", [(4096, 128), (128, 4096), (4096, 4096)])
@@ -153,7 +154,7 @@ def test_a_weight_without_a_gradient_is_unchanged() -> None:
         (b @ a @ torch.ones(30)).square().add(b @ a @ torch.ones(30)).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-        assert changed.share() == pytest.approx(wanted, rel=1e-6)
+        assert changed.share().item() == pytest.approx(wanted, rel=1e-6)
 
 
 class Syncs(TorchDispatchMode):
@@ -170,5 +171,5 @@ def test_one_wait_per_step() -> None:
     weights = [torch.zeros(50, 200) for _ in range(6)]
     changed = Changed(weights)
     with Syncs() as syncs:
-        changed.share()
+        changed.share().item()
     assert syncs.waits == 1

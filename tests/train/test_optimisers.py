@@ -135,6 +135,53 @@ def test_fifty_steps_against_torch(name: str, mixed: bool, bound: float) -> None
         assert error < 1e-5
 
 
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_the_gpu_is_not_waited_for_at_every_weight(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes' own step waits once a weight; ours never (a paged one once, at the end), with the same bits."""
+    waits: list[nn.Parameter] = []
+    monkeypatch.setattr("bitsandbytes.optim.optimizer.sync_gpu", waits.append)
+    ours, theirs = weights_of(SHAPES), weights_of(SHAPES)
+    steps(an_optimiser(name, ours), ours, range(3))
+    assert not waits
+    own = optimisers.BITSANDBYTES[name](theirs, lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        steps(own, theirs, range(3))
+    assert len(waits) >= 3 * len(SHAPES)
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_the_next_stage_takes_the_pages_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA never gives managed memory back: two moments of two weights are four pages, in two stages as in one."""
+    made: list[torch.Tensor] = []
+
+    class Page(torch.Tensor):
+        """Memory that bitsandbytes could have got from CUDA."""
+
+        is_paged = True
+
+    def page(self: Any, weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        made.append(torch.zeros(weight.shape, dtype=dtype).as_subclass(Page))
+        return made[-1]
+
+    monkeypatch.setattr("bitsandbytes.optim.optimizer.Optimizer8bit.get_state_buffer", page)
+    monkeypatch.setattr("bitsandbytes.functional.fill", lambda page, value: page.fill_(value))
+    monkeypatch.setattr("bitsandbytes.functional.prefetch_tensor", lambda page: None)
+    monkeypatch.setattr(optimisers._OneWait, "spare", {})
+    weights, ends = weights_of([(64, 80), (80, 64)]), []
+    for _ in range(2):
+        with torch.no_grad():
+            for weight, start in zip(weights, weights_of([(64, 80), (80, 64)]), strict=True):
+                weight.copy_(start)
+        optimizer = an_optimiser("paged_adamw_32bit", weights)
+        steps(optimizer, weights, range(2))
+        ends.append([weight.detach().clone() for weight in weights])
+        optimisers.release(optimizer)
+        assert not optimizer.state
+    assert len(made) == 4
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))  # they began with zeros again
+
+
 def test_paged_optimisers_do_not_warn_on_cpu() -> None:
     weights = weights_of(SHAPES)
     with warnings.catch_warnings():

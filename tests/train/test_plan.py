@@ -10,6 +10,7 @@ moments): 4.77.
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -128,15 +129,16 @@ def test_the_parts_are_as_worked_by_hand(seven: Shapes) -> None:
 
 
 def test_a_layer_keeps_what_the_docstring_lists(seven: Shapes) -> None:
-    """T = 840, by hand: 840 * (8 * 4096 + 8 + 4 * 32) = 27,639,360 in float32, and in 16 bits
-    840 * 2 * (6 * 4096 + 4 * 11008 + 7 * 128) = 116,766,720. The last layer: 840 * (2 * (4 * 4096 + 3 * 128) + 8 * 4096
-    + 8) + 840 * (2 * 4096 + 4 * 32) to the attention's end, then 199 * 2 * (2 * 4096 + 4 * 11008 + 4 * 128). 31 and 1:
-    4.25 GiB, and 0.02 once."""
-    one, last = 27_639_360 + 116_766_720, 55_702_080 + 6_988_800 + 20_988_928
+    """T = 840, by hand: 840 * (8 + 4 * 32) = 114,240 in float32, and in 16 bits
+    840 * 2 * (8 * 4096 + 4 * 11008 + 7 * 128) = 130,529,280. The last layer: 840 * (2 * (6 * 4096 + 3 * 128) + 8)
+    + 840 * (2 * 4096 + 4 * 32) to the attention's end, then 199 * 2 * (2 * 4096 + 4 * 11008 + 4 * 128). 31 and 1:
+    3.84 GiB, and 0.01 once. On a CPU a norm keeps its input in float32."""
+    one, last = 114_240 + 130_529_280, 41_939_520 + 6_988_800 + 20_988_928
     assert costs.layer(seven, setting(), DPO[0]) == one
     assert costs.last_layer(seven, setting(), DPO[0]) == last
-    assert (31 * one + last) / GIB == pytest.approx(4.25, abs=0.005)
-    assert costs.kept(seven, setting(), DPO) / GIB == pytest.approx(4.27, abs=0.01)
+    assert (31 * one + last) / GIB == pytest.approx(3.84, abs=0.005)
+    assert costs.kept(seven, setting(), DPO) / GIB == pytest.approx(3.85, abs=0.01)
+    assert costs.layer(seven, setting(on_gpu=False), DPO[0]) == one + 840 * 2 * 2 * 4096
     boundary = 840 * 4096 * 2
     saved = costs.kept(seven, setting(), DPO) - costs.kept(seven, setting(checkpointing=True), DPO)
     assert saved == 31 * (one - boundary)
@@ -165,10 +167,33 @@ def test_optimisers(seven: Shapes, optim: str, bytes_per_weight: float, paged: f
     assert costs.paged(seven, chosen) / 319_815_680 == pytest.approx(paged, rel=0.01)
 
 
+def test_small_moments_are_not_paged(seven: Shapes) -> None:
+    """bitsandbytes pages tensors of 100,000 weights or more: at r 16 those on 11,008, of which each of 32 layers has
+    three (B of gate and up, A of down: 3 * 11008 * 16 weights)."""
+    chosen = setting(optim="paged_adamw_32bit", rank=16)
+    assert costs.paged(seven, chosen) == 8 * 32 * 3 * 11008 * 16
+    assert costs.paged(seven, setting(optim="paged_adamw_32bit", rank=8)) == 0
+
+
+@pytest.mark.parametrize(("capability", "refused"), [((7, 5), True), ((8, 0), False), ((8, 9), False)])
+def test_a_card_without_bfloat16_is_refused(
+    capability: tuple[int, int], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    sentence = r"The Tesla T4 \(compute capability 7.5\) has no bfloat16.*set model.dtype: float32.*GGUF files answer"
+    with pytest.raises(MinipovidError, match=sentence) if refused else nullcontext():
+        plan.predict(made())
+    plan.predict(made(), 24)  # another card
+    plan.predict(made(model={"path": SEVEN, "dtype": "float32"}))
+
+
 def test_a_second_stage_keeps_a_frozen_adapter(seven: Shapes) -> None:
+    """In 16 bits, where the policy's has 32."""
     one = plan.forecast(seven, made()).memory
     two = plan.forecast(seven, made(stages=[{"loss": {"name": "dpo"}}, {"loss": {"name": "dpo"}}])).memory
-    assert two["adapters"] == 2 * one["adapters"]
+    assert two["adapters"] == 1.5 * one["adapters"]
     assert {part for part in one if one[part] != two[part]} == {"adapters"}
 
 
@@ -234,13 +259,12 @@ LOSSES = [{"name": "dpo"}, *({"name": "povid", "variant": v} for v in ("proper",
 def test_flop_equals_an_independent_count(
     tiny: Path, loss: dict[str, Any], checkpointing: bool, split: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within 5 % asked; without checkpointing it is exact to the last operation, with it 1 %: torch stops recomputing
-    a layer just before its last product."""
+    """Exact to the last operation: torch stops recomputing a layer just before its last product."""
     monkeypatch.setitem(attention.SPLIT_FROM, "cpu", 1 if split else 10_000)
     step = Measured(tiny, loss, checkpointing)
     predicted = sum(costs.flop(step.shapes, step.setting, step.policy).values())
     predicted += costs.reference_flop(step.shapes, step.setting, step.reference, adapted=False)
-    assert predicted == pytest.approx(torch_counts.flop(step.step), rel=0.01 if checkpointing else 1e-4)
+    assert predicted == pytest.approx(torch_counts.flop(step.step), rel=1e-4)
 
 
 def saved_bytes(step: Measured) -> float:
@@ -278,10 +302,11 @@ def test_kept_tensors_under_autocast(tiny: Path, in_4bit: bool) -> None:
 
 def test_flop_are_those_of_the_cost_model(seven: Shapes) -> None:
     """facts/peers.md, section 3.1, rows E and G: 36.0 TF with checkpointing, 24.0 without; a reference pass 11.0; row
-    H: a noised pass about 10. Ours counts columns in eights, the head's second product and attention's dense mask."""
+    H: a noised pass about 10. Ours counts columns in eights, the head's second product and attention's dense mask, and
+    does not compute 31 products of 4096 x 11008 again: 2.3 TF."""
     plain, lean = (sum(costs.flop(seven, setting(checkpointing=way), DPO).values()) for way in (False, True))
     assert plain == pytest.approx(24.0e12, rel=0.05)
-    assert lean == pytest.approx(36.0e12, rel=0.05)
+    assert lean == pytest.approx(36.0e12 - 2.3e12, rel=0.05)
     quiet = [DPO[0]._replace(grad=False)]
     assert costs.reference_flop(seven, setting(), quiet, adapted=False) == pytest.approx(11.0e12, rel=0.05)
     noised = [*DPO, Tree("noised", False, 636, (100,))]
@@ -290,11 +315,13 @@ def test_flop_are_those_of_the_cost_model(seven: Shapes) -> None:
 
 def test_dequantising_moves_17_gb_each_way(seven: Shapes) -> None:
     """facts/peers.md: about 17 GB a pass, 20 to 35 ms on a 3090 or 4090. Two ways without checkpointing; with it 31
-    of 32 layers once more."""
+    of 32 layers once more, but for the 22 % of each that down_proj is."""
     assert costs.dequantised(seven, setting(), DPO) == pytest.approx(2 * 17e9, rel=0.05)
-    assert costs.dequantised(seven, setting(checkpointing=True), DPO) == pytest.approx((2 + 31 / 32) * 17e9, rel=0.05)
+    assert costs.dequantised(seven, setting(checkpointing=True), DPO) == pytest.approx(
+        (2 + 0.78 * 31 / 32) * 17e9, rel=0.05
+    )
     half = costs.dequantised(seven, setting(checkpointing=16), DPO)
-    assert half == pytest.approx(2.5 * 17e9, rel=0.05)
+    assert half == pytest.approx(2.39 * 17e9, rel=0.05)
     assert costs.dequantised(seven, setting(in_4bit=False), DPO) == 0
 
 
@@ -359,7 +386,7 @@ def test_auto_takes_what_fits(seven: Shapes) -> None:
     columns) and 0.5 with it."""
     assert settled(seven, 24, per_device_train_batch_size=1) == (1, False)
     assert settled(seven, 24, gradient_accumulation_steps=4) == (2, False)
-    assert settled(seven, 8, per_device_train_batch_size=2) == (1, 28)  # of 32: 4 layers' activations still fit
+    assert settled(seven, 8, per_device_train_batch_size=2) == (1, 27)  # of 32: 5 layers' activations still fit
     assert settled(seven, 3, per_device_train_batch_size=16) == (1, True)
     assert settled(seven, 139, per_device_train_batch_size=16) == (16, False)
 
@@ -418,7 +445,7 @@ def test_what_fits_is_said() -> None:
 
 def test_what_fits_to_the_brim_is_called_tight(seven: Shapes) -> None:
     """Nothing is measured yet: 11.6 of 12 GiB is no promise."""
-    wanted = made(stages=[{"loss": {"name": "dpo"}}, {"loss": {"name": "dpo"}}])
+    wanted = made(lora={"r": 144}, stages=[{"loss": {"name": "dpo"}}, {"loss": {"name": "dpo"}}])
     assert plan.verdict(plan.predict(wanted), wanted, 12).sentence.startswith("It fits, but tightly: 11.")
     assert [each.word for each in plan.forecast(seven, wanted).cards[:3]] == ["tight", "yes", "no"]
 
@@ -434,7 +461,8 @@ def test_what_does_not_fit_is_told_what_to_change() -> None:
     assert left <= 12
     assert told.sentence.startswith(
         f"It does not fit: {predicted.peak_gib:.1f} of 12 GiB; set train.micro_batch=1 and "
-        f"train.gradient_checkpointing=true, then it takes {left:.1f} GiB. Of the known cards, RTX 5090 and H200"
+        f"train.gradient_checkpointing=true, then it takes {left:.1f} GiB. "
+        f"Of the known cards, RTX 3090, RTX 4090, RTX 5090 and H200"
     )
 
 

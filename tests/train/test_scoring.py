@@ -142,6 +142,17 @@ def test_no_row_of_logits_outlives_its_chunk(folder: Path, monkeypatch: pytest.M
     assert not [shape for shape in kept if 416 in shape and 12 in shape]
 
 
+def test_views_without_gradient_come_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While they work, nothing is kept for the backward pass yet."""
+    model, order = a_model(folder), []
+    hidden = type(model).hidden
+    monkeypatch.setattr(
+        type(model), "hidden", lambda *given: (order.append(torch.is_grad_enabled()), hidden(*given))[1]
+    )
+    table = scoring.score(model, a_batch(model), VIEWS)
+    assert order == [False, True] and len(table) == len(VIEWS)
+
+
 def test_tower_runs_once_per_distinct_picture(folder: Path) -> None:
     model = a_model(folder)
     calls = []

@@ -174,8 +174,9 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        torch.AcceleratorError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"),
     ],
-    ids=["CUDA", "CPU", "cuBLAS"],
+    ids=["CUDA", "CPU", "cuBLAS", "elsewhere in CUDA"],
 )
 def test_memory_that_runs_out_is_one_sentence_and_loses_nothing(
     world: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
@@ -196,6 +197,45 @@ def test_memory_that_runs_out_is_one_sentence_and_loses_nothing(
     assert checkpoint.latest(run).position.global_step == 6
     train(recipe, run, progress=False)
     same_bytes(run, finished_run)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+        "shared memory. Please try to raise your shared memory limit.",
+        "unable to allocate shared memory(shm) for file </torch_7_1_0>: No space left on device (28)",
+    ],
+)
+def test_shared_memory_that_runs_out_is_one_sentence(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    def dying(self: Any, batch: Any) -> Any:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(Objective, "forward", dying)
+    with pytest.raises(MinipovidError, match="Docker gives 64 MB.*--shm-size=2g.*train.dataloader_num_workers: 0"):
+        train(a_recipe(world, tmp_path / "r.yaml"), tmp_path / "run", progress=False)
+
+
+def test_checkpoints_come_by_the_clock(world: Path, finished_run: Path, tmp_path: Path) -> None:
+    """Every quarter of an hour by default, and where a stage begins; at every step where that is late. One end."""
+    assert a_recipe(world, tmp_path / "r.yaml").train.save_minutes == 15
+    for minutes, wanted in ((15.0, {"checkpoint-6"}), (1e-9, {"checkpoint-16", "checkpoint-17"})):
+        run = tmp_path / f"run{minutes}"
+        changes = {"train__save_steps": None, "train__save_minutes": minutes}
+        train(a_recipe(world, tmp_path / "r.yaml", **changes), run, progress=False)
+        assert {path.name for path in run.glob("checkpoint-*")} == wanted
+        same_bytes(run, finished_run)
+
+
+def test_the_frozen_adapter_is_written_once_a_stage(finished_run: Path) -> None:
+    """Checkpoints of one stage share the file; what was before the stage's first step is not theirs."""
+    files = [finished_run / f"checkpoint-{step}" / "reference.safetensors" for step in (12, 15)]
+    assert files[0].samefile(files[1])
+    frozen, policy = load_file(files[0]), load_file(finished_run / "checkpoint-12" / "adapter_model.safetensors")
+    assert len(frozen) == len(policy)
+    assert any(not torch.equal(*both) for both in zip(frozen.values(), policy.values(), strict=True))
 
 
 def test_another_error_is_no_advice(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ fit into that. All of it is worked out on the CPU from the lengths, so that no G
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -64,9 +65,9 @@ class Forest:
         ]
         width = -(-int(lengths.sum(0).max()) // MULTIPLE) * MULTIPLE
         table = _table(segments, (len(rows), width), [part.ids.shape[1] for part in parts], lengths.shape[1])
-        source, self.positions, self._tree, self._branch = torch.from_numpy(table).to(device, non_blocking=True)
-        flat = torch.cat([part.ids.flatten() for part in parts])
-        self.ids = flat.index_select(0, source.clamp(min=0).flatten()).view_as(source) * (source >= 0)
+        self._table = torch.from_numpy(table).to(device, non_blocking=True)
+        flat, source = torch.cat([part.ids.flatten() for part in parts]), self._table[0]
+        self._table[0] = flat.index_select(0, source.clamp(min=0).flatten()).view_as(source) * (source >= 0)
         self.order = torch.tensor([pair for row in rows for pair in row]).to(device, non_blocking=True)
         predicting = [_predicting(segments, number, width) for number in range(1, len(parts))]
         read = np.unique(np.concatenate(predicting))
@@ -74,9 +75,29 @@ class Forest:
         ranks = [torch.from_numpy(np.searchsorted(read, each)) for each in predicting]
         self.predicting = [each.to(device, non_blocking=True) for each in ranks]
 
+    @property
+    def ids(self) -> Tensor:
+        return self._table[0]
+
+    @property
+    def positions(self) -> Tensor:
+        return self._table[1]
+
+    def to(self, device: torch.device) -> Forest:
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Forest:
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Forest:
+        other = copy.copy(self)
+        other._table, other.order, other.read = (move(tensor) for tensor in (self._table, self.order, self.read))
+        other.predicting = [move(tensor) for tensor in self.predicting]
+        return other
+
     def mask(self, dtype: torch.dtype) -> Tensor:
         """Who may attend to whom, to be added to attention scores: 0 or -inf [R, 1, W, W]."""
-        allowed = tree_mask(self._tree, self._branch)
+        allowed = tree_mask(*self._table[2:])
         return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, -torch.inf)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,12 +26,12 @@ class Tokens(NamedTuple):
 
     @classmethod
     def of(cls, ids: Tensor, lengths: tuple[int, ...]) -> Tokens:
-        mask = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
-        real = mask.flatten().nonzero()[:, 0]
-        return cls(ids, mask.to(ids.device), real.to(ids.device), lengths)
+        stands = np.arange(ids.shape[1]) < np.array(lengths)[:, None]
+        mask, real = (torch.from_numpy(each).to(ids.device) for each in (stands, np.flatnonzero(stands)))
+        return cls(ids, mask, real, lengths)
 
     def subset(self, rows: Sequence[int]) -> Tokens:
-        ids = self.ids.index_select(0, torch.tensor(rows, device=self.ids.device))
+        ids = self.ids.index_select(0, torch.tensor(rows).to(self.ids.device, non_blocking=True))
         return Tokens.of(ids, tuple(self.lengths[row] for row in rows))
 
     def to(self, device: torch.device) -> Tokens:

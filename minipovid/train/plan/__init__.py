@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from minipovid.images.views import CLEAN, is_fresh_each_epoch, view_settings
+from minipovid.models.device import check_bfloat16
 from minipovid.models.shapes import CPU_LIMIT, Shapes, shapes
 from minipovid.pairs import formats
 from minipovid.recipe.schema import BUILTIN, DataSection, Recipe
@@ -37,9 +38,11 @@ def predict(recipe: Recipe, card_gib: float | None = None) -> Forecast:
     """What the recipe will need on a card of `card_gib`. Without one: what it needs at least, or, where this machine
     has no GPU and the model is small enough to do without, here. `auto` is settled accordingly.
 
-    Raises MinipovidError where the model's shapes cannot be known yet.
+    Raises MinipovidError where the model's shapes cannot be known yet, and where this machine's GPU has no bfloat16.
     """
     model = shapes(recipe.model.path, recipe.model.revision)
+    if card_gib is None:
+        check_bfloat16(recipe.model)
     if card_gib is None and model.weights <= CPU_LIMIT and not _cuda():
         return forecast(model, recipe, free_gib(), on_gpu=False)
     return forecast(model, recipe, card_gib or 0.0)

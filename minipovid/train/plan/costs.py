@@ -5,7 +5,7 @@ T columns in one micro-batch (W of them in a row), L layers, hidden size H, all 
 rank r and b bytes per number (2 in 16 bits, 4 in float32), autograd keeps of a layer, for transformers' Llama under
 peft's LoRA with SDPA:
 
-    the inputs of the two norms, in float32          2 T H * 4      and 2 T * 4 of their scales
+    the inputs of the two norms                      2 T H * n      and 2 T * 4 of their scales; n is b on a GPU, else 4
     the norms' outputs, which LoRA's A reads         2 T H * b      (query, key, value share one; gate and up the other)
     query, key, value, output of attention           4 T A * b      keys and values repeated to all heads
     the log-sum-exp of attention                     T * heads * 4
@@ -16,13 +16,15 @@ peft's LoRA with SDPA:
 A frozen linear layer keeps nothing, in 4 bits neither (it is dequantised again). Where attention is
 split (attention.py), its output is kept twice. In the last layer everything behind the attention is done for the
 columns that predict something alone (layers.py). With gradient checkpointing a layer keeps only its input,
-T H * b; the last one never is checkpointed (model.py). Once: the tree mask
+T H * b; the last one never is checkpointed (load.py), and down_proj's frozen product is not computed again. Once: the
+tree mask
 T W * b, the rotary tables, the last norm's input, and per scored answer rows [N, H].
 
 Memory has its peak when the backward pass begins (everything is kept), when it comes to the first checkpointed layer
-(all inputs and one whole layer) or when it ends (all gradients are there; the optimisers of optimisers.py then make no
-temporaries). A layer at work also takes T (H + 2 I) * b for gradients and one dequantised matrix, or, in views without
-gradients, T (2 H + 4 I) * b; the head's chunk of logits is gone by then.
+(all inputs and one whole layer), when it ends (all gradients are there; the optimisers of optimisers.py then make no
+temporaries), or in the views without gradients, which come first. A layer at work also takes T (H + 2 I) * b for
+gradients and one dequantised matrix, or, in views without gradients, T (2 H + 4 I) * b; the head's chunk of logits is
+gone by then.
 
 All this is derived from the code and tested on a CPU in float32; of bfloat16 under autocast, as CUDA runs it, the kept
 tensors are tested, and what CUDA takes beside them (1 GiB, half of it its context) is assumed.
@@ -45,6 +47,7 @@ GIB = 2**30
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # per weight: 4 bits, 8 per 64, 32 per 64 * 256 (arXiv 2305.14314)
 EIGHT_BIT = 2 * (1 + 4 / 256)  # Adam's moments in 8 bits, and a float32 scale for 256 of them
 MOMENTS = {"adamw_torch": 8.0, "adamw_8bit": EIGHT_BIT, "paged_adamw_32bit": 8.0, "paged_adamw_8bit": EIGHT_BIT}
+PAGED_FROM = 100_000  # weights of a tensor whose moments bitsandbytes pages
 CUDA_OWN = GIB  # context, cuBLAS and the gaps that the allocator leaves; assumed
 CPU_OWN = 48 * 2**20  # pages of libraries first touched in a step, buffers of the matrix products; measured
 
@@ -150,7 +153,7 @@ def memory(model: Shapes, setting: Setting, policy: Sequence[Tree]) -> Memory:
         "language model": model.linear * (NF4_BYTES if setting.in_4bit else setting.width),
         "embeddings and output head": model.embeddings * setting.width,
         "vision tower and projector": model.vision * setting.width,
-        "adapters": 4 * _adapter(model, setting) * (2 if setting.frozen_adapter else 1),
+        "adapters": float((4 + setting.width * setting.frozen_adapter) * _adapter(model, setting)),
     }
     own = CUDA_OWN if setting.on_gpu else CPU_OWN
     moments = MOMENTS[setting.optim] * _adapter(model, setting) - paged(model, setting)
@@ -167,9 +170,12 @@ def _moments(
 ) -> Iterator[tuple[str, float, float, float, float]]:
     """(name, gradients, activations, logits, work) of each moment that may be the peak."""
     gradients, copies = 4 * _adapter(model, setting), 2 * _adapter(model, setting) * (setting.width == 2)
-    head, work = logits(model, setting, policy), layer_work(model, setting, policy)
+    taught, quiet = [tree for tree in policy if tree.grad], [tree for tree in policy if not tree.grad]
+    head, work = logits(model, setting, policy), layer_work(model, setting, taught)
     one = max((layer(model, setting, tree) for tree in policy if tree.grad), default=0.0)
     begun = gradients if setting.passes > 1 else 0  # left by the micro-batches before
+    if quiet:
+        yield "views without gradients are scored", begun, 0.0, 0.0, copies / 2 + layer_work(model, setting, quiet)
     yield "the backward pass begins", begun, kept(model, setting, policy), head, copies + max(work - head, 0)
     if recomputed(model, setting):
         there = max(begun, gradients * (1 - recomputed(model, setting) / model.layers))
@@ -178,8 +184,10 @@ def _moments(
 
 
 def paged(model: Shapes, setting: Setting) -> float:
-    """Bytes of the optimiser's moments that may leave the card for the computer's memory."""
-    return MOMENTS[setting.optim] * _adapter(model, setting) if setting.optim.startswith("paged_") else 0.0
+    """Bytes of the optimiser's moments that may leave the card for the computer's memory: of large weights alone."""
+    sizes = [width * setting.rank for width in model.adapter_widths]
+    large = sum(size for size in sizes if size >= PAGED_FROM)
+    return MOMENTS[setting.optim] * large if setting.optim.startswith("paged_") else 0.0
 
 
 def _adapter(model: Shapes, setting: Setting) -> int:
@@ -198,7 +206,7 @@ def kept(model: Shapes, setting: Setting, policy: Sequence[Tree]) -> float:
         total += last_layer(model, setting, tree)
         total += columns * tree.columns * b  # the mask
         total += 2 * tree.columns * model.head_width * b  # rotary tables, the same for every row
-        total += columns * (hidden + 1) * 4  # the last norm
+        total += columns * (hidden * norm_width(setting) + 4)  # the last norm
         total += pairs * tree.rows * hidden * (4 + 2 * b)  # wanted columns of the head, rows and their gradient
     return total
 
@@ -220,14 +228,20 @@ def layer(model: Shapes, setting: Setting, tree: Tree) -> float:
     b, hidden, columns = setting.width, model.hidden, tree.columns * setting.pairs
     heads = (5 if splits(setting, tree) else 4) * model.attention
     numbers = 2 * hidden + heads + 4 * model.feed_forward + 7 * setting.rank
-    return float(columns * (numbers * b + 8 * hidden + 4 * model.heads + 8))
+    return float(columns * (numbers * b + 2 * hidden * norm_width(setting) + 4 * model.heads + 8))
+
+
+def norm_width(setting: Setting) -> int:
+    """Bytes of a number that a norm keeps: as it came where the norm is one kernel (layers.py), else in float32."""
+    return setting.width if setting.on_gpu else 4
 
 
 def last_layer(model: Shapes, setting: Setting, tree: Tree) -> float:
     """The same of the last layer: all columns up to the keys and values, then those that are read."""
     b, hidden, columns, read = setting.width, model.hidden, tree.columns * setting.pairs, tree.read * setting.pairs
     asked = (tree.rows + 1) * setting.pairs if splits(setting, tree) else columns
-    before = columns * ((hidden + 3 * model.attention + 3 * setting.rank) * b + 8 * hidden + 8)
+    norms = 2 * hidden * norm_width(setting) + 8
+    before = columns * ((hidden + 3 * model.attention + 3 * setting.rank) * b + norms)
     behind = read * (model.attention + hidden + 4 * model.feed_forward + 4 * setting.rank) * b
     return float(before + asked * (model.attention * b + 4 * model.heads) + behind)
 
@@ -237,7 +251,7 @@ def layer_work(model: Shapes, setting: Setting, policy: Sequence[Tree]) -> float
     b, hidden, inner = setting.width, model.hidden, model.feed_forward
     dequantised = model.largest * b if setting.in_4bit else 0
     each = [(hidden + 2 * inner if tree.grad else 2 * hidden + 4 * inner) * tree.columns for tree in policy]
-    return float(max(each) * setting.pairs * b + dequantised)
+    return float(max(each, default=0) * setting.pairs * b + dequantised)
 
 
 def logits(model: Shapes, setting: Setting, policy: Sequence[Tree]) -> float:
@@ -254,12 +268,13 @@ def logits(model: Shapes, setting: Setting, policy: Sequence[Tree]) -> float:
 def flop(model: Shapes, setting: Setting, policy: Sequence[Tree]) -> dict[str, float]:
     """Of the policy for one pair, by part; each of the trees' pictures passes the tower once."""
     grad = [tree for tree in policy if tree.grad]
-    again = sum(_forward(model, setting, grad, whole=True).values()) * recomputed(model, setting) / model.layers
+    again = sum(_forward(model, setting, grad, whole=True).values()) / model.layers
+    again -= 2 * sum(tree.columns for tree in grad) * model.hidden * (model.feed_forward + setting.rank)  # down_proj
     return {
         "vision": float(len({tree.image for tree in policy}) * model.vision_flop),
         **_forward(model, setting, policy),
         "head": head_flop(model, policy),
-        "recomputed": again,
+        "recomputed": again * recomputed(model, setting),
         **_backward(model, setting, grad),
     }
 
@@ -321,7 +336,8 @@ def head_flop(model: Shapes, trees: Sequence[Tree]) -> float:
 
 def dequantised(model: Shapes, setting: Setting, trees: Sequence[Tree]) -> float:
     """Bytes that a micro-batch moves to turn 4-bit weights into 16 bits: read and written once for each way through."""
-    each = 2 + recomputed(model, setting) / model.layers
+    again = 1 - model.layers * model.feed_forward * model.hidden / model.linear  # all but down_proj
+    each = 2 + again * recomputed(model, setting) / model.layers
     ways = sum(each if tree.grad else 1 for tree in trees)
     return ways * model.linear * (NF4_BYTES + setting.width) if setting.in_4bit else 0.0
 

@@ -40,6 +40,7 @@ class Objective(Protocol):
     """A torch module. DDP wraps its forward pass, so whatever gradients flow through stands inside it."""
 
     images: Sequence[str]  # the pictures of a pair that it looks at: "clean" and files on the shelf images/views
+    together: Sequence[tuple[str, ...]]  # answers of a pair that pass the model behind one prompt
     precomputes: bool  # is `precompute` to see the pairs of the first epoch before the first step?
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

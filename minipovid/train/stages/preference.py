@@ -14,7 +14,7 @@ from minipovid.train import losses
 from minipovid.train.batch import Batch
 from minipovid.train.losses import Judged, Loss, ScoreTable
 from minipovid.train.reference import Reference
-from minipovid.train.scoring import count_tokens, score
+from minipovid.train.scoring import count_tokens, passes, score
 from minipovid.train.stages import StageContext
 
 
@@ -37,6 +37,7 @@ class Objective(nn.Module):
         self.weights = model.peft  # named here only for whoever wraps this module
         self.model, self.loss, self.reference, self.precomputes = model, loss, reference, precomputes
         self.images = [view.image for view in loss.views]
+        self.together = list(passes(loss.views).values())
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         before = self.reference.passes
@@ -45,7 +46,7 @@ class Objective(nn.Module):
         judged = self.loss(policy, reference)
         sums = {key: value.sum() for key, value in figures(judged, policy, reference).items()}
         computed = float(self.reference.passes - before)
-        return judged.loss.sum(), {**sums, "reference/computed": torch.tensor(computed, device=self.model.device)}
+        return judged.loss.sum(), {**sums, "reference/computed": torch.full((), computed, device=self.model.device)}
 
     def tokens(self, batch: Batch) -> int:
         return count_tokens(batch, self.loss.views)
