@@ -20,12 +20,23 @@ import click
 from minipovid.cli.output import JSON, print_json
 
 PATIENCE_S = 120
+# What builds llama.cpp for a card: a program that comes with it, whose it is, CMake's switch, what that needs.
+LLAMA_BUILDS = (
+    ("nvidia-smi", "NVIDIA", "GGML_CUDA", "nvcc, of the CUDA toolkit"),
+    ("rocminfo", "AMD", "GGML_HIP", "hipcc, of ROCm"),
+    ("vulkaninfo", "Vulkan", "GGML_VULKAN", "glslc, of the Vulkan SDK"),
+)
+BFLOAT16 = (8, 0)  # compute capability from which on a card has it
 CUDA_TORCH = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
 
 TORCH = """
 import torch
-device = "cuda" if torch.cuda.is_available() else "cpu"
-name = f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[1] / 2**30:.0f} GiB" if device == "cuda" else "CPU"
+name = "CPU"
+if torch.cuda.is_available():
+    kind = "ROCm" if torch.version.hip else "compute capability %d.%d" % torch.cuda.get_device_capability()
+    name = f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[1] / 2**30:.0f} GiB, {kind}"
+elif torch.backends.mps.is_available():
+    name = "CPU beside an Apple GPU"
 print(f"{torch.__version__} on {name}, {torch.get_num_threads()} threads")
 """
 # NF4 there and back: the codes are at most 0.152 apart on either side of a weight, relative to its block's largest.
@@ -78,13 +89,14 @@ class Check(NamedTuple):
 def examine() -> list[Check]:
     """Every finding, the needs of the demo first."""
     torch = _try("torch", TORCH, "pip install 'torch>=2.8'")
+    llama = _try("llama.cpp", LLAMA, "pip install --force-reinstall --no-deps --no-binary :all: llama-cpp-python")
     return [
         _python(),
         _packages(),
         torch,
         _gpu(torch.found),
         _try("bitsandbytes", BITSANDBYTES, "pip install --force-reinstall --no-deps bitsandbytes"),
-        _try("llama.cpp", LLAMA, "pip install --force-reinstall --no-deps --no-binary :all: llama-cpp-python"),
+        _llama(llama),
         _memory(),
         _disk(Path.cwd()),
     ]
@@ -138,11 +150,40 @@ def _try(name: str, program: str, remedy: str) -> Check:
 def _gpu(torch_found: str) -> Check:
     """A GPU is no need of the demo, but of 7B training; a driver without a torch that uses it is worth a word."""
     driver = shutil.which("nvidia-smi") is not None
-    if " on CPU" not in torch_found and " on " in torch_found:
-        return Check("GPU", "ok", torch_found.partition(" on ")[2])
+    card = torch_found.partition(" on ")[2]
+    if card.startswith("CPU beside an Apple GPU"):
+        found = "Apple's: exported models answer on it (llama.cpp, Metal); torch computes on the CPU, training with it"
+        return Check("GPU", "note", found)
+    if ", ROCm," in card:
+        return Check("GPU", "note", f"{card}; training takes the way of CUDA, and nobody has tried it on ROCm")
+    capability = re.search(r"compute capability (\d+)\.(\d+)", card)
+    if capability and tuple(map(int, capability.groups())) < BFLOAT16:
+        found = f"{card}; it has no bfloat16, in which training computes; exported models answer on it"
+        return Check("GPU", "note", found, "train on a card of 8.0 or more, or with --set model.dtype=float32")
+    if card and not card.startswith("CPU"):
+        return Check("GPU", "ok", card)
     if driver:
         return Check("GPU", "note", "there is an NVIDIA driver, but this torch does not use it", CUDA_TORCH)
     return Check("GPU", "note", "none; the tiny world needs none, a 7B model trains on an NVIDIA GPU")
+
+
+def _llama(found: Check) -> Check:
+    """A llama.cpp that uses the CPU alone, beside a card, is worth a word, and a build."""
+    build = next((build for build in LLAMA_BUILDS if shutil.which(build[0])), None)
+    if found.state != "ok" or "CPU only" not in found.found or build is None:
+        return found
+    _, maker, switch, needs = build
+    release = found.found.partition(",")[0]
+    arguments, install = f'CMAKE_ARGS="-D{switch}=on"', "pip install --force-reinstall --no-deps --no-cache-dir"
+    if sys.platform == "win32":
+        arguments = f'set "CMAKE_ARGS=-D{switch}=on" &&'
+    command = f"{arguments} {install} --no-binary llama-cpp-python llama-cpp-python=={release}"
+    return Check(
+        "llama.cpp",
+        "note",
+        f"{found.found}, though there is an {maker} card; with {needs}, it builds for that",
+        command,
+    )
 
 
 def _memory() -> Check:

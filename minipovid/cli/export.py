@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from minipovid.cli.options import COUNT, PATH, RUN
+from minipovid.cli.options import COUNT, PATH, RUN, gpu_layers
 from minipovid.cli.output import JSON, bars, print_json, print_table
 from minipovid.common.errors import MinipovidError
 from minipovid.recipe import run_folder
@@ -100,11 +100,11 @@ def export(
 @RUN
 @click.option("--quant", "quants", multiple=True, metavar="NAME", help="Only this file.  [default: all in RUN/gguf]")
 @click.option("--pairs", type=COUNT, default=32, help="Held-out pairs to ask about.")
-@click.option("--n-gpu-layers", type=int, default=0, help="Layers on a GPU; -1: all.")
+@gpu_layers
 @JSON
 @click.pass_context
 def verify(
-    ctx: click.Context, run: Path, quants: tuple[str, ...], pairs: int, n_gpu_layers: int, as_json: bool
+    ctx: click.Context, run: Path, quants: tuple[str, ...], pairs: int, n_gpu_layers: int | None, as_json: bool
 ) -> None:
     """Prove that RUN's files answer as the trained model does.
 

@@ -31,11 +31,11 @@ def verify(
     quants: Sequence[str] | None = None,
     pairs: int = 32,
     progress: VerifyProgress | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: int | None = None,
 ) -> Verdict:
     """Compare every GGUF of a run (or those of `quants`) with the trained model on `pairs` held-out pairs.
 
-    `progress` is called with (who is being asked, pairs done, pairs in all); `n_gpu_layers` go to llama.cpp.
+    `progress` is called with (who is being asked, pairs done, pairs in all); `n_gpu_layers` go to llama.cpp (Runtime).
 
     Writes RUN/verify.json, and keeps what the trained model said in RUN/verify. Raises MinipovidError where there are
     no files to verify, or neither the trained model's sheet nor the means to compute it, and where another process

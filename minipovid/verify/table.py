@@ -45,7 +45,7 @@ class VerifyTable:
     root: Path  # of their pictures
     origin: GgufPair | None  # what the files were made of; None where the base is not here
     progress: VerifyProgress
-    n_gpu_layers: int = 0  # of a GGUF that llama.cpp computes on a GPU; -1: all
+    n_gpu_layers: int | None = None  # of a GGUF that llama.cpp computes on a GPU; -1: all, None: all that fit
     _due: dict[tuple[str, str], Expected] = field(default_factory=dict)  # by file and merge base
     _mmproj_causes: dict[Path, list[Cause]] = field(default_factory=dict)  # mmproj files and what is wrong with them
 

@@ -216,7 +216,7 @@ def test_verify_prints_its_table_and_causes(monkeypatch: pytest.MonkeyPatch, ok:
         ok=ok, notes=["On two pairs."], causes=causes, table=lambda: [{"file": "a.gguf", "KL": 0.5}], as_dict=lambda: {}
     )
 
-    def verify(run: Path, quants: Any, pairs: int, progress: Any, n_gpu_layers: int) -> Any:
+    def verify(run: Path, quants: Any, pairs: int, progress: Any, n_gpu_layers: int | None) -> Any:
         events.append((run, quants, pairs, n_gpu_layers))
         return verdict
 
@@ -225,7 +225,7 @@ def test_verify_prints_its_table_and_causes(monkeypatch: pytest.MonkeyPatch, ok:
     result = run("verify", "r", "--quant", "q8_0", "--pairs", "2")
     assert result.stdout == "\n".join(["file     KL", "a.gguf  0.5", "On two pairs.", *causes, ""])
     assert result.exit_code == code
-    assert events == [(Path("r"), ("q8_0",), 2, 0), Path("r")]
+    assert events == [(Path("r"), ("q8_0",), 2, None), Path("r")]
     assert run("verify", "r", "--json").stdout == "{}\n"
 
 
@@ -272,7 +272,7 @@ def test_ask_prints_the_answer_and_closes_the_model(monkeypatch: pytest.MonkeyPa
 
     stand_in(monkeypatch, "inference.llama_cpp", Runtime=Runtime)
     assert run("ask", "r", "cat.png", "What is this?", "--quant", "q8_0").stdout == "cat.png What is this? 256\n"
-    options = {"n_ctx": None, "n_gpu_layers": 0, "n_threads": None, "lora": None}
+    options = {"n_ctx": None, "n_gpu_layers": None, "n_threads": None, "lora": None}
     assert events == [(Path("r"), "q8_0", options), "closed"]
 
 
@@ -418,5 +418,36 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_driver_without_a_cuda_torch_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
     assert doctor._gpu("2.13.0+cpu on CPU, 2 threads").remedy == doctor.CUDA_TORCH
-    card = doctor._gpu("2.13.0 on NVIDIA GeForce RTX 4090, 24 GiB, 16 threads")
-    assert (card.state, card.found) == ("ok", "NVIDIA GeForce RTX 4090, 24 GiB, 16 threads")
+    card = doctor._gpu("2.13.0 on NVIDIA GeForce RTX 4090, 24 GiB, compute capability 8.9, 16 threads")
+    assert (card.state, card.found) == ("ok", "NVIDIA GeForce RTX 4090, 24 GiB, compute capability 8.9, 16 threads")
+
+
+@pytest.mark.parametrize(
+    ("card", "told"),
+    [
+        ("Tesla T4, 15 GiB, compute capability 7.5", "no bfloat16, in which training computes; exported models answer"),
+        ("AMD Radeon RX 7900 XTX, 24 GiB, ROCm", "nobody has tried it on ROCm"),
+        ("CPU beside an Apple GPU", "exported models answer on it (llama.cpp, Metal); torch computes on the CPU"),
+    ],
+)
+def test_a_card_that_cannot_do_all_is_told_what_it_can(card: str, told: str) -> None:
+    found = doctor._gpu(f"2.13.0 on {card}, 16 threads")
+    assert found.state == "note" and told in found.found
+
+
+@pytest.mark.parametrize(("program", "switch"), [("nvidia-smi", "CUDA"), ("rocminfo", "HIP"), ("vulkaninfo", "VULKAN")])
+def test_a_llama_without_the_card_comes_with_the_build(
+    monkeypatch: pytest.MonkeyPatch, program: str, switch: str
+) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: name if name == program else None)
+    monkeypatch.setattr(doctor.sys, "platform", "linux")
+    plain = doctor.Check("llama.cpp", "ok", "0.3.36, CPU only, mtmd ready")
+    told = doctor._llama(plain)
+    assert told.state == "note" and told.remedy == (
+        f'CMAKE_ARGS="-DGGML_{switch}=on" pip install --force-reinstall --no-deps --no-cache-dir '
+        "--no-binary llama-cpp-python llama-cpp-python==0.3.36"
+    )
+    able = doctor.Check("llama.cpp", "ok", "0.3.36, with GPU, mtmd ready")
+    assert doctor._llama(able) == able
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert doctor._llama(plain) == plain

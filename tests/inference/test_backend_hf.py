@@ -246,7 +246,9 @@ def test_logits_of_a_tree_are_those_of_separate_passes(length: int) -> None:
     with torch.inference_mode():
         if prefix:
             hf._hidden(model, hf._embedded(model, torch.tensor([prefix])), cache)
-        trees = [hf.Branches(model, cache), hf.Branches(model, cache)]  # the second grows as if there were no first
+        trees = [
+            hf.Branches(model, model.head.weight, cache) for _ in range(2)
+        ]  # the second grows as if there were no first
         for lengths in ({5: 3, 2: 1, 9: 8}, {5: 1, 9: 2}, {2: 4}, {9: 1, 2: 1, 5: 1}):
             new = {branch: some(n) for branch, n in lengths.items()}
             found = [tree.grow(new) for tree in trees]

@@ -72,9 +72,9 @@ def test_only_the_wrong_order_is_called_misplaced() -> None:
 def test_the_mirror_of_ggml_tensor_has_its_size() -> None:
     """4 + 4 (hole) + 8 + 32 + 32 + 4 + 64 + 4 + 80 + 8 + 8 + 8 + 64 + 8 + 8 = 336 bytes, a multiple of 16."""
     assert ctypes.sizeof(Tensor) == 336
-    from minipovid.inference.llama_cpp.libraries import ggml_base
+    from minipovid.inference.llama_cpp.libraries import ggml
 
-    assert ggml_base().ggml_tensor_overhead() == 336 + 32  # and struct ggml_object before it
+    assert ggml().ggml_tensor_overhead() == 336 + 32  # and struct ggml_object before it
 
 
 def test_this_build_needs_the_remedy_and_the_remedy_works(model: Any, fresh: None) -> None:

@@ -57,9 +57,9 @@ class GgufBackend:
         """The files by name, size and time of writing: to read 14 GB for their digest takes longer than it is worth."""
         files = [*self._files, *([self._options.lora] if self._options.lora else [])]
         states = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-        numbers = {"n_ctx": self._options.n_ctx, "n_gpu_layers": self._options.n_gpu_layers}
-        known = {name: number for name, number in numbers.items() if number is not None}
-        return {"backend": "llama.cpp", "files": states, **known, **self.decoding}
+        known = {} if self._options.n_ctx is None else {"n_ctx": self._options.n_ctx}
+        layers = self._runtime.n_gpu_layers  # a GPU's last digits are its own
+        return {"backend": "llama.cpp", "files": states, **known, "n_gpu_layers": layers, **self.decoding}
 
     def answers(self, questions: Sequence[Question], picture: Path | None) -> Iterator[str]:
         for question in questions:

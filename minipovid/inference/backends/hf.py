@@ -21,13 +21,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal
 
 import bitsandbytes
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
@@ -42,10 +43,12 @@ from minipovid.inference.llama_cpp import SMALL
 from minipovid.models import adapter as lora
 from minipovid.models import load
 from minipovid.models.chat_template import Chat, Turn
+from minipovid.models.device import is_out_of_memory
 from minipovid.models.encoder import Encoder
 from minipovid.models.hub import SETTINGS, resolve_model
 from minipovid.models.model import Model
 from minipovid.models.stored_tensors import Tensors
+from minipovid.models.tree_attention.forest import MULTIPLE
 from minipovid.recipe import run_folder
 from minipovid.recipe.schema import Recipe
 
@@ -116,6 +119,7 @@ class HfBackend:
     def close(self) -> None:
         """Give the memory back; nothing can be asked any more."""
         del self._model
+        self.__dict__.pop("_head", None)
         gc.collect()  # peft's modules know each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -156,7 +160,7 @@ class HfBackend:
         self, prefix: DynamicCache, rests: Sequence[Sequence[int]], questions: Sequence[Question]
     ) -> list[str]:
         """The answers to questions whose prompts go on with `rests` behind the prefix."""
-        branches, answers = Branches(self._model, prefix), [list[int]() for _ in questions]
+        branches, answers = Branches(self._model, self._head, prefix), [list[int]() for _ in questions]
         # The last token needs no room: nothing follows it.
         room = [self._context + 1 - prefix.get_seq_length() - len(rest) for rest in rests]
         most = [min(question.max_tokens, left) for question, left in zip(questions, room, strict=True)]
@@ -189,6 +193,11 @@ class HfBackend:
                 text = decode(ids)
         return text.rstrip(UNKNOWN).strip()
 
+    @cached_property
+    def _head(self) -> Tensor:
+        """The output head [V, H] in float32, in which logits are multiplied as in train/scoring.py."""
+        return self._model.head.weight.float()
+
     @contextmanager
     def _computing(self) -> Iterator[None]:
         """The weights that were chosen, in the precision of training (Model.hidden)."""
@@ -204,40 +213,46 @@ class HfBackend:
 class Branches:
     """Branches that continue one prefix; `prefix` is copied, so that others can grow from it too."""
 
-    def __init__(self, model: Model, prefix: DynamicCache) -> None:
-        self._model, self._cache = model, copy.deepcopy(prefix)
+    def __init__(self, model: Model, head: Tensor, prefix: DynamicCache) -> None:
+        """`head`: the output head's weights in float32."""
+        self._model, self._head, self._cache = model, head, copy.deepcopy(prefix)
         self._start = prefix.get_seq_length()
         self._lengths = Counter[int]()  # of the branches
-        self._owners = torch.full((self._start,), PREFIX, device=model.device)  # [K] of every column
+        self._owners = np.full(self._start, PREFIX)  # [K] of every column
 
     def grow(self, new: Mapping[int, Sequence[int]]) -> Tensor:
         """Float32 logits [branches, V] behind the last of the tokens that each branch gets."""
         device = self._model.device
-        ids = torch.tensor([[token for tokens in new.values() for token in tokens]], device=device)
+        ids = [token for tokens in new.values() for token in tokens]
         owners = [branch for branch, tokens in new.items() for _ in tokens]
-        self._owners = torch.cat([self._owners, torch.tensor(owners, device=device)])
+        self._owners = np.append(self._owners, owners)
         places: list[int] = []
         for branch, tokens in new.items():
             begin = self._start + self._lengths[branch]
             places += range(begin, begin + len(tokens))
             self._lengths[branch] += len(tokens)
-        positions = torch.tensor([places], device=device)
-        last = torch.tensor([end - 1 for end in accumulate(map(len, new.values()))], device=device)
-        embeddings = _embedded(self._model, ids)
+        row, positions = torch.tensor([[ids], [places]]).to(device, non_blocking=True)
+        last = torch.tensor([end - 1 for end in accumulate(map(len, new.values()))]).to(device, non_blocking=True)
+        embeddings = _embedded(self._model, row)
         hidden = _hidden(
-            self._model, embeddings, self._cache, attention_mask=self._mask(len(owners)), position_ids=positions
+            self._model, embeddings, self._cache, attention_mask=self._mask(len(ids)), position_ids=positions
         )
-        head = self._model.head  # multiplied in float32, as in train/scoring.py
-        bias = None if head.bias is None else head.bias.float()
+        bias = None if self._model.head.bias is None else self._model.head.bias.float()
         with torch.autocast(device.type, enabled=False):
-            return F.linear(hidden[0].index_select(0, last).float(), head.weight.float(), bias)
+            return F.linear(hidden[0].index_select(0, last).float(), self._head, bias)
 
     def _mask(self, n: int) -> Tensor:
-        """Which columns the last `n` see: bool [1, 1, n, K]."""
+        """Which columns the last `n` see, to be added to attention scores: 0 or -inf [1, 1, n, K].
+
+        Made once for all layers, in the type that they compute in, each row beginning at a multiple of MULTIPLE: the
+        kernels of a GPU would convert and pad another one in every layer.
+        """
         owners, columns = self._owners, len(self._owners)
         kin = (owners == PREFIX) | (owners == owners[-n:, None])
-        before = torch.ones(n, columns, dtype=torch.bool, device=owners.device).tril(columns - n)
-        return (kin & before)[None, None]
+        hidden = torch.from_numpy(~np.tril(kin, columns - n)).to(self._model.device, non_blocking=True)
+        wide = -(-columns // MULTIPLE) * MULTIPLE
+        mask = torch.zeros(n, wide, dtype=self._model.head.weight.dtype, device=hidden.device)[:, :columns]
+        return mask.masked_fill_(hidden, -torch.inf)[None, None]
 
 
 def _hidden(model: Model, embeddings: Tensor, cache: DynamicCache, **where: Tensor) -> Tensor:
@@ -272,7 +287,9 @@ def _generator(seed: int, question: Question) -> torch.Generator:
 def _memory() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise MinipovidError(
             "The GPU has not enough memory for this model in transformers; use --backend gguf with a smaller --quant, "
             "or end what else computes there."
@@ -298,6 +315,8 @@ def _load(run: Path, weights: str, recipe: Recipe) -> Model:
     model = load.load(section, recipe.lora, seed=recipe.seed)
     if adapter is not None:
         model.load_adapter(adapter)
+        for value in model.adapter().values():  # which each use would round anew, at every token
+            value.data = value.data.to(model.head.weight.dtype)
     return model
 
 

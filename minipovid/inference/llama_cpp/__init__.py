@@ -24,10 +24,11 @@ from PIL.Image import Image
 from minipovid.common.arrays import Floats
 from minipovid.common.errors import MinipovidError
 from minipovid.images.transform import ImageTransform
+from minipovid.inference.llama_cpp import offload
 from minipovid.inference.llama_cpp.activations import watch_products
 from minipovid.inference.llama_cpp.gguf_files import find_pair
 from minipovid.inference.llama_cpp.kv_cache import KvCache, PromptParts
-from minipovid.inference.llama_cpp.language import Language
+from minipovid.inference.llama_cpp.language import CONTEXT, Language
 from minipovid.inference.llama_cpp.libraries import cores
 from minipovid.inference.llama_cpp.locks import Locks
 from minipovid.inference.llama_cpp.reply import StreamedReply
@@ -50,7 +51,7 @@ class Runtime:
         mmproj_gguf: Path | None,
         *,
         n_ctx: int | None = None,
-        n_gpu_layers: int = 0,
+        n_gpu_layers: int | None = None,
         kv_f32: bool = False,
         n_threads: int | None = None,
         lora: Path | None = None,
@@ -60,13 +61,17 @@ class Runtime:
         """Load the files; without `mmproj_gguf` the model reads text alone.
 
         `n_ctx` is how many tokens a conversation may have, its pictures' rows among them: 2048, or what the model was
-        trained for where that is less. `n_gpu_layers` -1 puts all of the model, and with it the vision side, on a GPU;
-        `kv_f32` keeps what was read in float32; `lora` is a LoRA GGUF that is added to the model. `observe` is called
-        with (name of a weight, its inputs [rows, columns]) for every matrix product of the language model.
+        trained for where that is less. `n_gpu_layers` go to a GPU, and with them the vision side: -1 is all, None as
+        many as fit, of which one line on stderr tells. `kv_f32` keeps what was read in float32; `lora` is a LoRA GGUF
+        that is added to the model. `observe` is called with (name of a weight, its inputs [rows, columns]) for every
+        matrix product of the language model.
         Raises MinipovidError where a file is missing, is not minipovid's, or cannot be loaded, where the model already
         holds the adapter, and for an `n_ctx` that it was not trained for.
         """
         self.path, self._locks = model_gguf, Locks()
+        if n_gpu_layers is None:
+            n_gpu_layers = offload.automatic(model_gguf, mmproj_gguf, n_ctx or CONTEXT)
+        self.n_gpu_layers = n_gpu_layers
         on_gpu, watch = n_gpu_layers != 0, watch_products(observe) if observe else None
         with ExitStack() as loaded:
             self._language = language = Language(model_gguf, n_gpu_layers, lora)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from minipovid.common.arrays import Floats
 from minipovid.inference.llama_cpp.ggml import Tensor, Watch, read
-from minipovid.inference.llama_cpp.libraries import ggml_base
+from minipovid.inference.llama_cpp.libraries import ggml
 
 Observe = Callable[[str, Floats], None]  # (name of the weight, its inputs [rows, columns])
 
@@ -18,7 +18,7 @@ def watch_products(observe: Observe) -> Watch:
     Products of two activations (attention) and those with an adapter's own factors have no named weight and are left
     out; weights may be quantised and lie on any device.
     """
-    base = ggml_base()
+    base = ggml()
     base.ggml_op_name.restype, base.ggml_op_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
 
     def weight(node: Tensor) -> bytes:

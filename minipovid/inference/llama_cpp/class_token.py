@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minipovid.inference.llama_cpp.ggml import Tensor, Watch, read, write
-from minipovid.inference.llama_cpp.libraries import ggml_base
+from minipovid.inference.llama_cpp.libraries import ggml
 from minipovid.models.parts import mmproj
 
 
@@ -46,6 +46,6 @@ class ClassToken:
         return second is not None and second.name == mmproj.CLASS_TOKEN.encode() and node.ne[0] == second.ne[0]
 
     def _roll(self, node: Tensor) -> None:
-        base: ctypes.CDLL = ggml_base()
+        base: ctypes.CDLL = ggml()
         write(base, node, np.roll(read(base, node), 1, axis=0))
         self.moved = True

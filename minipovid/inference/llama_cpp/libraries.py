@@ -9,13 +9,14 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minipovid.common.arrays import Floats
 from minipovid.common.errors import MinipovidError
 
+GPU, SHARING_GPU = 1, 2  # of enum ggml_backend_dev_type: a card of its own, one that shares the computer's memory
 ERROR = 4  # ggml_log_level: GGML_LOG_LEVEL_ERROR
 NO_FLASH_ATTENTION = 0  # of enum llama_flash_attn_type
 _complaints: deque[str] = deque(maxlen=3)
@@ -68,13 +69,39 @@ def _silent() -> Any:
 
 
 @cache
-def ggml_base() -> ctypes.CDLL:
-    """The library that reads and writes the numbers of a tensor, wherever it lies (libggml-base)."""
+def ggml(name: str = "ggml-base") -> ctypes.CDLL:
+    """One of llama.cpp's libraries below it: `ggml-base` reads and writes the numbers of a tensor, wherever it lies,
+    and `ggml` knows the devices."""
     import llama_cpp
     from llama_cpp._ctypes_extensions import load_shared_library
 
     override = os.environ.get("LLAMA_CPP_LIB_PATH")
-    return load_shared_library("ggml-base", Path(override or Path(llama_cpp.__file__).parent / "lib"))  # type: ignore
+    return load_shared_library(name, Path(override or Path(llama_cpp.__file__).parent / "lib"))  # type: ignore
+
+
+class Card(NamedTuple):
+    """A GPU as llama.cpp sees it."""
+
+    name: str
+    free: int  # bytes
+
+
+def devices() -> list[Card]:
+    """The GPUs that this llama.cpp uses, by CUDA, ROCm, Metal or Vulkan: cards of their own where there are any."""
+    libraries()
+    base, registry = ggml(), ggml("ggml")
+    registry.ggml_backend_dev_get.restype = ctypes.c_void_p
+    registry.ggml_backend_dev_count.restype = ctypes.c_size_t
+    base.ggml_backend_dev_description.restype = ctypes.c_char_p
+    found: dict[int, list[Card]] = {GPU: [], SHARING_GPU: []}
+    for index in range(registry.ggml_backend_dev_count()):
+        device = ctypes.c_void_p(registry.ggml_backend_dev_get(ctypes.c_size_t(index)))
+        kind = base.ggml_backend_dev_type(device)
+        if kind in found:
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+            found[kind].append(Card(base.ggml_backend_dev_description(device).decode(), free.value))
+    return found[GPU] or found[SHARING_GPU]
 
 
 def bytes_of(fill: Callable[[Any, int], int], room: int = 256) -> bytes | None:
