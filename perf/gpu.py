@@ -161,6 +161,9 @@ class Part:
         import bench_world
         import torch
 
+        from minipovid.models.device import prepare_allocator
+
+        prepare_allocator()  # as training does, and before anything here asks the card
         self.name, self.work, self.is_dry = given.part, given.work, given.dry_run
         self.on_gpu = torch.cuda.is_available()
         if not (self.on_gpu or self.is_dry):

@@ -13,7 +13,7 @@ COUNT = click.IntRange(min=1)
 RUN = click.argument("run", type=PATH)
 
 
-class _Layers(click.ParamType):  # type: ignore[type-arg] - older clicks know none
+class _Layers(click.ParamType):  # type: ignore[type-arg]  # older clicks know none
     """A number of layers, or `auto`, which becomes None."""
 
     name = "auto|N"

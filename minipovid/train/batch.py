@@ -17,7 +17,7 @@ from minipovid.train.losses import ViewKey
 class Pictures(NamedTuple):
     """The distinct pictures among those of B pairs, as normalised pixels."""
 
-    pixels: Tensor  # [U, 3, S, S]
+    pixels: Tensor  # [U, 3, S, S] in float32, or in the tower's type
     which: Tensor  # [B] of them is each pair's
 
     def to(self, device: torch.device) -> Pictures:

@@ -59,11 +59,14 @@ class PairDataset(Dataset["Item | MinipovidError"]):
 
 
 def collate(
-    results: Sequence[Item | MinipovidError], together: Sequence[tuple[str, ...]] = ()
+    results: Sequence[Item | MinipovidError],
+    together: Sequence[tuple[str, ...]] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> Batch | MinipovidError:
     """Pad and stack. Nothing is ever cut; a picture that several pairs show is kept once. One error stands for all.
 
-    Answers that are scored `together` find their places here, before the step.
+    Answers that are scored `together` find their places here, before the step; and pixels are rounded here to the
+    tower's `dtype`, as it would round them: in 16 bits a batch takes half of the memory that processes share.
     """
     items: list[Item] = []
     for result in results:
@@ -78,7 +81,9 @@ def collate(
         digests = [hashlib.sha256(array.data).digest() for array in arrays]
         distinct = list(dict.fromkeys(digests))
         pixels = np.stack([arrays[digests.index(digest)] for digest in distinct])
-        images[kind] = Pictures(torch.from_numpy(pixels), torch.tensor([distinct.index(each) for each in digests]))
+        images[kind] = Pictures(
+            torch.from_numpy(pixels).to(dtype), torch.tensor([distinct.index(each) for each in digests])
+        )
         for answer in ANSWERS:
             keys[answer, kind] = [_key(*both, answer) for both in zip(digests, examples, strict=True)]
     prompt = Tokens.padded([example.prompt for example in examples])

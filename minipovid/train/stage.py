@@ -119,7 +119,7 @@ class Stage:
             DataLoader(
                 self.dataset,
                 batch_sampler=keys,
-                collate_fn=partial(collate, together=self.objective.together),
+                collate_fn=partial(collate, together=self.objective.together, dtype=self.run.model.head.weight.dtype),
                 num_workers=int(self.settings.dataloader_num_workers),
                 worker_init_fn=_deaf,
                 pin_memory=self.accelerator.device.type == "cuda",

@@ -334,7 +334,7 @@ def test_plan_prints_what_it_predicts() -> None:
         "  language model                   3.11\n"
     )
     assert result.stdout.split("\n")[-2].startswith("It fits: ")
-    assert "\n  RTX 4060      8   11.6  no    all layers     1  " in result.stdout
+    assert "\n  RTX 4060      8   10.9  no    all layers     1  " in result.stdout
     tight = run("plan", "llava7b_qlora", "--vram", "8", "--json", "--set", "train.gradient_checkpointing=false")
     told = json.loads(tight.stdout)
     assert (tight.exit_code, told["fits"], list(told["changes"])[0]) == (1, False, "train.gradient_checkpointing")

@@ -242,6 +242,16 @@ def test_places_are_found_before_the_step(folder: Path, encoder: Encoder, monkey
     assert torch.equal(early.mask(torch.float32), late.mask(torch.float32)) and early.trees == late.trees
 
 
+def test_pixels_are_rounded_as_the_tower_would(folder: Path, encoder: Encoder) -> None:
+    """In 16 bits they take half; what names a view's scores is still all that there was."""
+    items = [a_dataset(folder, encoder)[0, row] for row in range(2)]
+    wide, narrow = collate(items), collate(items, dtype=torch.bfloat16)
+    assert narrow.keys == wide.keys
+    for kind, (pixels, which) in wide.images.items():
+        assert torch.equal(narrow.images[kind].pixels, pixels.to(torch.bfloat16))
+        assert torch.equal(narrow.images[kind].which, which)
+
+
 def test_an_error_is_handed_over_as_a_value(folder: Path, encoder: Encoder) -> None:
     """A data loader's worker would wrap a raised one in its traceback."""
     dataset = a_dataset(folder, encoder)

@@ -13,6 +13,7 @@ from training_cases import STAGES, a_recipe, lines
 
 from minipovid.common import shelf
 from minipovid.common.errors import MinipovidError
+from minipovid.pairs.pair import ANSWERS
 from minipovid.recipe import run_folder
 from minipovid.train import stages
 from minipovid.train.loop import train
@@ -31,7 +32,7 @@ def open(setting):
     return Objective(setting.model)
 
 class Objective(nn.Module):
-    images, precomputes = ("clean",), False
+    images, together, precomputes = ("clean",), [("chosen",)], False
     def __init__(self, model):
         super().__init__()
         self.weights, self.model = model.peft, model
@@ -56,6 +57,7 @@ def test_every_kind_keeps_the_contract(name: str, world: Path, tmp_path: Path) -
     assert run is not None
     objective = stages.open(StageContext(run.model, run.recipe, 0, begins=True))
     assert isinstance(objective, nn.Module) and "clean" in objective.images
+    assert all(set(answers) <= set(ANSWERS) for answers in objective.together)
     run.datasets[0].kinds = tuple(objective.images)
     batch = run_batch(run)
     loss, figures = objective(batch)

@@ -269,7 +269,9 @@ def flop(model: Shapes, setting: Setting, policy: Sequence[Tree]) -> dict[str, f
     """Of the policy for one pair, by part; each of the trees' pictures passes the tower once."""
     grad = [tree for tree in policy if tree.grad]
     again = sum(_forward(model, setting, grad, whole=True).values()) / model.layers
-    again -= 2 * sum(tree.columns for tree in grad) * model.hidden * (model.feed_forward + setting.rank)  # down_proj
+    # Not down_proj's product; nor that of its B where nothing behind it keeps a tensor, as a layer in 4 bits does not.
+    unread = model.feed_forward + setting.rank * setting.in_4bit
+    again -= 2 * sum(tree.columns for tree in grad) * model.hidden * unread
     return {
         "vision": float(len({tree.image for tree in policy}) * model.vision_flop),
         **_forward(model, setting, policy),
