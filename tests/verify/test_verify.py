@@ -228,7 +228,7 @@ def test_widened_matrices_are_those_of_training(bf16_run: Path, in_4bit: bool) -
 
 
 def test_a_quantisation_that_gguf_cannot_read(bf16_run: Path, tmp_path: Path) -> None:
-    """llama.cpp asks it all the same; one bit is far beyond tolerance, of weights nothing is claimed."""
+    """llama.cpp asks it all the same; of its weights nothing is claimed."""
     copy = Path(shutil.copytree(bf16_run, tmp_path / "run"))
     export(copy, ["f16", "q1_0"])
     verdict = verify.verify(copy)
