@@ -50,7 +50,8 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walked]:
 
 @pytest.mark.parametrize("command", make.WALK)
 def test_every_command_ends_well(walked: Walked, command: str) -> None:
-    assert walked.codes[command] == 0
+    """But for verify, which finds nothing wrong and calls its two pairs too few to judge."""
+    assert walked.codes[command] == (3 if command == "verify" else 0)
 
 
 # --- training ---
