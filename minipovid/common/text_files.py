@@ -26,9 +26,9 @@ _MARKS = {  # the longer first: UTF-32's little-endian mark begins like UTF-16's
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _OTHERS = {  # by their first bytes
-    b"PK\x03\x04": "a spreadsheet (or another zip archive); save it as CSV",
+    b"PK\x03\x04": "a spreadsheet or another zip archive; save it as CSV",
     b"\xd0\xcf\x11\xe0": "a spreadsheet of the old kind; save it as CSV",
-    b"\x80": "pickled, which may run any program; save it as JSON",
+    b"\x80": "pickled, and to read that may run any program; save it as JSON",
 }
 
 

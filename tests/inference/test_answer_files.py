@@ -272,10 +272,19 @@ def test_the_user_says_which_column(tmp_path: Path) -> None:
     [
         (b"[" * 100_000, "a.json is not a JSON list: "),
         (b'{"a":' * 100_000, "a.json: row 1 cannot be read: the line is not JSON: "),
-        (b"yes\nno\n", "a.json is neither parquet nor a JSON list nor JSON lines nor a .csv table; "),
-        (b"PK\x03\x04 and a spreadsheet", "a.json is a spreadsheet (or another zip archive); save it as CSV"),
-        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a.json is a spreadsheet of the old kind; save it as CSV"),
-        (b"\x80\x04\x95 a list", "a.json is pickled, which may run any program; save it as JSON"),
+        (b"yes\nno\n", "a.json is neither parquet nor JSON nor a .csv table; "),
+        (
+            b"PK\x03\x04 and a spreadsheet",
+            "The answers a.json cannot be read: it is a spreadsheet or another zip archive; save it as CSV.",
+        ),
+        (
+            b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+            "The answers a.json cannot be read: it is a spreadsheet of the old kind; save it as CSV.",
+        ),
+        (
+            b"\x80\x04\x95 a list",
+            "The answers a.json cannot be read: it is pickled, and to read that may run any program; save it as JSON.",
+        ),
         (b'{"question_id": 1, "answer"', "a.json: row 1 cannot be read: the line is not JSON: "),
     ],
     ids=["deep list", "deep object", "bare lines", "xlsx", "xls", "pickle", "cut"],
