@@ -1,0 +1,1 @@
+"""What perf/fuzz.py brings to minipovid, one file per kind, each with the oracle that reads it too."""

@@ -1,0 +1,58 @@
+"""One input, what minipovid makes of it, and what it means; and the dice that spell and damage texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+REFUSED = "must be refused"
+WORDS = ["a cat", "two boats", "naïve", "日本の港", "🙂", "it's", 'a "red" door', "x, y; z", "1.5", "Größe", "no", "=2+2"]
+
+
+def unlike(got: Any, want: Any) -> str:
+    """Why the two are not the same; "" where they are."""
+    return "" if got == want else "another meaning"
+
+
+@dataclass
+class Case:
+    """`act` is minipovid's reading, which may raise; `want` the oracle's, or REFUSED."""
+
+    made: str  # how the input was made, as findings are counted: "trl as csv, cut"
+    shown: Any  # the input
+    act: Callable[[], Any]
+    want: Callable[[], Any]
+    may_refuse: bool  # damaged, or spelled as no document promises
+    differs: Callable[[Any, Any], str] = unlike
+
+    @property
+    def family(self) -> str:
+        """What it is at all: "trl"."""
+        return self.made.split()[0]
+
+
+def shortened(value: object, length: int = 400) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= length else f"{text[: length * 2 // 3]} ... {text[-length // 3 :]}"
+
+
+def words(dice: Random, most: int = 4) -> str:
+    """A text without white space at its ends."""
+    return " ".join(dice.choices(WORDS, k=dice.randint(1, most)))
+
+
+def harmed(dice: Random, data: bytes) -> tuple[str, bytes]:
+    """(how, the bytes cut short, changed, or with something between them)."""
+    how = dice.choice(["cut", "flipped", "inserted", "removed", "doubled"])
+    at = dice.randrange(len(data)) if data else 0
+    if how == "cut":
+        return how, data[:at]
+    if how == "flipped":
+        return how, data[:at] + bytes([data[at] ^ 1 << dice.randrange(8)]) + data[at + 1 :] if data else b"\xff"
+    if how == "inserted":
+        junk = dice.choice([b"\0", b"\xff", b"\xed\xa0\x80", b"\\", b'"', b"}", b"]", b"\x1a", b"\r", b",", b"\xe2\x80\xa8"])
+        return how, data[:at] + junk + data[at:]
+    end = min(len(data), at + dice.randint(1, 20))
+    return how, data[:at] + data[end:] if how == "removed" else data[:end] + data[at:]
