@@ -85,9 +85,12 @@ def _plain(item: Any) -> tuple[Any, ...]:
 
 
 def _imported(path: Path, to: Path) -> list[tuple[Any, ...] | str]:
+    from minipovid.common.errors import MinipovidError
     from minipovid.pairs.convert import import_pairs
 
     import_pairs(path, to)
+    for bad in json.loads((to / "import.json").read_text(encoding="utf-8"))["bad_rows"]:
+        raise MinipovidError(bad["why"])
     rows = [json.loads(line) for line in (to / "pairs.jsonl").read_text(encoding="utf-8").split("\n") if line]
     texts = ("prompt", "chosen", "rejected")
     return [(_called((to / row["image"]).read_bytes()), *(row[key].strip() for key in texts)) for row in rows]
