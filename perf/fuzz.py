@@ -77,10 +77,10 @@ def judged(case: Case, number: int, length: int = 300) -> Verdict:
     except _Hang:
         return Verdict(number, "hangs", False, case.made, shortened(case.shown, length))
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = next((f for f in reversed(traceback.extract_tb(error.__traceback__)) if "minipovid" in f.filename), frame)
-        finding = f"{type(error).__name__} in {Path(where.filename).name} {where.name}: {shortened(error, 80)}"
-        return Verdict(number, "tracebacks", False, general(finding), f"{case.made}\n    {shortened(case.shown, length)}")
+        frames = traceback.extract_tb(error.__traceback__)
+        where = next((frame for frame in reversed(frames) if "/minipovid/" in frame.filename), frames[-1])
+        finding = general(f"{type(error).__name__} in {Path(where.filename).name}, {where.name}: {error}")
+        return Verdict(number, "tracebacks", False, finding, f"{case.made}\n    {shortened(case.shown, length)}")
     finally:
         signal.alarm(0)
     want = case.want()
@@ -94,7 +94,7 @@ def judged(case: Case, number: int, length: int = 300) -> Verdict:
         return Verdict(number, "")
     both = f"    read:  {shortened(got, length)}\n    meant: {shortened(want, length)}"
     told = f"{case.made}\n    {shortened(case.shown, length)}\n{both}"
-    return Verdict(number, "disagreements", False, general(f"{case.family}: {why}"), told)
+    return Verdict(number, "disagreements", False, general(f"{case.made.split()[0]}: {why}"), told)
 
 
 def general(sentence: str) -> str:

@@ -8,7 +8,20 @@ from random import Random
 from typing import Any
 
 REFUSED = "must be refused"
-WORDS = ["a cat", "two boats", "naïve", "日本の港", "🙂", "it's", 'a "red" door', "x, y; z", "1.5", "Größe", "no", "=2+2"]
+WORDS = [
+    "a cat",
+    "two boats",
+    "naïve",
+    "日本の港",
+    "🙂",
+    "it's",
+    'a "red" door',
+    "x, y; z",
+    "1.5",
+    "Größe",
+    "no",
+    "=2+2",
+]
 
 
 def unlike(got: Any, want: Any) -> str:
@@ -26,11 +39,6 @@ class Case:
     want: Callable[[], Any]
     may_refuse: bool  # damaged, or spelled as no document promises
     differs: Callable[[Any, Any], str] = unlike
-
-    @property
-    def family(self) -> str:
-        """What it is at all: "trl"."""
-        return self.made.split()[0]
 
 
 def shortened(value: object, length: int = 400) -> str:
@@ -52,7 +60,9 @@ def harmed(dice: Random, data: bytes) -> tuple[str, bytes]:
     if how == "flipped":
         return how, data[:at] + bytes([data[at] ^ 1 << dice.randrange(8)]) + data[at + 1 :] if data else b"\xff"
     if how == "inserted":
-        junk = dice.choice([b"\0", b"\xff", b"\xed\xa0\x80", b"\\", b'"', b"}", b"]", b"\x1a", b"\r", b",", b"\xe2\x80\xa8"])
+        junk = dice.choice(
+            [b"\0", b"\xff", b"\xed\xa0\x80", b"\\", b'"', b"}", b"]", b"\x1a", b"\r", b",", b"\xe2\x80\xa8"]
+        )
         return how, data[:at] + junk + data[at:]
     end = min(len(data), at + dice.randint(1, 20))
     return how, data[:at] + data[end:] if how == "removed" else data[:end] + data[at:]

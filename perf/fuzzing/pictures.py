@@ -41,7 +41,9 @@ _MODES = {  # which modes a format keeps without loss
     "AVIF": ["RGB"],
 }
 _STRANGERS = {
-    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 12345\n",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:"
+    + b"4d7a" * 16
+    + b"\nsize 12345\n",
     "HTML": b"<!DOCTYPE html><html><head><title>404 Not Found</title></head></html>",
     "SVG": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>',
     "PDF": b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>\nendobj\ntrailer << /Root 1 0 R >>\n%%EOF\n",

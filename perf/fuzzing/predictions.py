@@ -36,7 +36,9 @@ class Asked(NamedTuple):
 
 def case(dice: Random, folder: Path) -> Case:
     spec, asked = dice.choice([_pope, _chair, _amber])(dice, folder)
-    words = ["Yes", "No", "Yes, it is.", "no"] if spec.startswith("pope") else ["A dog.", "Two cups.", "Nothing", "Größe"]
+    words = (
+        ["Yes", "No", "Yes, it is.", "no"] if spec.startswith("pope") else ["A dog.", "Two cups.", "Nothing", "Größe"]
+    )
     layout = dice.choice(list(_LAYOUTS))
     rows = [_LAYOUTS[layout](dice, question, f"{dice.choice(words)} {number}") for number, question in enumerate(asked)]
     notes = []
@@ -60,7 +62,9 @@ def case(dice: Random, folder: Path) -> Case:
     path.write_bytes(data)
     sure = layout not in ("lmms-eval", "VLMEvalKit") and container != "wrapped"
     made = " ".join([spec.split("=")[0], layout, "as", container, *notes])
-    return Case(made, data, lambda: _answers(spec, path), lambda: _meant(data, container, asked), is_damaged or not sure)
+    return Case(
+        made, data, lambda: _answers(spec, path), lambda: _meant(data, container, asked), is_damaged or not sure
+    )
 
 
 def _answers(spec: str, path: Path) -> list[str | None]:
@@ -69,7 +73,9 @@ def _answers(spec: str, path: Path) -> list[str | None]:
     from minipovid.evaluate.selection import parts
     from minipovid.inference import backends
 
-    questions = find([spec], {"amber": {"part": "generative", "mode": "robust"}} if spec.startswith("amber") else {})[0].exam.questions
+    questions = find([spec], {"amber": {"part": "generative", "mode": "robust"}} if spec.startswith("amber") else {})[
+        0
+    ].exam.questions
     answers: dict[int, str | None] = {}
     with backends.opened("predictions", path.parent / "run", {"predictions": str(path)}) as backend:
         backend.check(questions)
@@ -131,7 +137,12 @@ _LAYOUTS: dict[str, Any] = {
         **{"question_id": int(q.id), "prompt": q.text, "text": said},
         **{"answer_id": f"x{q.id}", "model_id": "llava", "metadata": None},
     },
-    "question in text": lambda dice, q, said: {"question_id": int(q.id), "image": q.image, "text": q.text, "answer": said},
+    "question in text": lambda dice, q, said: {
+        "question_id": int(q.id),
+        "image": q.image,
+        "text": q.text,
+        "answer": said,
+    },
     "POPE": lambda dice, q, said: {"question": q.text, "answer": said},
     "id": lambda dice, q, said: {"id": _own_id(dice, q), "response": said},
     "questionId": lambda dice, q, said: {"questionId": q.id, "model_answer": said},
@@ -150,7 +161,15 @@ _LAYOUTS: dict[str, Any] = {
     },
     "AMBER": lambda dice, q, said: {"id": int(q.id), "response": said},
 }
-_SUFFIX = {"mapping": ".json", "lines": ".jsonl", "list": ".json", "wrapped": ".json", "csv": ".csv", "tsv": ".tsv", "parquet": ".parquet"}
+_SUFFIX = {
+    "mapping": ".json",
+    "lines": ".jsonl",
+    "list": ".json",
+    "wrapped": ".json",
+    "csv": ".csv",
+    "tsv": ".tsv",
+    "parquet": ".parquet",
+}
 
 
 def _orderless(layout: str, asked: Sequence[Asked]) -> bool:
@@ -186,7 +205,10 @@ def _written(dice: Random, rows: list[Row], container: str) -> bytes:
         quoting = csv.QUOTE_ALL if len(keys) == 1 or dice.random() < 0.3 else csv.QUOTE_MINIMAL
         writer = csv.DictWriter(text, list(keys), delimiter="," if container == "csv" else "\t", quoting=quoting)
         writer.writeheader()
-        writer.writerows({key: json.dumps(cell) if isinstance(cell, (dict, list)) else cell for key, cell in row.items()} for row in rows)
+        writer.writerows(
+            {key: json.dumps(cell) if isinstance(cell, (dict, list)) else cell for key, cell in row.items()}
+            for row in rows
+        )
         return text.getvalue().encode()
     if container == "lines":
         return "\n".join(json.dumps(row) for row in rows).encode() + dice.choice([b"\n", b""])
@@ -200,7 +222,9 @@ def _hurt(dice: Random, rows: list[Row], asked: Sequence[Asked]) -> tuple[str, l
     rows = [dict(row) for row in rows]
     place, other = dice.randrange(len(rows)), dice.randrange(len(rows))
     row, key = rows[place], dice.choice(list(rows[place]))
-    how = dice.choice(["left out", "twice", "null", "number", "two answers", "foreign", "swapped", "id gone", "renamed", "reversed"])
+    how = dice.choice(
+        ["left out", "twice", "null", "number", "two answers", "foreign", "swapped", "id gone", "renamed", "reversed"]
+    )
     if how == "left out":
         del rows[place]
     elif how == "twice":
@@ -294,7 +318,9 @@ def _parsed(data: bytes, container: str) -> list[Any] | None:
             return pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
         text = data.decode("utf-8-sig")
         if container in ("csv", "tsv"):
-            reader = csv.reader(io.StringIO(text, newline=""), delimiter="," if container == "csv" else "\t", strict=True)
+            reader = csv.reader(
+                io.StringIO(text, newline=""), delimiter="," if container == "csv" else "\t", strict=True
+            )
             header, *lines = [line for line in reader if line]
             header = [name.strip() for name in header]
             whole = len(set(header)) == len(header) and all(len(line) == len(header) for line in lines)

@@ -26,7 +26,9 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's, in which 1e-5 is a number, as everybody means it."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 class _No(Exception):
@@ -138,7 +140,11 @@ def _stage(dice: Random) -> Tree:
 
 
 def _whole(dice: Random) -> Tree:
-    tree: Tree = {"name": dice.choice(["my-run", "a.b_1", "X"]), "model": _group(dice, "model", 0.3), "data": _group(dice, "data", 0.3)}
+    tree: Tree = {
+        "name": dice.choice(["my-run", "a.b_1", "X"]),
+        "model": _group(dice, "model", 0.3),
+        "data": _group(dice, "data", 0.3),
+    }
     tree["stages"] = [_stage(dice) for _ in range(dice.randint(1, 3))]
     for name in ("lora", "noise", "reference", "train", "export"):
         if dice.random() < 0.4:
@@ -154,7 +160,9 @@ def _differing(dice: Random) -> Tree:
 
 def _spelled(dice: Random, tree: Tree) -> str:
     """As YAML: in blocks or in braces, numbers in powers of ten as people write them, comments between."""
-    text = yaml.safe_dump(tree, sort_keys=dice.random() < 0.5, allow_unicode=dice.random() < 0.5, default_flow_style=dice.random() < 0.3)
+    text = yaml.safe_dump(
+        tree, sort_keys=dice.random() < 0.5, allow_unicode=dice.random() < 0.5, default_flow_style=dice.random() < 0.3
+    )
     text = text.replace("1.0e-05", "1e-5") if dice.random() < 0.5 else text
     text = "# mine\n---\n" + text if dice.random() < 0.2 else text
     return text.replace("\n", "\r\n") if dice.random() < 0.1 else text
@@ -181,7 +189,9 @@ def _hurt(dice: Random, tree: Tree) -> tuple[str, Tree]:
     elif how == "misspelled":
         group[dice.choice([f"{key}s", key.upper(), f" {key}", "lr"])] = group.pop(key, 1)
     elif how == "retyped":
-        group[key] = dice.choice([None, "a\tb", "", [], {}, [1], {"a": 1}, True, 3, 2.5, "5", 10**400, float("inf"), float("nan"), "ja"])
+        group[key] = dice.choice(
+            [None, "a\tb", "", [], {}, [1], {"a": 1}, True, 3, 2.5, "5", 10**400, float("inf"), float("nan"), "ja"]
+        )
     elif how == "bounds":
         group[key] = dice.choice([-1, 0, 1, 0.0, 1.0, 1.5, 1000, 2**32, -0.5, "../x", "-x", "1.0"])
     else:
@@ -234,7 +244,10 @@ def _yaml(text: str) -> Any:
 def _merged(under: Any, over: Any) -> Any:
     if not isinstance(under, dict) or not isinstance(over, dict):
         return copy.deepcopy(over)
-    return {key: _merged(under.get(key), over[key]) if key in over else under[key] for key in [*under, *(k for k in over if k not in under)]}
+    return {
+        key: _merged(under.get(key), over[key]) if key in over else under[key]
+        for key in [*under, *(k for k in over if k not in under)]
+    }
 
 
 def _set(tree: Any, steps: list[str], value: Any) -> None:
@@ -261,7 +274,11 @@ def _filled(tree: Tree, folder: Path) -> Tree:
     for data in [recipe["data"], *(stage["data"] for stage in recipe["stages"] if stage["data"])]:
         if data["path"] != "tinyworld":
             path = Path(data["path"]).expanduser()
-            data["images"] = str(Path(data["images"] if data["images"] is not None else path if path.is_dir() else path.parent).expanduser().resolve())
+            data["images"] = str(
+                Path(data["images"] if data["images"] is not None else path if path.is_dir() else path.parent)
+                .expanduser()
+                .resolve()
+            )
             data["path"] = str(path.resolve())
     if recipe["model"]["path"] != "tinyworld" and Path(recipe["model"]["path"]).expanduser().is_dir():
         recipe["model"]["path"] = str(Path(recipe["model"]["path"]).expanduser().resolve())
@@ -308,7 +325,11 @@ def _default(text: str) -> Any:
 def _allowed(value: Any, kind: str) -> bool:
     """Whether the page allows it; of alternatives, one must."""
     if kind.startswith("list of"):
-        return isinstance(value, list) and all(_allowed(each, kind.removeprefix("list of ")) for each in value) and (bool(value) or "`" in kind)
+        return (
+            isinstance(value, list)
+            and all(_allowed(each, kind.removeprefix("list of ")) for each in value)
+            and (bool(value) or "`" in kind)
+        )
     names = [{"true": True, "false": False}.get(name, name) for name in re.findall("`([^`]*)`", kind)]
     if any(value is name or isinstance(name, str) and value == name for name in names):
         return True
@@ -322,7 +343,12 @@ def _in_bounds(value: float, kind: str) -> bool:
         return False
     if value != value or abs(value) == float("inf"):
         return False
-    for words, holds in {"at least": lambda x: value >= x, "above": lambda x: value > x, "at most": lambda x: value <= x, "below": lambda x: value < x}.items():
+    for words, holds in {
+        "at least": lambda x: value >= x,
+        "above": lambda x: value > x,
+        "at most": lambda x: value <= x,
+        "below": lambda x: value < x,
+    }.items():
         if (match := re.search(rf"{words} ([\d,.]*\d)", kind)) and not holds(float(match[1].replace(",", ""))):
             return False
     return True

@@ -29,7 +29,9 @@ def case(dice: Random, folder: Path) -> Case:
     if is_damaged:
         how, tree = _hurt(dice, tree)
         notes.append(how)
-    body = json.dumps(tree, ensure_ascii=dice.random() < 0.5, indent=dice.choice([None, 2])).encode("utf-8", "surrogatepass")
+    body = json.dumps(tree, ensure_ascii=dice.random() < 0.5, indent=dice.choice([None, 2])).encode(
+        "utf-8", "surrogatepass"
+    )
     body = body.replace(b'"@@deep@@"', b"[" * 20_000 + b"]" * 20_000)
     if is_damaged and dice.random() < 0.3:
         how, body = harmed(dice, body)
@@ -58,7 +60,14 @@ def _picture(dice: Random) -> Tree:
     Image.new("RGB", (2, 2), dice.choice(COLOURS)).save(file, form)
     text = base64.b64encode(file.getvalue()).decode()
     text = dice.choice([text, text, text.rstrip("="), base64.encodebytes(file.getvalue()).decode()])
-    head = dice.choice([f"data:image/{form.lower()};base64,", "data:;base64,", "data:image/png;charset=utf-8;base64,", "DATA:image/jpeg;BASE64,"])
+    head = dice.choice(
+        [
+            f"data:image/{form.lower()};base64,",
+            "data:;base64,",
+            "data:image/png;charset=utf-8;base64,",
+            "DATA:image/jpeg;BASE64,",
+        ]
+    )
     return {"type": "image_url", "image_url": {"url": head + text, **dice.choice([{}, {"detail": "auto"}])}}
 
 
@@ -111,18 +120,44 @@ def _hurt(dice: Random, tree: Tree) -> tuple[str, Tree]:
     how = dice.choice(["setting", "setting", "message", "dropped", "cannot", "text", "within", "within"])
     message = dice.choice(tree["messages"])
     if how == "setting":
-        key = dice.choice(["max_tokens", "temperature", "top_p", "seed", "stop", "n", "stream", "response_format", "model", "messages", "stream_options"])
-        tree[key] = dice.choice([-1, 0, 2, 1.5, True, "1", [], {}, [1], {"type": "x"}, float("nan"), 1e300, 10**400, [""], "@@deep@@", None])
+        key = dice.choice(
+            [
+                "max_tokens",
+                "temperature",
+                "top_p",
+                "seed",
+                "stop",
+                "n",
+                "stream",
+                "response_format",
+                "model",
+                "messages",
+                "stream_options",
+            ]
+        )
+        tree[key] = dice.choice(
+            [-1, 0, 2, 1.5, True, "1", [], {}, [1], {"type": "x"}, float("nan"), 1e300, 10**400, [""], "@@deep@@", None]
+        )
     elif how == "message":
-        message[dice.choice(["role", "content"])] = dice.choice(["user", "tool", "", None, 5, [], [None], [{"type": "text"}], {"type": "text", "text": "a"}, "@@deep@@"])
+        message[dice.choice(["role", "content"])] = dice.choice(
+            ["user", "tool", "", None, 5, [], [None], [{"type": "text"}], {"type": "text", "text": "a"}, "@@deep@@"]
+        )
     elif how == "dropped":
         del tree[dice.choice(["model", "messages"])]
     elif how == "cannot":
         tree[dice.choice(REFUSES)] = dice.choice([[{"type": "function"}], True, 0.5, 2, "x"])
     elif how == "text":
-        message["content"] = dice.choice(["\ud800", "a\0b", "x" * 2**20 + "y", [{"type": "image_url", "image_url": {"url": "http://a.b/c.png"}}]])
+        message["content"] = dice.choice(
+            ["\ud800", "a\0b", "x" * 2**20 + "y", [{"type": "image_url", "image_url": {"url": "http://a.b/c.png"}}]]
+        )
     else:
-        message["content"] = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": dice.choice([None, {}, "data:,", {"url": None}, {"url": "data:image/png;base64,AAAA"}])}]
+        message["content"] = [
+            {"type": "text", "text": "a"},
+            {
+                "type": "image_url",
+                "image_url": dice.choice([None, {}, "data:,", {"url": None}, {"url": "data:image/png;base64,AAAA"}]),
+            },
+        ]
     return how, tree
 
 
@@ -153,7 +188,13 @@ def _meant(body: bytes) -> Any:
         _check(tree.get("stream") is None or isinstance(tree["stream"], bool))
         seed = _whole(tree.get("seed"))
         settings = (limit[0] or limit[1] or DEFAULT, temperature, top_p, stop, _format(tree.get("response_format")))
-        return turns, settings, None if seed is None else seed % 2**32, bool(tree.get("stream")), bool(options.get("include_usage"))
+        return (
+            turns,
+            settings,
+            None if seed is None else seed % 2**32,
+            bool(tree.get("stream")),
+            bool(options.get("include_usage")),
+        )
     except (_No, ValueError, RecursionError):
         return REFUSED
 
@@ -219,7 +260,9 @@ def _pixel(link: Any) -> tuple[int, ...]:
     text = text[: -text[-2:].count("=")] if len(text) % 4 == 0 and text.endswith("=") else text
     _check(not re.search("[^A-Za-z0-9+/]", text) and len(text) % 4 != 1)
     try:
-        with Image.open(BytesIO(base64.b64decode(text + "=" * (-len(text) % 4))), formats=["PNG", "BMP", "JPEG"]) as image:
+        with Image.open(
+            BytesIO(base64.b64decode(text + "=" * (-len(text) % 4))), formats=["PNG", "BMP", "JPEG"]
+        ) as image:
             pixel = image.convert("RGB").getpixel((0, 0))
     except Exception as error:  # whatever Pillow makes of broken bytes
         raise _No from error

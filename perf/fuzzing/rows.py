@@ -41,8 +41,14 @@ def case(dice: Random, folder: Path) -> Case:
     for name, data in PICTURES.items():
         (folder / name).write_bytes(data)
     form = dice.choice([*FORMATS, *SEEDS])
-    container = dice.choice(["csv", "tsv", "semicolons"] if form.startswith("csv") else ["lines", "list", "parquet", "lines"])
-    odd = [] if dice.random() < 0.7 or form.startswith("csv") or container == "parquet" else [dice.choice(["wrapped", "indented"])]
+    container = dice.choice(
+        ["csv", "tsv", "semicolons"] if form.startswith("csv") else ["lines", "list", "parquet", "lines"]
+    )
+    odd = (
+        []
+        if dice.random() < 0.7 or form.startswith("csv") or container == "parquet"
+        else [dice.choice(["wrapped", "indented"])]
+    )
     rows = [_row(dice, form, container, str(number)) for number in range(dice.randint(1, 4))]
     notes, is_damaged = odd[:], dice.random() < 0.5
     if is_damaged and dice.random() < 0.6:
@@ -54,18 +60,23 @@ def case(dice: Random, folder: Path) -> Case:
         how, data = harmed(dice, data)
         notes.append(how)
     may_refuse = is_damaged or any(note != "utf-8-sig" for note in notes)
-    suffix = {"parquet": ".parquet", "list": ".json", "lines": ".jsonl", "csv": ".csv", "tsv": ".tsv"}.get(container, ".csv")
+    suffix = {"parquet": ".parquet", "list": ".json", "lines": ".jsonl", "csv": ".csv", "tsv": ".tsv"}.get(
+        container, ".csv"
+    )
     path = folder / f"data{suffix}"
     path.write_bytes(data)
-    act: Callable[[], Any] = lambda: _read(path, form, named=is_damaged)  # noqa: E731
-    if not is_damaged and form in FORMATS and dice.random() < 0.2:
-        act, form = lambda: _imported(path, folder / "mine"), f"{form} imported"  # noqa: E731
-    made = " ".join([form, "as", container, *notes])
-    return Case(made, data, act, lambda: _meant(path, data, form.removesuffix(" imported")), may_refuse, _differs(may_refuse))
+    imported = not is_damaged and form in FORMATS and dice.random() < 0.2
+
+    def act() -> Any:
+        return _imported(path, folder / "mine") if imported else _read(path, form, named=is_damaged)
+
+    made = " ".join([form, *(["imported"] if imported else []), "as", container, *notes])
+    return Case(made, data, act, lambda: _meant(path, data, form, imported), may_refuse, _differs(may_refuse))
 
 
 def _read(path: Path, form: str, named: bool) -> list[tuple[Any, ...] | str]:
     """Each row as (picture, texts...), or why it is refused. Unless named, the format is recognised."""
+    from minipovid.common.errors import MinipovidError
     from minipovid.pairs import formats
     from minipovid.pairs.pair import BadRow
 
@@ -76,7 +87,9 @@ def _read(path: Path, form: str, named: bool) -> list[tuple[Any, ...] | str]:
     items = list(formats.seeds(path, name) if form in SEEDS else formats.reader(name).read(path))
     ids = [item.id for item in items if not isinstance(item, BadRow)]
     assert len(set(ids)) == len(ids), "ids repeat"
-    return [item.why if isinstance(item, BadRow) else _plain(item) for item in items]
+    if ids or items and not any(type(item) is BadRow for item in items):
+        return [item.why if isinstance(item, BadRow) else _plain(item) for item in items]
+    raise MinipovidError(items[0].why if items else "no row")
 
 
 def _plain(item: Any) -> tuple[Any, ...]:
@@ -98,8 +111,6 @@ def _imported(path: Path, to: Path) -> list[tuple[Any, ...] | str]:
 
 def _differs(may_refuse: bool) -> Callable[[Any, Any], str]:
     def compare(got: list[Any], want: list[Any]) -> str:
-        if may_refuse and not any(isinstance(row, tuple) for row in got):
-            return ""
         if len(got) != len(want):
             return f"{'more' if len(got) > len(want) else 'fewer'} rows"
         for read, meant in zip(got, want, strict=True):
@@ -141,7 +152,13 @@ def _row(dice: Random, form: str, container: str, number: str) -> Row:
         row = {"image": _cell(dice, "csv"), "prompt": prompt}
         row |= {"answer": chosen} if form == "csv answers" else {"chosen": chosen, "rejected": rejected}
     elif form == "jsonl":
-        row = {"id": dice.choice(ids), "image": dice.choice(_paths()), "prompt": prompt, "chosen": chosen, "rejected": rejected}
+        row = {
+            "id": dice.choice(ids),
+            "image": dice.choice(_paths()),
+            "prompt": prompt,
+            "chosen": chosen,
+            "rejected": rejected,
+        }
         if dice.random() < 0.3:
             row |= {"source": {"chosen": "person"}, "spans": [{"start": 0, "end": 1, "kind": "object"}]}
     elif form == "llamafactory":
@@ -158,7 +175,12 @@ def _row(dice: Random, form: str, container: str, number: str) -> Row:
             row[key] = [{"from": "human", "value": marked}, {"from": "gpt", "value": text}]
     elif form in ("rlaif_v", "rlhf_v"):
         texts = {"question": prompt, "chosen": chosen, "rejected": rejected}
-        row = {"ds_name": form, "image": _cell(dice, container), "idx": dice.choice([number, int(number)]), "image_path": None}
+        row = {
+            "ds_name": form,
+            "image": _cell(dice, container),
+            "idx": dice.choice([number, int(number)]),
+            "image_path": None,
+        }
         row |= texts if form == "rlaif_v" else {"text": json.dumps(texts), "origin_dataset": "x"}
     elif form == "trl":
         row = dice.choice([{"images": [_cell(dice, container)]}, {"image": _cell(dice, container)}])
@@ -181,7 +203,11 @@ def _row(dice: Random, form: str, container: str, number: str) -> Row:
         row |= {"img_path": f"some/where/{dice.choice(list(PICTURES))}"}
     else:
         more = [turn(human, "and?"), turn(gpt, "so")] if dice.random() < 0.3 else []
-        row = {"id": dice.choice(ids), "image": dice.choice(_paths()), "conversations": [turn(human, marked), turn(gpt, chosen), *more]}
+        row = {
+            "id": dice.choice(ids),
+            "image": dice.choice(_paths()),
+            "conversations": [turn(human, marked), turn(gpt, chosen), *more],
+        }
     if form in ("csv", "trl", "llamafactory", "ms_swift") and dice.random() < 0.5:
         row["id"] = number if container == "parquet" else dice.choice(ids)
     if form != "jsonl" and dice.random() < 0.3:
@@ -203,7 +229,9 @@ def _cell(dice: Random, container: str) -> Any:
         return {"bytes": data, "path": name}
     url = f"data:image/png;base64,{dice.choice([plain, plain.rstrip('='), base64.encodebytes(data).decode()])}"
     cells: list[Any] = [name, f"./{name}", url, plain, plain.rstrip("="), base64.encodebytes(data).decode()]
-    return dice.choice(cells if container == "csv" else [*cells, {"bytes": plain, "path": name}, {"bytes": None, "path": name}])
+    return dice.choice(
+        cells if container == "csv" else [*cells, {"bytes": plain, "path": name}, {"bytes": None, "path": name}]
+    )
 
 
 def _written(dice: Random, rows: list[Row], container: str, notes: list[str]) -> bytes:
@@ -225,7 +253,9 @@ def _written(dice: Random, rows: list[Row], container: str, notes: list[str]) ->
     if container in ("csv", "tsv", "semicolons"):
         text = _table(dice, rows, {"csv": ",", "tsv": "\t", "semicolons": ";"}[container])
     elif container == "lines":
-        text = dice.choice(["\n", "\r\n", "\n\n"]).join(json.dumps(row, ensure_ascii=ascii_) for row in rows) + dice.choice(["\n", ""])
+        text = dice.choice(["\n", "\r\n", "\n\n"]).join(
+            json.dumps(row, ensure_ascii=ascii_) for row in rows
+        ) + dice.choice(["\n", ""])
     elif container == "indented":
         text = "\n".join(json.dumps(row, ensure_ascii=ascii_, indent=2) for row in rows)
     else:
@@ -261,11 +291,15 @@ def _hurt(dice: Random, row: Row) -> tuple[str, Row]:
     elif how == "renamed":
         row[dice.choice(["Image", "picture", key.upper(), f" {key} ", "text"])] = row.pop(key)
     elif how == "retyped":
-        row[key] = dice.choice([None, 7, 1e400, float("nan"), 10**400, True, [], {}, [[]], "", " ", [row[key], row[key]], DEEP])
+        row[key] = dice.choice(
+            [None, 7, 1e400, float("nan"), 10**400, True, [], {}, [[]], "", " ", [row[key], row[key]], DEEP]
+        )
     elif how == "within":
         row[key] = _within(dice, row[key])
     elif how == "text":
-        row[key] = dice.choice(["\ud800", "http://x.y/a.png", "../p0.png", "a\0b", f"{MARK} x {MARK} y", "data:image/png;base64,AAAA"])
+        row[key] = dice.choice(
+            ["\ud800", "http://x.y/a.png", "../p0.png", "a\0b", f"{MARK} x {MARK} y", "data:image/png;base64,AAAA"]
+        )
     else:
         row |= {"rejected_images": ["p3.png"], "system": "Be brief."}
     return how, row
@@ -292,7 +326,7 @@ class _No(Exception):
     """A row or a file that means nothing."""
 
 
-def _meant(path: Path, data: bytes, form: str) -> Any:
+def _meant(path: Path, data: bytes, form: str, imported: bool) -> Any:
     """What `_read` must give of the file."""
     try:
         rows = _parsed(path, data, form)
@@ -309,7 +343,9 @@ def _meant(path: Path, data: bytes, form: str) -> Any:
                 except _No:
                     pass
             items += found
-        return items
+        if imported:  # which leaves out what makes no pair, and is no import without any
+            items = [item for item in items if item is not None]
+        return items or REFUSED
     except _No:
         return REFUSED
 
@@ -336,7 +372,9 @@ def _values(text: str) -> list[Any]:
     try:
         tree = _json(text)
         if isinstance(tree, dict):
-            lists = [value for value in tree.values() if isinstance(value, list) and all(isinstance(x, dict) for x in value)]
+            lists = [
+                value for value in tree.values() if isinstance(value, list) and all(isinstance(x, dict) for x in value)
+            ]
             return lists[0] if len(tree) == 1 and lists else [tree]
         if isinstance(tree, list):
             return tree
@@ -400,6 +438,7 @@ def _split(text: str, between: str) -> list[Any]:
     lines: list[Any] = []
     cells, cell, state, wrong = [], "", "start", False
     for sign in [*text.replace("\r\n", "\n"), "end"]:
+        sign = "\n" if sign == "\r" and state != "quoted" else sign
         if state == "quoted" and sign != "end":
             state, cell = ("closing", cell) if sign == '"' else ("quoted", cell + sign)
         elif state == "closing" and sign == '"':
@@ -424,7 +463,11 @@ def _items(row: Row, form: str) -> list[Any]:
     if form == "vlfeedback":
         return _rated(row) or [None]
     if form in ("jsonl", "povid"):
-        if isinstance(row.get("id"), bool) or not isinstance(row.get("id"), (str, int, float)) or row["id"] != row["id"]:
+        if (
+            isinstance(row.get("id"), bool)
+            or not isinstance(row.get("id"), (str, int, float))
+            or row["id"] != row["id"]
+        ):
             raise _No
         picture = _text(row.get("image"))
     else:
@@ -482,7 +525,9 @@ def _texts(row: Row, form: str) -> tuple[str, ...]:
         ours, theirs = (_exchange([*asked, *_turns(row.get(side))]) for side in ("chosen", "rejected"))
     else:
         _same_picture(row)
-        ours, theirs = (_exchange([*_asked(row.get("prompt")), *_said(row.get(side))]) for side in ("chosen", "rejected"))
+        ours, theirs = (
+            _exchange([*_asked(row.get("prompt")), *_said(row.get(side))]) for side in ("chosen", "rejected")
+        )
     if ours[0] != theirs[0]:
         raise _No
     return *ours, theirs[1]
@@ -504,7 +549,14 @@ def _said(answer: Any) -> list[tuple[str, str]]:
 
 def _turns(cell: Any) -> list[tuple[str, str]]:
     """(role, text) of each turn, an image part as its placeholder."""
-    roles = {"human": "user", "gpt": "assistant", "model": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+    roles = {
+        "human": "user",
+        "gpt": "assistant",
+        "model": "assistant",
+        "user": "user",
+        "assistant": "assistant",
+        "system": "system",
+    }
     turns = []
     for turn in [cell] if isinstance(cell, dict) else cell if isinstance(cell, list) else [None]:
         if not isinstance(turn, dict):
@@ -592,7 +644,13 @@ def _png_only(data: bytes) -> bytes:
 def _rated(row: Row) -> list[Any]:
     """Each two answers whose mean ratings differ, the better one first."""
     prompt, path = _bare(_text(row.get("prompt"))), row.get("img_path")
-    picture = _picture(row) if row.get("image") is not None else f"{_text(row.get('id'))}.jpg" if path is None else _text(path).split("/")[-1]
+    picture = (
+        _picture(row)
+        if row.get("image") is not None
+        else f"{_text(row.get('id'))}.jpg"
+        if path is None
+        else _text(path).split("/")[-1]
+    )
     cell, rated = row.get("completions"), []
     if isinstance(cell, dict):
         columns = list(cell.values())

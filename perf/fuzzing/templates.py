@@ -17,13 +17,15 @@ from fuzzing.case import REFUSED, Case, harmed, words
 
 BOS, EOS = "<s>", "</s>"  # of the tiny world's tokenizer, which is asked below
 PICTURE = "<image>"
-_TEXTS = {
-    "parts": "{% for part in message['content'] %}{% if part['type'] == 'image' %}PIC{% else %}{{ part['text'] }}{% endif %}{% endfor %}",
+_ANY = "{% if part.type == 'image' %}PIC{% else %}{{ part.text }}{% endif %}"
+_PARTS = "{% for part in message['content'] %}" + _ANY + "{% endfor %}"
+_STRING = "{{ message['content'] }}"
+_TEXTS = {  # how a template finds what a message says
+    "parts": _PARTS,
     "pictures first": "{% for part in message['content'] if part['type'] == 'image' %}PIC{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}",
-    "strings": "{{ message['content'] }}",
-    "both": "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part.type == 'image' %}PIC{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}",
+    "strings": _STRING,
+    "both": "{% if message['content'] is string %}" + _STRING + "{% else %}" + _PARTS + "{% endif %}",
 }
 
 
@@ -88,15 +90,25 @@ def _template(dice: Random, texts: str) -> tuple[str, list[str]]:
     """(a template, what is odd about it)."""
     notes: list[str] = []
     begin = dice.choice(["", "", "{{ bos_token }}", "A chat.\n\n", "{{ bos_token }}A chat. "])
-    user, system = dice.choice([("USER: ", ""), ("<|user|>\n", "<|system|>\n"), ("[INST] ", "[SYS] "), ("### Human: ", "### System: ")])
-    close, answer = dice.choice([(" ", "ASSISTANT: "), ("\n", "<|assistant|>\n"), (" [/INST] ", ""), ("\n", "### Assistant:")])
+    user, system = dice.choice(
+        [("USER: ", ""), ("<|user|>\n", "<|system|>\n"), ("[INST] ", "[SYS] "), ("### Human: ", "### System: ")]
+    )
+    close, answer = dice.choice(
+        [(" ", "ASSISTANT: "), ("\n", "<|assistant|>\n"), (" [/INST] ", ""), ("\n", "### Assistant:")]
+    )
     end = "{{ eos_token }}" + dice.choice(["", "\n", " "])
     picture = dice.choice([PICTURE, f"{PICTURE}\n", f"[IMG]{PICTURE}[/IMG]", f"{PICTURE} "])
     text = _TEXTS[texts].replace("PIC", picture)
     opened = answer.rstrip() if dice.random() < 0.3 and answer.strip() else answer
-    odd = dice.choice([""] * 10 + ["counts", "upper", "first", "last", "date", "dead", "no end", "strips", "turns", "tools", "eval"])
+    odd = dice.choice(
+        [""] * 10 + ["counts", "upper", "first", "last", "date", "dead", "no end", "strips", "turns", "tools", "eval"]
+    )
     notes += [odd] * bool(odd)
-    behind = {"counts": "{{ loop.index }}", "last": "{% if loop.last %}!{% endif %}", "turns": "{{ messages | length }}"}.get(odd, "")
+    behind = {
+        "counts": "{{ loop.index }}",
+        "last": "{% if loop.last %}!{% endif %}",
+        "turns": "{{ messages | length }}",
+    }.get(odd, "")
     if odd == "upper":
         text = "{% filter upper %}" + text + "{% endfilter %}"
     if odd == "strips":
@@ -116,7 +128,9 @@ def _template(dice: Random, texts: str) -> tuple[str, list[str]]:
     if odd == "date":
         start += "{{ strftime_now('%Y-%m-%d') }} "
     if odd == "dead":
-        start += dice.choice(["{{ 1 // 0 }}", "{{ nothing.there }}", "{{ messages[7]['role'] }}", "{{ range(999999999) | list }}"])
+        start += dice.choice(
+            ["{{ 1 // 0 }}", "{{ nothing.there }}", "{{ messages[7]['role'] }}", "{{ range(999999999) | list }}"]
+        )
     if odd == "eval":
         start += "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     if odd == "tools":
@@ -134,7 +148,12 @@ def _placed(dice: Random, folder: Path, template: str) -> tuple[list[str], Any]:
     named = [{"name": "tool_use", "template": "TOOLS"}, {"name": "default", "template": template}]
     where = dice.choice(["jinja", "json", "json list", "tokenizer", "tokenizer named"])
     if dice.random() < 0.06:
-        broken = ["{not json", "[1]", '{"chat_template": 3}', '{"chat_template": [{"name": "tool_use", "template": "x"}]}']
+        broken = [
+            "{not json",
+            "[1]",
+            '{"chat_template": 3}',
+            '{"chat_template": [{"name": "tool_use", "template": "x"}]}',
+        ]
         (folder / "chat_template.json").write_text(dice.choice([*broken, '{"chat_template": [1]}', "[" * 20_000]))
         return ["broken", "json"], "{{ 'the tokenizer has another' }}"
     other = "{{ 'the tokenizer has another' }}"
@@ -178,7 +197,9 @@ def _meant(template: str, texts: str, turns: list[tuple[Any, str, int]]) -> Any:
         names = {"bos_token": BOS, "eos_token": EOS, "add_generation_prompt": True}
         return compiled.render(messages=messages, tools=None, documents=None, **names).removeprefix(BOS)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], undefined=Undefined)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], undefined=Undefined
+    )
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
     environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
     try:
@@ -190,7 +211,20 @@ def _meant(template: str, texts: str, turns: list[tuple[Any, str, int]]) -> Any:
                     return rendered(turns)
             except TemplateError:
                 pass
-            others[0] = ("user", f"{system}\n\n{others[0][1]}", others[0][2])  # no place for it: before the first question
+            others[0] = (
+                "user",
+                f"{system}\n\n{others[0][1]}",
+                others[0][2],
+            )  # no place for it: before the first question
         return rendered(others)
-    except (TemplateError, TypeError, KeyError, ValueError, ArithmeticError, MemoryError, OverflowError, RecursionError):
+    except (
+        TemplateError,
+        TypeError,
+        KeyError,
+        ValueError,
+        ArithmeticError,
+        MemoryError,
+        OverflowError,
+        RecursionError,
+    ):
         return REFUSED
