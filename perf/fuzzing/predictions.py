@@ -22,6 +22,8 @@ Row = dict[str, Any]
 TEXTS = ("model_prediction", "prediction", "model_answer", "response", "output", "caption", "text", "answer")
 IDS = ("question_id", "id", "image_id", "index", "questionId")
 PICTURES = ("image", "image_id", "image_path", "image_file", "img_path", "filename", "file_name")
+WORDS = ("prompt", "question", "query", "text")
+NAMES = {*IDS, *PICTURES, *WORDS}
 OBJECTS = ["car", "dog", "cup", "cat", "fork"]
 
 
@@ -61,6 +63,8 @@ def case(dice: Random, folder: Path) -> Case:
         notes.append(how)
     path.write_bytes(data)
     sure = layout not in ("lmms-eval", "VLMEvalKit") and container != "wrapped"
+    if layout in ("image", "POPE"):  # which picture, or which question, may not say which of several it is
+        sure = len({each.image if layout == "image" else each.text for each in asked}) == len(asked)
     made = " ".join([spec.split("=")[0], layout, "as", container, *notes])
     return Case(
         made, data, lambda: _answers(spec, path), lambda: _meant(data, container, asked), is_damaged or not sure
@@ -234,8 +238,8 @@ def _hurt(dice: Random, rows: list[Row], asked: Sequence[Asked]) -> tuple[str, l
     elif how == "number":
         row[key] = dice.choice([3, 2.5, True, [], {}, float("nan"), ""])
     elif how == "two answers":
-        for number, each in enumerate(rows):
-            each[dice.choice(["response", "text", "caption"])] = f"Otherwise {number}"
+        column = dice.choice(["response", "text", "caption"])
+        rows = [{**each, column: f"Otherwise {number}"} for number, each in enumerate(rows)]
     elif how == "foreign":
         row |= dice.choice([{"question_id": 99}, {"image": "other.jpg"}, {"id": "x"}, {"question": "Who is it?"}])
     elif how == "swapped":
@@ -263,6 +267,7 @@ def _meant(data: bytes, container: str, asked: Sequence[Asked]) -> Any:
         return [answers[each.id] for each in asked] if known else REFUSED
     if not all(isinstance(row, dict) for row in rows):
         return REFUSED
+    rows = [_sample(row) for row in rows]
     questions = {_same(each.text) for each in asked}
     left = [key for key in TEXTS if any(not _null(row.get(key)) for row in rows)]
     left = [key for key in left if not all(_null(row.get(key)) or _same(row[key]) in questions for row in rows)]
@@ -271,7 +276,8 @@ def _meant(data: bytes, container: str, asked: Sequence[Asked]) -> Any:
         left.remove("answer")  # VLMEvalKit's tables keep the right answer there, beside the model's
     if len(left) != 1 or not all(isinstance(row.get(left[0]), str) for row in rows):
         return REFUSED
-    fits = [[place for place, each in enumerate(asked) if _about(row, each, questions, left[0])] for row in rows]
+    names = _naming(rows, asked, left[0])
+    fits = [[place for place, each in enumerate(asked) if _about(row, each, names)] for row in rows]
     if [len(each) for each in fits] != [1] * len(rows):
         if len(rows) != len(asked) or any(place not in each for place, each in enumerate(fits)):
             return REFUSED
@@ -282,16 +288,37 @@ def _meant(data: bytes, container: str, asked: Sequence[Asked]) -> Any:
     return [rows[places.index(place)][left[0]] for place in range(len(asked))]
 
 
-def _about(row: Row, each: Asked, questions: set[str], answer: str) -> bool:
+def _sample(row: Row) -> Row:
+    """lmms-eval's sample as a plain row: the document's names, and the answer as it was filtered."""
+    said, document = row.get("filtered_resps", (row.get("resps") or [None])[0]), row.get("doc")
+    if not isinstance(said, list) or len(said) != 1 or not isinstance(document, dict):
+        return row
+    own = {key: document.get(key) for key in ("question_id", "image", "question")}
+    return {**own, "response": said[0]}
+
+
+def _naming(rows: list[Row], asked: Sequence[Asked], answers: str) -> list[str]:
+    """The columns that name questions. An id that is no question's anywhere is another program's own number, where
+    something else names them."""
+    names = [key for key in dict.fromkeys(key for row in rows for key in row) if key in NAMES and key != answers]
+    ids = {each.id for each in asked}
+    strange = [key for key in names if key in IDS[1:4] and not any(_plain(row.get(key)) in ids for row in rows)]
+    strange = [key for key in strange if key not in PICTURES]
+    return [key for key in names if key not in strange] if set(names) - set(strange) else names
+
+
+def _about(row: Row, each: Asked, names: Sequence[str]) -> bool:
     """Whether nothing that the row names contradicts the question."""
-    for key, cell in row.items():
-        if _null(cell) or key == answer:
+    for key in names:
+        cell = row.get(key)
+        if _null(cell):
             continue
-        if key in IDS and _plain(cell) != each.id and not (key in PICTURES and _plain(cell) == each.image):
+        is_id, is_picture = _plain(cell) == each.id, str(cell).split("/")[-1] == each.image
+        if key in IDS and not is_id and not (key in PICTURES and is_picture):
             return False
-        if key in PICTURES and key not in IDS and str(cell).split("/")[-1] != each.image:
+        if key in PICTURES and key not in IDS and not is_picture:
             return False
-        if key in ("prompt", "question", "query", "text") and _same(cell) != _same(each.text):
+        if key in WORDS and _same(cell) != _same(each.text):
             return False
     return True
 

@@ -1,8 +1,8 @@
 """Chat requests in OpenAI's words; through inference.serve.request.
 
 The oracle is OpenAI's reference of the chat API and docs/export.md: a conversation with pictures as data URLs that ends
-in a question, and the settings of one answer. A field that is null is a field that is left out. What this server cannot
-do must be refused unless it is switched off; what it does not know is ignored.
+in a question, and the settings of one answer. A field that is null is a field that is left out. What would change the
+answer must be followed or refused, unless it is switched off; what nobody knows is ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fuzzing.case import REFUSED, Case, harmed, words
 
 Tree = dict[str, Any]
 MODEL, DEFAULT = "mine", 2048
-REFUSES = ["tools", "functions", "logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "grammar"]
+REFUSES = ["logprobs", "logit_bias", "grammar", "top_a"]
 COLOURS = [(200, 10, 30), (0, 90, 250), (17, 17, 17)]
 
 
@@ -45,7 +45,15 @@ def _read(body: bytes) -> Any:
     wanted = read(body, MODEL)
     turns = [(turn.role, turn.text, [picture.getpixel((0, 0)) for picture in turn.pictures]) for turn in wanted.turns()]
     sampling = wanted.sampling(DEFAULT)
-    settings = (sampling.max_tokens, sampling.temperature, sampling.top_p, list(sampling.stop), sampling.schema)
+    penalty = getattr(sampling, "presence_penalty", 0)
+    settings = (
+        sampling.max_tokens,
+        sampling.temperature,
+        sampling.top_p,
+        penalty,
+        list(sampling.stop),
+        sampling.schema,
+    )
     seed = None if json.loads(body).get("seed") is None else sampling.seed  # else drawn anew each time
     return turns, settings, seed, bool(wanted.stream), wanted.include_usage
 
@@ -145,7 +153,9 @@ def _hurt(dice: Random, tree: Tree) -> tuple[str, Tree]:
     elif how == "dropped":
         del tree[dice.choice(["model", "messages"])]
     elif how == "cannot":
-        tree[dice.choice(REFUSES)] = dice.choice([[{"type": "function"}], True, 0.5, 2, "x"])
+        tree[dice.choice([*REFUSES, "presence_penalty", "tools"])] = dice.choice(
+            [[{"type": "function"}], True, 0.5, 2, "x"]
+        )
     elif how == "text":
         message["content"] = dice.choice(
             ["\ud800", "a\0b", "x" * 2**20 + "y", [{"type": "image_url", "image_url": {"url": "http://a.b/c.png"}}]]
@@ -176,7 +186,9 @@ def _meant(body: bytes) -> Any:
             _check(not tree.get(name))
         _check(tree.get("tool_choice") in (None, "none", "auto", ""))
         turns = _turns(tree.get("messages"))
-        limit = [_whole(tree.get(key)) for key in ("max_completion_tokens", "max_tokens")]
+        limit = [
+            _whole(None if tree.get(key) == -1 else tree.get(key)) for key in ("max_completion_tokens", "max_tokens")
+        ]
         _check(all(each is None or each >= 1 for each in limit))
         temperature, top_p = _number(tree.get("temperature"), 0.0), _number(tree.get("top_p"), 1.0)
         _check(0 <= temperature <= 2 and 0 < top_p <= 1)
@@ -187,7 +199,10 @@ def _meant(body: bytes) -> Any:
         _check(isinstance(options, dict) and options.get("include_usage") in (None, True, False))
         _check(tree.get("stream") is None or isinstance(tree["stream"], bool))
         seed = _whole(tree.get("seed"))
-        settings = (limit[0] or limit[1] or DEFAULT, temperature, top_p, stop, _format(tree.get("response_format")))
+        penalty = _number(tree.get("presence_penalty"), 0)
+        _check(-2 <= penalty <= 2)
+        length = limit[0] or limit[1] or DEFAULT
+        settings = (length, temperature, top_p, penalty, stop, _format(tree.get("response_format")))
         return (
             turns,
             settings,
@@ -230,6 +245,8 @@ def _turns(messages: Any) -> list[Any]:
     for message in messages:
         _check(isinstance(message, dict) and message.get("role") in ("system", "developer", "user", "assistant"))
         said = message.get("content")
+        if said is None and message["role"] == "assistant":
+            said = ""  # it called a tool
         parts = [{"type": "text", "text": said}] if isinstance(said, str) else said
         _check(isinstance(parts, list))
         texts, pictures = [], []
@@ -252,7 +269,7 @@ def _pixel(link: Any) -> tuple[int, ...]:
     padding."""
     from PIL import Image
 
-    url = link.get("url") if isinstance(link, dict) else None
+    url = link.get("url") if isinstance(link, dict) else link
     _check(isinstance(url, str))
     head, _, text = str(url).partition(",")
     _check(head.lower().startswith("data:") and head.lower().endswith(";base64"))

@@ -547,6 +547,9 @@ def _said(answer: Any) -> list[tuple[str, str]]:
     return [("assistant", _text(answer))] if isinstance(answer, str) else _turns(answer)
 
 
+_TURN = (("from", "role"), ("value", "content"))  # parquet keeps both dialects' keys once two rows differ
+
+
 def _turns(cell: Any) -> list[tuple[str, str]]:
     """(role, text) of each turn, an image part as its placeholder."""
     roles = {
@@ -561,7 +564,7 @@ def _turns(cell: Any) -> list[tuple[str, str]]:
     for turn in [cell] if isinstance(cell, dict) else cell if isinstance(cell, list) else [None]:
         if not isinstance(turn, dict):
             raise _No
-        who, said = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        who, said = (next((turn[key] for key in keys if turn.get(key) is not None), None) for keys in _TURN)
         if not isinstance(who, str) or who not in roles:
             raise _No
         if isinstance(said, list):

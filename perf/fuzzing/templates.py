@@ -30,6 +30,7 @@ _TEXTS = {  # how a template finds what a message says
 
 
 def case(dice: Random, folder: Path) -> Case:
+    _tokenizer()  # whose import takes longer than any case may
     texts = dice.choice(list(_TEXTS))
     template, notes = _template(dice, texts)
     is_sound = not notes
