@@ -105,7 +105,8 @@ def general(sentence: str) -> str:
 
 
 def work(kind: str, seed: int, numbers: range, pipe: Any) -> None:
-    """A worker's life: one verdict after another into the pipe, each announced by its number."""
+    """A worker's life: one verdict after another into the pipe, until the first hang, which may have broken something
+    in the middle."""
 
     def ring(*_: object) -> None:
         raise _Hang
@@ -114,39 +115,38 @@ def work(kind: str, seed: int, numbers: range, pipe: Any) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     for number in numbers:
-        pipe.send(number)
         with tempfile.TemporaryDirectory() as folder:
-            pipe.send(judged(made(kind, seed, number, Path(folder)), number))
+            verdict = judged(made(kind, seed, number, Path(folder)), number)
+        pipe.send(verdict)
+        if verdict.fault == "hangs":
+            return
 
 
 def verdicts(kind: str, seed: int, count: int) -> Iterator[Verdict]:
     """Of all inputs of a kind; a worker that dies or hangs for good is a verdict, and another goes on behind it."""
-    context, begin = multiprocessing.get_context("spawn"), 0
-    while begin < count:
-        ours, theirs = context.Pipe()
-        worker = context.Process(target=work, args=(kind, seed, range(begin, count), theirs), daemon=True)
+    context, number = multiprocessing.get_context("spawn"), 0
+    while number < count:
+        ours, theirs = context.Pipe(duplex=False)
+        worker = context.Process(target=work, args=(kind, seed, range(number, count), theirs), daemon=True)
         worker.start()
         theirs.close()
-        number, announced = begin, False
-        while number < count:
-            try:
-                message = ours.recv() if ours.poll(LIMIT + GRACE) else None
-            except EOFError:
-                worker.join()
-                if not announced or worker.exitcode == 1:  # a fault of this program: its traceback stands above
-                    sys.exit(f"the {kind} worker failed at input {number}; --only {kind} --case {number} repeats it")
-                yield Verdict(number, "tracebacks", False, f"the process died ({worker.exitcode})", f"case {number}")
-                break
-            if message is None:
-                yield Verdict(number, "hangs", False, "deaf to the alarm", f"case {number}")
-                break
-            if isinstance(message, Verdict):
-                yield message
-                number, announced = number + 1, False
-            else:
-                announced = True
+        try:
+            while number < count and ours.poll(LIMIT + GRACE):
+                yield ours.recv()
+                number += 1
+            if number < count:
+                yield Verdict(number, "hangs", False, "deaf to the alarm", "")
+                number += 1
+        except EOFError:
+            worker.join()
+            if worker.exitcode == 1:  # a fault of this program: its traceback stands above
+                sys.exit(
+                    f"the oracle failed; python perf/fuzz.py --only {kind} --seed {seed} --case {number} repeats it"
+                )
+            if worker.exitcode:
+                yield Verdict(number, "tracebacks", False, f"the process died ({worker.exitcode})", "")
+                number += 1
         worker.kill()
-        begin = number + 1
 
 
 def tell(kind: str, seed: int, number: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from random import Random
 from typing import Any
 
@@ -49,6 +51,27 @@ def shortened(value: object, length: int = 400) -> str:
 def words(dice: Random, most: int = 4) -> str:
     """A text without white space at its ends."""
     return " ".join(dice.choices(WORDS, k=dice.randint(1, most)))
+
+
+def parquet(rows: list[dict[str, Any]]) -> tuple[bytes, bool]:
+    """(the file, whether a column had to become text, as pandas makes one of several types)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    def column(key: str) -> Any:
+        cells = [row.get(key) for row in rows]
+        try:
+            pyarrow.parquet.write_table(pyarrow.table({key: cells}), BytesIO())
+        except (pyarrow.ArrowException, OverflowError, UnicodeError, ValueError):
+            changed.append(key)
+            return [cell if isinstance(cell, (str, type(None))) else json.dumps(cell, default=repr) for cell in cells]
+        return cells
+
+    changed: list[str] = []
+    keys = dict.fromkeys(key for row in rows for key in row)
+    file = BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({key: column(key) for key in keys}), file)
+    return file.getvalue(), bool(changed)
 
 
 def harmed(dice: Random, data: bytes) -> tuple[str, bytes]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from fuzzing.case import REFUSED, Case, harmed
+from fuzzing.case import REFUSED, Case, harmed, parquet
 
 Row = dict[str, Any]
 TEXTS = ("model_prediction", "prediction", "model_answer", "response", "output", "caption", "text", "answer")
@@ -92,10 +92,10 @@ def _answers(spec: str, path: Path) -> list[str | None]:
 
 
 def _pope(dice: Random, folder: Path) -> tuple[str, list[Asked]]:
-    asked = []
-    for number in range(1, dice.randint(2, 5) * 2 + 1):
-        text = f"Is there a {OBJECTS[number % (2 if dice.random() < 0.3 else 5)]} in the image?"
-        asked.append(Asked(str(number), f"p{(number + 1) // 2}.jpg", text, dice.choice(["yes", "no"])))
+    asked, few = [], dice.choice([2, 5])  # of two objects, many pictures are asked the same
+    for number in range(dice.randint(2, 5) * 2):
+        text = f"Is there a {OBJECTS[number % few]} in the image?"
+        asked.append(Asked(str(number + 1), f"p{number // 2}.jpg", text, dice.choice(["yes", "no"])))
     path = folder / "coco_pope_random.json"
     keys = ("question_id", "image", "text", "label")
     rows = [dict(zip(keys, (int(each.id), *each[1:]), strict=True)) for each in asked]
@@ -193,17 +193,7 @@ def _written(dice: Random, rows: list[Row], container: str) -> bytes:
     if container == "mapping":
         return json.dumps({key: value for row in rows for key, value in row.items()}).encode()
     if container == "parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        def column(key: str) -> list[Any]:
-            cells = [row.get(key) for row in rows]
-            alike = len({type(cell) for cell in cells if cell is not None}) < 2
-            return cells if alike else [cell if cell is None else str(cell) for cell in cells]
-
-        file = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.table({key: column(key) for key in keys}), file)
-        return file.getvalue()
+        return parquet(rows)[0]
     if container in ("csv", "tsv"):
         text = io.StringIO()
         quoting = csv.QUOTE_ALL if len(keys) == 1 or dice.random() < 0.3 else csv.QUOTE_MINIMAL
