@@ -64,7 +64,8 @@ def parquet(rows: list[dict[str, Any]]) -> tuple[bytes, bool]:
             pyarrow.parquet.write_table(pyarrow.table({key: cells}), BytesIO())
         except (pyarrow.ArrowException, OverflowError, UnicodeError, ValueError):
             changed.append(key)
-            return [cell if isinstance(cell, (str, type(None))) else json.dumps(cell, default=repr) for cell in cells]
+            texts = [cell if isinstance(cell, (str, type(None))) else json.dumps(cell, default=repr) for cell in cells]
+            return [text and text.encode("utf-8", "replace").decode() for text in texts]
         return cells
 
     changed: list[str] = []

@@ -70,6 +70,9 @@ def case(dice: Random, folder: Path) -> Case:
     if is_damaged and dice.random() < 0.3:
         how, texts[0] = harmed(dice, texts[0])
         notes.append(how)
+    if is_damaged and dice.random() < 0.1:
+        texts[0] += b"\nname: again\n"
+        notes.append("a key twice")
     for number, data in enumerate(texts):
         (folder / f"r{number}.yaml").write_bytes(data)
     overrides = [_override(dice) for _ in range(dice.choice([0, 0, 1, 2]))]

@@ -29,6 +29,7 @@ SUFFIXES = {
     "semicolons": ".csv",
 }
 PATHS = [*PICTURES, "./p1.png"]
+TWICE = "@@twice@@"  # before a key: the key itself again, once it is text
 DEEP = "@@deep@@"  # in a row: so many brackets that no parser wants them, once it is text
 
 
@@ -101,6 +102,8 @@ def _differs(may_refuse: bool) -> Callable[[Any, Any], str]:
         if len(got) != len(want):
             return f"{'more' if len(got) > len(want) else 'fewer'} rows"
         for read, sound in zip(got, want, strict=True):
+            if isinstance(read[0], str) and isinstance(read, tuple) and read[0] not in PICTURES:
+                read = "a path that names no picture, which whoever opens it refuses"
             if isinstance(read, str):
                 if sound is not None and not may_refuse:
                     return f"a sound row refused: {read}"
@@ -140,10 +143,10 @@ def _row(dice: Random, form: str, container: str, number: str) -> Row:
         row = {"conversations": [turn(human, marked)], "chosen": turn(gpt, chosen), "rejected": turn(gpt, rejected)}
         row["images"] = [_cell(dice, container)]
     elif form == "ms_swift":
-        asked, (human, gpt) = marked, ("user", "assistant")
+        asked, human, gpt = marked, "user", "assistant"
         row = {"messages": [turn(human, asked), turn(gpt, chosen)], "images": [_cell(dice, container)]}
         lost = {"rejected_messages": [turn(human, asked), turn(gpt, rejected)]}
-        row |= dice.choice([{"rejected_response": rejected}, {"rejected_response": [rejected]}, lost])
+        row |= dice.choice([{"rejected_response": rejected}, {"rejected_response": [turn(gpt, rejected)]}, lost])
         if dice.random() < 0.2:
             row = {"query": asked, "response": chosen, "rejected_response": rejected, "images": row["images"]}
     elif form == "povid":
@@ -215,7 +218,7 @@ def _written(dice: Random, rows: list[Row], container: str, notes: list[str]) ->
     else:
         tree = {"data": rows} if container == "wrapped" else rows
         text = json.dumps(tree, ensure_ascii=ascii_, indent=dice.choice([None, 1, "\t"]))
-    text = text.replace(f'"{DEEP}"', "[" * 20_000 + "]" * 20_000)
+    text = text.replace(TWICE, "").replace(f'"{DEEP}"', "[" * 20_000 + "]" * 20_000)
     encoding = dice.choice(["utf-8"] * 12 + ["utf-8-sig"] * 2 + ["utf-16", "cp1252"])
     notes += [encoding] * (encoding != "utf-8")
     return text.encode(encoding, "surrogatepass" if encoding.startswith("utf") else "replace")
@@ -239,7 +242,7 @@ def _hurt(dice: Random, row: Row) -> tuple[str, Row]:
     """(how, the row with something wrong in it, at any depth)."""
     row = json.loads(json.dumps(row, default=lambda data: base64.b64encode(data).decode()))
     key = dice.choice(list(row))
-    how = dice.choice(["dropped", "renamed", "retyped", "retyped", "within", "within", "text", "contradicted"])
+    how = dice.choice(["dropped", "renamed", "retyped", "retyped", "within", "within", "text", "twice", "contradicted"])
     if how == "dropped":
         del row[key]
     elif how == "renamed":
@@ -250,6 +253,8 @@ def _hurt(dice: Random, row: Row) -> tuple[str, Row]:
         )
     elif how == "within":
         row[key] = _within(dice, row[key])
+    elif how == "twice":
+        row[TWICE + key] = dice.choice([row[key], words(dice)])
     elif how == "text":
         row[key] = dice.choice(
             ["\ud800", "http://x.y/a.png", "../p0.png", "a\0b", f"{MARK} x {MARK} y", "data:image/png;base64,AAAA"]

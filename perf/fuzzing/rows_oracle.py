@@ -139,7 +139,8 @@ def _cells(text: str) -> list[Any]:
     """A table by RFC 4180, character for character, with whichever sign parts the header into known columns."""
     for between in ",;\t":
         table = _split(text, between)
-        names = [name.strip().lower() for name in table[0]] if table and table[0] else []
+        header = [name.strip() for name in table[0]] if table and table[0] else []
+        names = [name if name.lower() in header else name.lower() for name in header]
         if "image" in names and "prompt" in names:
             break
     else:
@@ -226,12 +227,13 @@ def _texts(row: Row, form: str) -> tuple[str, ...]:
     if form == "povid":
         ours, theirs = _exchange(_turns(row.get("conversations"))), _exchange(_turns(row.get("rejected_conversations")))
     elif form == "ms_swift":
-        asked = [("user", _text(row.get("query"))), ("assistant", _text(row.get("response")))] if "query" in row else []
-        ours = _exchange(asked if row.get("messages") is None else _turns(row["messages"]))
+        said = row.get("messages")
+        if said is None:
+            said = [{"from": "user", "value": row.get("query")}, {"from": "assistant", "value": row.get("response")}]
+        ours = _exchange(_turns(said))
         _same_picture(row)
         if row.get("rejected_messages") is None:
-            lost = row.get("rejected_response")
-            return *ours, _text(lost[0] if isinstance(lost, list) and len(lost) == 1 else lost)
+            return *ours, _exchange([("user", "?"), *_said(row.get("rejected_response"))])[1]
         theirs = _exchange(_turns(row["rejected_messages"]))
     elif form == "llamafactory":
         if row.get("system") and str(row["system"]).strip():
@@ -347,7 +349,7 @@ def _picture(row: Row) -> Any:
 
 
 def _from_base64(text: str) -> bytes:
-    signs = re.sub(r"[\r\n\t ]", "", text).rstrip("=")
+    signs = re.sub(r"\s", "", text).rstrip("=")
     if re.search("[^A-Za-z0-9+/]", signs) or len(signs) % 4 == 1:
         raise _No
     return _png_only(base64.b64decode(signs + "=" * (-len(signs) % 4)))
