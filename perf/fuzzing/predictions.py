@@ -261,9 +261,8 @@ def _meant(data: bytes, container: str, asked: Sequence[Asked]) -> Any:
     questions = {_same(each.text) for each in asked}
     left = [key for key in TEXTS if any(not _null(row.get(key)) for row in rows)]
     left = [key for key in left if not all(_null(row.get(key)) or _same(row[key]) in questions for row in rows)]
-    labels = sorted(each.label.casefold() for each in asked)
-    if len(left) == 2 and "answer" in left and sorted(str(row.get("answer")).casefold() for row in rows) == labels:
-        left.remove("answer")  # VLMEvalKit's tables keep the right answer there, beside the model's
+    if set(left) == {"prediction", "answer"}:
+        left = ["prediction"]  # VLMEvalKit's tables keep the right answer beside it
     if len(left) != 1 or not all(isinstance(row.get(left[0]), str) for row in rows):
         return REFUSED
     names = _naming(rows, asked, left[0])

@@ -89,9 +89,7 @@ def _values(text: str) -> list[Any]:
     try:
         tree = _json(text)
         if isinstance(tree, dict):
-            lists = [
-                value for value in tree.values() if isinstance(value, list) and all(isinstance(x, dict) for x in value)
-            ]
+            lists = [rows for rows in tree.values() if isinstance(rows, list) and all(map(_may_be_row, rows))]
             return lists[0] if len(tree) == 1 and lists else [tree]
         if isinstance(tree, list):
             return tree
@@ -108,6 +106,10 @@ def _values(text: str) -> list[Any]:
             wrong = True
     behind = _one_behind_another(text) if wrong else None
     return values if behind is None else behind
+
+
+def _may_be_row(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
 
 
 def _one_behind_another(text: str) -> list[Any] | None:
