@@ -61,7 +61,7 @@ def case(dice: Random, folder: Path) -> Case:
     form = dice.choice(list(_MODES))
     mode = dice.choice(_MODES[form])
     image, truth = _drawn(dice, mode)
-    turn = dice.randint(2, 8) if form in ("JPEG", "PNG", "WEBP", "TIFF") and dice.random() < 0.3 else 1
+    turn = dice.randint(2, 8) if form in ("JPEG", "PNG", "WEBP", "TIFF") and dice.random() < 0.5 else 1
     if form in ("JPEG", "JPEG2000", "AVIF"):
         truth = _by_pillow(_saved(Random(0), image, form, 1))
     data = _saved(dice, image, form, turn)
