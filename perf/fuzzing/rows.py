@@ -69,9 +69,7 @@ def _read(path: Path, form: str, named: bool) -> list[tuple[Any, ...] | str]:
     from minipovid.pairs.pair import BadRow
 
     ability = "seeds" if form in SEEDS else "read"
-    name = form.split()[0]
-    if not named and formats.detect(path, ability) != name:
-        raise AssertionError(f"recognised as {formats.detect(path, ability)}")
+    name = form.split()[0] if named else formats.detect(path, ability)
     items = list(formats.seeds(path, name) if form in SEEDS else formats.reader(name).read(path))
     ids = [item.id for item in items if not isinstance(item, BadRow)]
     assert len(set(ids)) == len(ids), "ids repeat"
