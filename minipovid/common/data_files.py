@@ -79,6 +79,33 @@ def shards(path: Path, purpose: Purpose) -> list[Path]:
     return files
 
 
+def parsed(text: str) -> Any:
+    """json.loads of what users bring. Raises ValueError where it is no JSON, Bad where a key has two values."""
+    return json.loads(text, object_pairs_hook=_distinct)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of two values under one key JSON would keep the last, and say nothing."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        for key, value in pairs:
+            if repr(value) != repr(content[key]):  # 1 is no true
+                raise Bad(f"{key} stands there twice, with {short(value)} and {short(content[key])}; keep one of them")
+    return content
+
+
+_DISTINCT = json.JSONDecoder(object_pairs_hook=_distinct)
+_PLAIN = json.JSONDecoder()
+
+
+def _decoded(text: str, at: int) -> tuple[Any, int]:
+    """The value that begins there, or the Bad that it is, and where it ends."""
+    try:
+        return _DISTINCT.raw_decode(text, at)
+    except Bad as bad:
+        return bad, _PLAIN.raw_decode(text, at)[1]
+
+
 def _text(path: Path, kind: str, purpose: Purpose) -> Iterator[tuple[int, Any]]:
     with opened(path, purpose.what, newline="" if kind == "csv" else "\n") as file:
         try:
@@ -132,7 +159,9 @@ def _lines(file: IO[str]) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line.removeprefix("\ufeff"))  # files that were joined keep their marks
+            yield number, parsed(line.removeprefix("\ufeff"))  # files that were joined keep their marks
+        except Bad as bad:
+            yield number, bad
         except (ValueError, RecursionError) as error:
             yield number, Bad(f"the line is not JSON: {error}")
 
@@ -191,18 +220,17 @@ def _is_no_line(first: str, second: str) -> bool:
     return True
 
 
-def _wrapped(text: _Text) -> Generator[tuple[int, Any], None, dict[str, Any] | None]:
+def _wrapped(text: _Text) -> Generator[tuple[int, Any], None, dict[str, Any] | Bad | None]:
     """The numbered rows of the one list that an object holds, or nothing: then the object is returned, as a row."""
-    row: dict[str, Any] = {}
+    pairs: list[tuple[str, Any]] = []
     wrapper = ""
     text.expect("{")
     while text.peek() != "}":
-        if row or wrapper:
+        if pairs or wrapper:
             text.expect(",")
-        key = text.value()
-        text.expect(":")
+        key = text.key()
         if key not in WRAPPERS or not text.has_objects():
-            row[str(key)] = text.value()
+            pairs.append((key, text.value()))
             continue
         if wrapper:
             raise MinipovidError(
@@ -214,6 +242,12 @@ def _wrapped(text: _Text) -> Generator[tuple[int, Any], None, dict[str, Any] | N
     text.expect("}")
     if wrapper:
         return None
+    try:
+        row = _distinct(pairs)
+    except Bad as bad:
+        return bad
+    if wrong := next((value for value in row.values() if isinstance(value, Bad)), None):
+        return wrong
     if row and all(isinstance(value, dict) for value in row.values()):  # by name, or pandas' table column by column
         raise MinipovidError(f"{text.path} is one object of objects and no list of rows; save it as a list of rows.")
     (only,) = row.values() if len(row) == 1 else (None,)
@@ -238,10 +272,13 @@ def lists(path: Path, purpose: Purpose, *keys: str) -> Iterator[tuple[str, Any]]
         text = _Text(file, path, "a JSON object")
         text.expect("{")
         while missing:
-            key = text.value()
-            text.expect(":")
+            key = text.key()
             if text.peek() == "[":
-                yield from ((key, element) for element in _elements(text) if key in keys)
+                for element in _elements(text):
+                    if isinstance(element, Bad):
+                        raise text.wrong(str(element))
+                    if key in keys:
+                        yield key, element
             else:
                 text.value()
             missing.discard(key)
@@ -265,7 +302,6 @@ class _Text:
 
     def __init__(self, file: IO[str], path: Path, kind: str) -> None:
         self.file, self.path, self.kind, self.buffer, self.at = file, path, kind, "", 0
-        self.decode = json.JSONDecoder().raw_decode
 
     def peek(self) -> str:
         """The next character that is not white, or "" at the end."""
@@ -288,12 +324,20 @@ class _Text:
             raise self.wrong(f"{character!r} was expected and {there or 'the end'!r} stands there")
         self.at += 1
 
+    def key(self) -> str:
+        """The next key of an object, and the colon behind it."""
+        if self.peek() != '"':
+            raise self.wrong("a key in quotes was expected")
+        key = str(self.value())
+        self.expect(":")
+        return key
+
     def value(self) -> Any:
-        """The next value. A parser's error may only mean that the chunk ends too soon: then with more text again."""
+        """The next value, or Bad. A parser's error may only mean that the chunk ends too soon: then with more text."""
         self.peek()
         while True:
             try:
-                value, end = self.decode(self.buffer, self.at)
+                value, end = _decoded(self.buffer, self.at)
             except json.JSONDecodeError as error:
                 cut = error.pos > len(self.buffer) - _ESCAPE or error.msg.startswith("Unterminated string")
                 if not cut or not self._more():
@@ -331,18 +375,44 @@ def _table(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
     delimiter = max(",;\t", key=header.count)
     if told := _SEPARATOR.fullmatch(header):
         delimiter, header = told[1], file.readline()
-    cells_of = csv.reader(chain([header], file), delimiter=delimiter)
-    names = [name.strip() for name in next(cells_of, [])]
+    lines = chain([header], file)
+    names = [name.strip() for name in next(csv.reader(lines, delimiter=delimiter, strict=True), [])]
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise MinipovidError(f"{path} has two columns {twice[0]}; give each a name of its own.")
-    for number, cells in enumerate(cells_of, 2):
-        if not any(map(str.strip, cells)):
+    for number, cells in enumerate(_rows_of_cells(lines, delimiter), 2):
+        if isinstance(cells, Bad):
+            yield number, cells
+        elif not any(map(str.strip, cells)):
             continue
-        if len(cells) == len(names):
+        elif len(cells) == len(names):
             yield number, Cells(zip(names, cells, strict=True))
         else:
             why = f"the row has {len(cells)} cells, the header {len(names)}; a text with a comma in it needs quotes"
             yield number, Bad(why)
+
+
+def _rows_of_cells(lines: Iterator[str], delimiter: str) -> Iterator[list[str] | Bad]:
+    """The cells of each row, or why it has none. Raises csv.Error where nobody can know which row a line belongs to: a
+    quote that is never closed would swallow all up to the next one."""
+    read: list[str] = []  # of this row
+
+    def noted() -> Iterator[str]:
+        for line in lines:
+            read.append(line)
+            yield line
+
+    cells_of = csv.reader(noted(), delimiter=delimiter, strict=True)
+    while True:
+        read.clear()
+        try:
+            yield next(cells_of)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            why = f"{error} ({short(read[0])}); a quote within a cell in quotes is written twice"
+            if "".join(read).count('"') % 2:
+                raise csv.Error(why) from None
+            yield Bad(why)
 
 
 _SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)

@@ -293,7 +293,14 @@ def _naming(rows: list[Row], asked: Sequence[Asked], answers: str) -> list[str]:
     ids = {each.id for each in asked}
     strange = [key for key in names if key in IDS[1:4] and not any(_plain(row.get(key)) in ids for row in rows)]
     strange = [key for key in strange if key not in PICTURES]
+    names += [key for key in dict.fromkeys(key for row in rows for key in row) if _is_renamed(rows, key, asked)]
     return [key for key in names if key not in strange] if set(names) - set(strange) else names
+
+
+def _is_renamed(rows: list[Row], key: str, asked: Sequence[Asked]) -> bool:
+    """Whether a column of an unknown name has every question's id, or every question's own picture, once."""
+    cells = sorted(_plain(row.get(key)) for row in rows)
+    return key not in NAMES and cells in (sorted(each.id for each in asked), sorted(each.image for each in asked))
 
 
 def _about(row: Row, each: Asked, names: Sequence[str]) -> bool:
@@ -306,6 +313,8 @@ def _about(row: Row, each: Asked, names: Sequence[str]) -> bool:
         if key in IDS and not is_id and not (key in PICTURES and is_picture):
             return False
         if key in PICTURES and key not in IDS and not is_picture:
+            return False
+        if key not in NAMES and not is_id and not is_picture:
             return False
         if key in WORDS and _same(cell) != _same(each.text):
             return False

@@ -168,6 +168,67 @@ def test_a_table_is_what_the_spreadsheet_meant(text: str, first: tuple[str, dict
         assert next(rows(tmp_path / "t.csv", LETTERS)) == first
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+@pytest.mark.parametrize("container", ["lines", "a list", "one after another", "wrapped"])
+def test_a_key_with_two_values_costs_its_row_alone(
+    container: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any depth; a key that says the same twice says it."""
+    monkeypatch.setattr(data_files, "CHUNK", chunk)
+    told = ['{"a": 1}', '{"a": 1, "b": [{"c": "x", "c": "y"}]}', '{"a": 2, "a": 2}', '{"a": 1, "a": true}', '{"a": 3}']
+    between = {"lines": "\n", "one after another": "\n"}.get(container, ", ")
+    text = between.join(told)
+    if container == "one after another":
+        text = text.replace("{", "{\n")
+    text = {"a list": f"[{text}]", "wrapped": f'{{"data": [{text}]}}'}.get(container, text)
+    read = [str(row) if isinstance(row, data_files.Bad) else row for row in values(text, tmp_path)]
+    sentence = "{} stands there twice, with {} and {}; keep one of them"
+    assert read == [
+        {"a": 1},
+        sentence.format("c", "'x'", "'y'"),
+        {"a": 2},
+        sentence.format("a", "1", "True"),
+        {"a": 3},
+    ]
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{\n"a": 1, "a": 2\n}', '{\n"b": {"a": 1, "a": 2}}'])
+def test_a_key_with_two_values_in_the_only_object(text: str, tmp_path: Path) -> None:
+    (row,) = values(text, tmp_path)
+    assert isinstance(row, data_files.Bad) and str(row) == "a stands there twice, with 1 and 2; keep one of them"
+
+
+def test_a_key_with_two_values_in_a_list_of_one_object(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"info": {}, "annotations": [{"id": 1}, {"id": 2, "id": 3}]}')
+    with pytest.raises(MinipovidError, match="a JSON object: id stands there twice, with 2 and 3; keep one of them"):
+        list(within(tmp_path / "a.json", LETTERS, "annotations"))
+
+
+def test_quotes_that_are_no_csv_cost_their_row(tmp_path: Path) -> None:
+    """By RFC 4180 a quote within quotes is written twice; within a cell without quotes every reader takes it as it is."""
+    (tmp_path / "t.csv").write_text('a,b\n1,"x"y "" z\n2,"x ""y"" z"\n3,a 5" disc\n4,"x"y\n5,"z"\n')
+    read = list(rows(tmp_path / "t.csv", LETTERS))
+    assert [number for number, _ in read] == ["2", "3", "4", "5", "6"]
+    bad = [str(row) for _, row in read if isinstance(row, data_files.Bad)]
+    assert len(bad) == 2 and all(why.endswith("; a quote within a cell in quotes is written twice") for why in bad)
+    assert [row for _, row in read if isinstance(row, dict)] == [
+        {"a": "2", "b": 'x "y" z'},
+        {"a": "3", "b": 'a 5" disc'},
+        {"a": "5", "b": "z"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['a,b\n1,"x\n2,y\n3,z\n', 'a,b\n1,"x\n2,"y"\n3,z\n', 'a,b\n1,x\n2,"y', 'a,b\n1,"x\n2,"",y\n3,"z"\n'],
+    ids=["to the end", "to the next", "in the last row", "over empty quotes"],
+)
+def test_a_quote_that_is_never_closed_swallows_nothing_in_silence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(MinipovidError, match=r"^The letters .*t.csv cannot be read: .* is written twice\.$"):
+        list(rows(tmp_path / "t.csv", LETTERS))
+
+
 def test_a_mistake_early_in_a_large_file_is_found_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that more text cannot heal must not make the reader swallow the rest."""
     monkeypatch.setattr(data_files, "CHUNK", 1000)

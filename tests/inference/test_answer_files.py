@@ -226,6 +226,60 @@ REFUSED: dict[str, tuple[str, str]] = {
         "a.jsonl has several columns that may be the answers, text and answer; say which one is with --option "
         "answers_column=NAME.",
     ),
+    "two columns, one of them less clear": (
+        lines(rows(lambda n, p, q, a: {"question_id": n, "response": a, "caption": f"{a}."})),
+        "a.jsonl has several columns that may be the answers, response and caption; say which one is with --option "
+        "answers_column=NAME.",
+    ),
+    "a response, and what may be right": (
+        lines(rows(lambda n, p, q, a: {"question_id": n, "response": a, "answer": LABEL[q]})),
+        "a.jsonl has several columns that may be the answers, response and answer; say which one is with --option "
+        "answers_column=NAME.",
+    ),
+    "a prediction among others": (
+        lines(rows(lambda n, p, q, a: {"question_id": n, "prediction": a, "text": f"{a}.", "answer": "no"})),
+        "a.jsonl has several columns that may be the answers, prediction and text; say which one is with --option "
+        "answers_column=NAME.",
+    ),
+    "a list that became text": (
+        table(rows(lambda n, p, q, a: {"question_id": n, "filtered_resps": json.dumps([a])})),
+        "a.csv: row 2 has no answer, its filtered_resps is '[\"yes\"]', a list that became text; save the rows as JSON "
+        "lines or parquet.",
+    ),
+    "a question of elsewhere, where others have none": (
+        lines([{"answer": a} | ({"question": "Who is it?"} if n == 3 else {}) for n, a in SAID.items()]),
+        "a.jsonl: row 3 has question 'Who is it?', and no question has that; take the answers to these very questions, "
+        "or leave out the column that is wrong.",
+    ),
+    "a question where others have none": (
+        lines([{"answer": a} | ({"question": POPE[2][2]} if n == 3 else {}) for n, a in SAID.items()]),
+        "a.jsonl: 5 rows have no id, and others have; give each its id.",
+    ),
+    "a picture of elsewhere, where others have none": (
+        lines(
+            [
+                {"index": n, "question": POPE[n - 1][2], "answer": a} | ({"image": "other.jpg"} if n == 2 else {})
+                for n, a in SAID.items()
+            ]
+        ),
+        "a.jsonl: row 2 has index 2 and image 'other.jpg', and no question has both; take the answers to these very "
+        "questions, or leave out the column that is wrong.",
+    ),
+    "an id of elsewhere": (
+        lines(
+            [
+                {"id": 99 if n == 2 else n, "image": PICTURES[at], "question": text, "answer": SAID[n]}
+                for n, at, text, _ in POPE
+            ]
+        ),
+        f"a.jsonl: row 2 has id 99 and image '{PICTURES[0]}', and no question has both; take the answers to these very "
+        "questions, or leave out the column that is wrong.",
+    ),
+    "an id alone of elsewhere": (
+        lines([{"id": 99 if n == 2 else n, "answer": SAID[n]} for n in SAID]),
+        "a.jsonl: row 2 has id 99, and no question has that; take the answers to these very questions, or leave out "
+        "the column that is wrong.",
+    ),
     "questions and labels": (
         lines(rows(lambda n, p, q, a: {"question_id": n, "image": p, "text": q, "label": a})),
         "a.jsonl has no column of answers among question_id, image, text, label; text holds the questions; say which "
@@ -238,7 +292,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     ),
     "a key twice": (
         '{"1": "yes", "2": "no", "1": "no"}',
-        "The file of answers has '1' twice in one object; keep one of the two.",
+        "a.jsonl: row 1 cannot be read: 1 stands there twice, with 'yes' and 'no'; keep one of them.",
     ),
     "a null in a mapping": (
         json.dumps({**{str(n): a for n, a in SAID.items()}, "2": None}),
@@ -256,7 +310,7 @@ REFUSED: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("fault", REFUSED)
 def test_what_is_not_clear_is_one_sentence(fault: str, tmp_path: Path) -> None:
     text, sentence = REFUSED[fault]
-    assert refused(tmp_path, text, pope(tmp_path)) == sentence
+    assert refused(tmp_path, text, pope(tmp_path), sentence.split()[0].rstrip(":")) == sentence
 
 
 def test_the_user_says_which_column(tmp_path: Path) -> None:
@@ -324,6 +378,29 @@ def test_captions_go_to_their_pictures(tmp_path: Path) -> None:
     assert found(tmp_path, json.dumps(original), questions) == wanted
 
 
+def test_one_question_about_every_picture_is_the_question_in_whatever_column(tmp_path: Path) -> None:
+    """Its words tell no picture from another; other words in one row alone are a question that nobody asks."""
+    (tmp_path / "pictures.jsonl").write_text(lines([{"image": f"{n}.jpg", "objects": ["dog"]} for n in (1, 2, 3)]))
+    (tmp_path / "objects.txt").write_text("dog\ncat\n")
+    questions = benchmarks.build("chair", {}).read(tmp_path / "pictures.jsonl").questions
+    prompt = questions[0].prompt
+
+    def row(n: int, text: str, **more: str) -> dict[str, Any]:
+        return {"image": f"{n}.jpg", "text": text, "answer": f"Caption {n}.", **more}
+
+    said = [row(n, prompt) for n in (3, 2, 1)]
+    assert found(tmp_path, lines(said), questions) == ["Caption 1.", "Caption 2.", "Caption 3."]
+    echoed = [row(n, f"{prompt} A dog.") for n in (3, 2, 1)]
+    assert "several columns that may be the answers, text and answer" in refused(tmp_path, lines(echoed), questions)
+    assert "text and answer" in refused(tmp_path, lines([*said[:2], row(1, "A dog.")]), questions)
+    for other in ({"question": prompt}, {}):
+        strange = [row(3, prompt, **other), row(2, prompt, question="Who is it?"), row(1, prompt, **other)]
+        sentence = refused(tmp_path, lines(strange), questions)
+        assert sentence.startswith("a.jsonl: row 2 has image '2.jpg' and question 'Who is it?', and no question has")
+    by_place = [{"question": asked, "answer": "x"} for asked in (prompt, f"Des{prompt}", prompt)]
+    assert refused(tmp_path, lines(by_place), questions).startswith("a.jsonl: row 2 has question 'Des")
+
+
 def test_the_files_of_one_benchmark_share_their_ids(tmp_path: Path) -> None:
     """POPE's folder: question 1 is asked in each of two files, in the same words of the same picture."""
     for rule, label in (("random", "yes"), ("popular", "no")):
@@ -373,7 +450,7 @@ def test_every_benchmark_is_answered_in_the_common_forms(name: str, tmp_path: Pa
     wanted, names = list(said.values()), list(said)[::-1]
     assert found(tmp_path, json.dumps({name: said[name] for name in names}), questions) == wanted
     for key in ("question_id", "id", "index"):
-        asked = [{key: name, "question": prompts[name], "response": said[name], "answer": "A"} for name in names]
+        asked = [{key: name, "question": prompts[name], "prediction": said[name], "answer": "A"} for name in names]
         assert found(tmp_path, lines(asked), questions) == wanted
     if len({*prompts.values()}) == len(prompts) > 1:
         by_words = [{"question": prompts[name], "prediction": said[name]} for name in names]

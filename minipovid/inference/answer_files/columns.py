@@ -7,6 +7,7 @@ the model said or what is right. A column whose values are the benchmark's quest
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 from minipovid.common.errors import MinipovidError
@@ -26,12 +27,11 @@ TRUTHS = (
     *("label", "labels", "gt", "gt_answer", "gt_answer_details", "gt_ans", "ground_truth", "groundtruth", "target"),
     *("reference", "gold", "gold_answer", "correct_answer"),
 )
-# Who says "prediction" means the model. The others may mean the model, the truth, or the question.
-ANSWERS = (
-    *("model_prediction", "prediction", "pred", "model_answer", "model_output", "response", "output"),
-    *("generated_text", "filtered_resps", "resps"),
-)
-MAYBE = ("caption", "text", "answer")
+# Who says "prediction" means the model, and then `answer` beside it is the truth, as in VLMEvalKit's tables.
+PREDICTIONS = ("model_prediction", "prediction", "pred", "model_answer", "model_output")
+LISTS = ("filtered_resps", "resps")  # lmms-eval's: a list round each answer
+ANSWERS = (*PREDICTIONS, "response", "output", "generated_text", *LISTS)
+MAYBE = ("caption", "text", "answer")  # the model, the truth, or the question
 _KNOWN = frozenset((*IDS, *PICTURES, *WORDS, *TRUTHS, *ANSWERS, *MAYBE))
 
 
@@ -58,12 +58,25 @@ def naming(table: Table, questions: Questions, answers: str) -> list[Naming]:
     columns = (_naming(name, table, questions) for name in _names(table) if name != answers)
     found = [each for each in columns if each is not None]
     # A program's own running number is no id where the row says otherwise what it is about; nor is the name that
-    # a picture has elsewhere, where words or another column's pictures are all known here.
+    # a picture has elsewhere, where words or another column's pictures are all known here. Such a column is filled in
+    # every row: one row's stray value is a mistake.
     numbers = [each for each in found if each.kind == "id" and each.column.lower() != "question_id"]
-    strays = [each for each in numbers if not _all(table, each)]
+    uncertain = [each for each in numbers if not _all(table, each)]
+    certain = [each for each in found if each not in uncertain]
+    strays = [each for each in uncertain if not _agrees(table, each, certain)]
     if any(each.kind in ("words", "picture") and _all(table, each) for each in found):
         strays += [each for each in found if each.kind == "picture" and not _hits(table, each)[0]]
+    strays = [each for each in strays if _hits(table, each)[1] == len(table)]
     return [each for each in found if each not in strays or len(strays) == len(found)]
+
+
+def _agrees(table: Table, id: Naming, others: Sequence[Naming]) -> bool:
+    """Whether most rows' ids are those of a question that all else in the row may mean."""
+    agreeing = 0
+    for row in table:
+        said = [places for each in (id, *others) if (places := each.of(row.get(each.column))) is not None]
+        agreeing += len(said) > 1 and bool(reduce(lambda one, two: one & two, said))
+    return 2 * agreeing > len(table)
 
 
 def _naming(name: str, table: Table, questions: Questions) -> Naming | None:
@@ -76,6 +89,8 @@ def _naming(name: str, table: Table, questions: Questions) -> Naming | None:
         fact = Naming(name, "fact", lambda value: questions.by_fact(key, value))
         if _all(table, fact):
             return fact
+    if key in WORDS and questions.are_alike and len({str(row.get(name)) for row in table}) == 1:
+        return None  # one question to all, in whatever words
     if key in WORDS or (_mostly(table, by["words"]) and key not in (*IDS, *PICTURES)):
         return by["words"]
     if key in MAYBE:
@@ -94,20 +109,27 @@ def answering(table: Table, questions: Questions, chosen: str | None) -> str:
         if chosen not in names:
             raise MinipovidError(f"has no column {chosen!r}; its columns are {', '.join(names)}")
         return chosen
-    words = {name for name in candidates(table) if _mostly(table, Naming(name, "words", questions.by_words))}
-    for tier in (ANSWERS, MAYBE):
-        those = [name for name in names if name.lower() in tier and name not in words]
-        others = [name for name in those[1:] if any(_other(row, those[0], name) for row in table)]
-        if others:
-            both = " and ".join([those[0], *others])
-            raise MinipovidError(f"has several columns that may be the answers, {both}; {_SAY}")
-        if those:
-            return those[0]
-    asked = f"; {' and '.join(sorted(words))} holds the questions" if words else ""
+    those = candidates(table)
+    words = [name for name in those if _is_question(table, name, questions)]
+    those = [name for name in those if name not in words]
+    if any(name.lower() in PREDICTIONS for name in those):
+        those = [name for name in those if name.lower() != "answer"]
+    if any(_other(row, those[0], name) for row in table for name in those[1:]):
+        raise MinipovidError(f"has several columns that may be the answers, {' and '.join(those)}; {_SAY}")
+    if those:
+        return those[0]
+    asked = f"; {' and '.join(words)} holds the questions" if words else ""
     raise MinipovidError(f"has no column of answers among {', '.join(names)}{asked}; {_SAY}")
 
 
 _SAY = "say which one is with --option answers_column=NAME"
+
+
+def _is_question(table: Table, name: str, questions: Questions) -> bool:
+    """Whether a column that might be the answers holds the questions; of one question to all, in every row."""
+    if questions.are_alike:
+        return all(questions.is_first(row.get(name)) for row in table)
+    return _mostly(table, Naming(name, "words", questions.by_words))
 
 
 def candidates(table: Table) -> list[str]:

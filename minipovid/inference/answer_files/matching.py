@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from minipovid.common.data_files import short
 from minipovid.common.errors import MinipovidError
@@ -56,7 +56,13 @@ def _in_order(rows: Sequence[Row]) -> Sequence[Row]:
 
 
 def _answer(path: Path, row: Row, column: str) -> str:
-    cell = columns.unwrapped(row.written.get(column))
+    written = row.written.get(column)
+    if column.lower() in columns.LISTS and isinstance(written, str) and written[:1] == "[":
+        raise MinipovidError(
+            f"{path}: row {row.number} has no answer, its {column} is {short(written)}, a list that became text; save "
+            "the rows as JSON lines or parquet."
+        )
+    cell = columns.unwrapped(written)
     if isinstance(cell, str) and (spoken(cell) or not cell):
         return cell
     if isinstance(cell, str):
@@ -90,7 +96,7 @@ class _Match:
     def _is_ordered(self) -> bool:
         if not any(self.said):
             return True
-        in_words = all(each.kind == "words" for each in self.naming)
+        in_words = all(self.said) and all(each.kind == "words" for each in self.naming)
         fits = in_words and len(self.rows) == len(self.questions.all)
         return fits and all(at in places for at, said in enumerate(self.said) for places in said.values())
 
@@ -105,6 +111,9 @@ class _Match:
     def by_name(self) -> list[int]:
         nameless = sum(not said for said in self.said)
         if nameless:
+            for row, said in zip(self.rows, self.said, strict=True):
+                if said and not any(said.values()):
+                    self._refuse(row, said, "and no question has that")
             raise MinipovidError(f"{self.path}: {nameless:,} rows have no id, and others have; give each its id.")
         found = [self._place(row, said) for row, said in zip(self.rows, self.said, strict=True)]
         taken: dict[int, Row] = {}
@@ -119,6 +128,9 @@ class _Match:
         asked = self.questions.all
         missing = [question.id for place, question in enumerate(asked) if place not in taken]
         strange = [row for row, place in zip(self.rows, found, strict=True) if place is None]
+        if missing and len(strange) == 1:
+            row = strange[0]
+            self._refuse(row, self._said(row), "and no question has that")
         if missing:
             raise MinipovidError(
                 f"{self.path} has no answer to {len(missing):,} of {len(asked):,} questions, {missing[0]} among them; "
@@ -162,13 +174,16 @@ class _Match:
             },
         }
 
-    def _contradiction(self, row: Row, said: Mapping[str, Places]) -> None:
+    def _contradiction(self, row: Row, said: Mapping[str, Places]) -> NoReturn:
         columns = list(said)
         pairs = [(one, two) for at, one in enumerate(columns) for two in columns[at + 1 :]]
         apart = next((pair for pair in pairs if not said[pair[0]] & said[pair[1]]), columns)
+        self._refuse(row, apart, "and no question has both")
+
+    def _refuse(self, row: Row, names: Sequence[str] | Mapping[str, Any], why: str) -> NoReturn:
         raise MinipovidError(
-            f"{self.path}: row {row.number} has {' and '.join(self._cells(row, apart))}, and no question has both; "
-            "take the answers to these very questions, or leave out the column that is wrong."
+            f"{self.path}: row {row.number} has {' and '.join(self._cells(row, names))}, {why}; take the answers to "
+            "these very questions, or leave out the column that is wrong."
         )
 
     def _cells(self, row: Row, names: Sequence[str] | Mapping[str, Any]) -> list[str]:

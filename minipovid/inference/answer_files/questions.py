@@ -69,7 +69,7 @@ class Questions:
     def by_words(self, value: Any) -> Places | None:
         """By the question, as it is asked or as the benchmark has it, whatever a prompt put behind that."""
         text = wording(called(value))
-        if not text or self._all_alike:
+        if not text or self.are_alike and self.holds(0, value):
             return None
         ends = [match.end() for match in _SENTENCE.finditer(text)]
         heads = (text, *(text[:end] for end in reversed(ends)))
@@ -126,9 +126,13 @@ class Questions:
         )
 
     @cached_property
-    def _all_alike(self) -> bool:
+    def are_alike(self) -> bool:
         """Whether all are asked the same, which tells none from another."""
         return len({question.prompt for question in self.all}) == 1
+
+    def is_first(self, value: Any) -> bool:
+        """Whether a text is the first question, word for word."""
+        return wording(called(value)) in (wording(self.all[0].prompt), *_bare(self.all[0]))
 
     @cached_property
     def _facts(self) -> Mapping[str, Mapping[str, Places]]:

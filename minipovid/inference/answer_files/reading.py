@@ -8,8 +8,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,20 +67,10 @@ def _one_object(path: Path) -> dict[str, Any] | None:
     except MinipovidError:  # parquet, or no file at all: whoever reads its rows says so
         return None
     try:
-        content = json.loads(text, object_pairs_hook=_distinct)
+        content = data_files.parsed(text)
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and content else None
-
-
-def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys come once: of two answers to one id JSON would keep the last, and say nothing."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in content if keys.count(key) > 1)
-        raise MinipovidError(f"The file of answers has {twice!r} twice in one object; keep one of the two.")
-    return content
 
 
 def _held(content: Mapping[str, Any]) -> list[tuple[str, Any]] | None:

@@ -8,12 +8,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minipovid.common.data_files import Bad, short, text
+from minipovid.common.data_files import Bad, parsed, short, text
 from minipovid.images import embedded
 from minipovid.pairs.conversations import answer, question
 from minipovid.pairs.pair import BadRow, Pair
@@ -46,7 +45,7 @@ def _texts(row: dict[str, Any]) -> Mapping[str, Any]:
     cell = row.get("text")
     if not isinstance(cell, Mapping):
         try:
-            cell = json.loads(text(row, "text"))
+            cell = parsed(text(row, "text"))
         except (ValueError, RecursionError) as error:
             raise Bad(str(error) if isinstance(error, Bad) else f"it is not JSON: {error}") from None
     if not isinstance(cell, Mapping):
