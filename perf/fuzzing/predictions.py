@@ -316,13 +316,14 @@ def _about(row: Row, each: Asked, names: Sequence[str]) -> bool:
             return False
         if key not in NAMES and not is_id and not is_picture:
             return False
-        if key in WORDS and _same(cell) != _same(each.text):
-            return False
+        if key in WORDS and _same(each.text) not in _same(cell) and _same(cell) not in _same(each.text):
+            return False  # a template may be round it, and a part of it may be left out
     return True
 
 
 def _null(cell: Any) -> bool:
-    return cell is None or cell == "" or cell != cell
+    """Whether a cell says nothing: an empty list or object does not, either."""
+    return cell is None or cell in ("", [], {}) or cell != cell
 
 
 def _plain(cell: Any) -> str:
@@ -331,7 +332,7 @@ def _plain(cell: Any) -> str:
 
 
 def _same(text: Any) -> str:
-    return " ".join(str(text).split())
+    return " ".join(str(text).split()).casefold()
 
 
 def _parsed(data: bytes, container: str) -> list[Any] | None:

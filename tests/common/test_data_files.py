@@ -168,7 +168,7 @@ def test_a_table_is_what_the_spreadsheet_meant(text: str, first: tuple[str, dict
         assert next(rows(tmp_path / "t.csv", LETTERS)) == first
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
 @pytest.mark.parametrize("container", ["lines", "a list", "one after another", "wrapped"])
 def test_a_key_with_two_values_costs_its_row_alone(
     container: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -205,7 +205,7 @@ def test_a_key_with_two_values_in_a_list_of_one_object(tmp_path: Path) -> None:
 
 
 def test_quotes_that_are_no_csv_cost_their_row(tmp_path: Path) -> None:
-    """By RFC 4180 a quote within quotes is written twice; within a cell without quotes every reader takes it as it is."""
+    """By RFC 4180 a quote within quotes is written twice; in a cell without quotes it stands for itself."""
     (tmp_path / "t.csv").write_text('a,b\n1,"x"y "" z\n2,"x ""y"" z"\n3,a 5" disc\n4,"x"y\n5,"z"\n')
     read = list(rows(tmp_path / "t.csv", LETTERS))
     assert [number for number, _ in read] == ["2", "3", "4", "5", "6"]

@@ -275,6 +275,13 @@ REFUSED: dict[str, tuple[str, str]] = {
         f"a.jsonl: row 2 has id 99 and image '{PICTURES[0]}', and no question has both; take the answers to these very "
         "questions, or leave out the column that is wrong.",
     ),
+    "an id that is none": (
+        with_row(2, question_id=True),
+        "a.jsonl: row 3 has question_id True and image '"
+        + PICTURES[0]
+        + "', and no question has both; take the answers "
+        "to these very questions, or leave out the column that is wrong.",
+    ),
     "an id alone of elsewhere": (
         lines([{"id": 99 if n == 2 else n, "answer": SAID[n]} for n in SAID]),
         "a.jsonl: row 2 has id 99, and no question has that; take the answers to these very questions, or leave out "
@@ -397,8 +404,8 @@ def test_one_question_about_every_picture_is_the_question_in_whatever_column(tmp
         strange = [row(3, prompt, **other), row(2, prompt, question="Who is it?"), row(1, prompt, **other)]
         sentence = refused(tmp_path, lines(strange), questions)
         assert sentence.startswith("a.jsonl: row 2 has image '2.jpg' and question 'Who is it?', and no question has")
-    by_place = [{"question": asked, "answer": "x"} for asked in (prompt, f"Des{prompt}", prompt)]
-    assert refused(tmp_path, lines(by_place), questions).startswith("a.jsonl: row 2 has question 'Des")
+    by_place = [{"question": asked, "answer": "x"} for asked in (prompt, "What is it?", prompt)]
+    assert refused(tmp_path, lines(by_place), questions).startswith("a.jsonl: row 2 has question 'What")
 
 
 def test_the_files_of_one_benchmark_share_their_ids(tmp_path: Path) -> None:

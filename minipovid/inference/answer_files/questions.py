@@ -35,6 +35,11 @@ def called(value: Any) -> str:
     return str(value).strip()
 
 
+def _unnamed(value: Any) -> Places | None:
+    """What a cell without a name means: nothing, but a truth value is no question's."""
+    return frozenset() if isinstance(value, bool) else None
+
+
 def wording(text: str) -> str:
     """A question without the picture's placeholder, its white space and capitals made alike."""
     return " ".join(text.replace(IMAGE, " ").split()).casefold()
@@ -50,7 +55,7 @@ class Questions:
         """By the id, by what stands behind a / where every id has one, or by its number: 7 for 007, 1.0 for 1."""
         name = called(value)
         if not name:
-            return None
+            return _unnamed(value)
         number = _NUMBER.fullmatch(name)
         return self._ids.get(name) or self._numbers.get(number[1] if number else name, frozenset())
 
@@ -58,7 +63,7 @@ class Questions:
         """By a picture's path or its end, with or without extension, or by the number that ends its name."""
         name = called(value)
         if not name or len(name) > _PATH or name.startswith("data:"):
-            return None
+            return _unnamed(value)
         for end in _ends(name):
             if end in self._pictures:
                 return self._pictures[end]
@@ -70,7 +75,7 @@ class Questions:
         """By the question, as it is asked or as the benchmark has it, whatever a prompt put behind that."""
         text = wording(called(value))
         if not text or self.are_alike and self.holds(0, value):
-            return None
+            return _unnamed(value)
         ends = [match.end() for match in _SENTENCE.finditer(text)]
         heads = (text, *(text[:end] for end in reversed(ends)))
         return next((self._words[head] for head in heads if head in self._words), frozenset())
