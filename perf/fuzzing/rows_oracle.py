@@ -172,8 +172,8 @@ def _split(text: str, between: str) -> list[Any]:
                 cells, wrong = [], False
         elif sign == '"' and state == "start":
             state = "quoted"
-        else:
-            wrong = wrong or state == "closing" or sign == '"'
+        else:  # a quote in a cell that has none round it stands for itself, as every reader takes it
+            wrong = wrong or state == "closing"
             state, cell = "bare" if state == "start" else state, cell + sign
     return lines
 
@@ -341,10 +341,7 @@ def _picture(row: Row) -> Any:
         return _png_only(cell)
     text = _text(cell)
     if text.lower().startswith("data:"):
-        head, _, content = text.partition(",")
-        if not head.endswith(";base64"):
-            raise _No
-        return _from_base64(content)
+        return _from_base64(text.partition(",")[2])
     if "://" in text:
         raise _No
     return _from_base64(text) if text.startswith(base64.b64encode(b"\x89PNG\r\n").decode()) else text

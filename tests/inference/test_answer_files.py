@@ -197,6 +197,10 @@ REFUSED: dict[str, tuple[str, str]] = {
         "a.jsonl: row 3 has no answer, its answer is True, which is no text; write what the model said, once, in "
         "quotes.",
     ),
+    "nothing but empty answers": (
+        lines(rows(lambda n, p, q, a: {"question_id": n, "answer": ""})),
+        "a.jsonl has no answer: its answer is empty in every row; ask those questions again.",
+    ),
     "thoughts alone": (
         with_row(2, answer="<think>A dog? No, "),
         "a.jsonl: row 3 has no answer, its answer holds thoughts alone; give that model more tokens.",

@@ -640,6 +640,39 @@ def test_a_table_counts_rows_as_a_spreadsheet_does(tmp_path: Path) -> None:
     assert empty == BadRow("row 5", "the rejected answer is empty")
 
 
+def test_rows_that_mark_the_pictures_place_are_not_minipovids_own(tmp_path: Path) -> None:
+    """Other tools' rows may have the very same columns; the placeholder is no part of the question."""
+    row = {"id": "1", "image": "a.png", "prompt": "<image>\nWhy?", "chosen": "A.", "rejected": "B."}
+    for prompt, form in (("<image>\nWhy?", "trl"), ("Why?", "jsonl")):
+        path = as_json(tmp_path, [{**row, "prompt": prompt}])
+        (pair,) = pairs.reader(pairs.detect(path)).read(path)
+        assert (pairs.detect(path), isinstance(pair, Pair) and pair.prompt) == (form, "Why?")
+
+
+def test_a_table_whose_quotes_do_not_match_loses_no_row_in_silence(tmp_path: Path) -> None:
+    head = "image,prompt,chosen,rejected\n"
+    (tmp_path / "t.csv").write_text(head + 'a.png,Why?,"A"b "" c,B\na.png,Why?,A,B\n')
+    bad, good = pairs.reader("csv").read(tmp_path / "t.csv")
+    assert isinstance(bad, BadRow) and bad.where == "row 2" and "a quote within a cell in quotes" in bad.why
+    assert isinstance(good, Pair) and good.chosen == "A"
+    (tmp_path / "t.csv").write_text(head + 'a.png,Why?,"A,B\na.png,Why?,A,B\n')
+    with pytest.raises(MinipovidError, match="t.csv cannot be read: .* a quote within a cell in quotes"):
+        list(pairs.reader("csv").read(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize("own", ['{"image": "b.png", %s}', '{%s, "image": "b.png"}'])
+def test_a_row_that_says_two_things_under_one_key_is_bad(own: str, tmp_path: Path) -> None:
+    said = '"id": "1", "image": "a.png", "prompt": "Why?", "chosen": "A.", "rejected": "B."'
+    (tmp_path / "a.jsonl").write_text(own % said)
+    (bad,) = pairs.reader("jsonl").read(tmp_path / "a.jsonl")
+    assert isinstance(bad, BadRow) and "image stands there twice, with " in bad.why
+    row = {"image": {"path": "a.png"}, "text": '{"question": "Q?", "chosen": "A.", "rejected": "B.", "chosen": "C."}'}
+    (bad,) = pairs.reader("rlhf_v").read(as_json(tmp_path, [row]))
+    assert (
+        isinstance(bad, BadRow) and bad.why == "text: chosen stands there twice, with 'A.' and 'C.'; keep one of them"
+    )
+
+
 # --- pictures inside and beside the file ---
 
 

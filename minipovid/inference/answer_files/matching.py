@@ -41,6 +41,8 @@ def matched(path: Path, rows: Sequence[Row], questions: Sequence[Question], colu
     except MinipovidError as error:
         raise MinipovidError(f"{path} {error}.") from None
     texts = [_answer(path, row, column) for row in rows]
+    if not any(map(str.strip, texts)):
+        raise MinipovidError(f"{path} has no answer: its {column} is empty in every row; ask those questions again.")
     match = _Match(path, rows, known, columns.naming(table, known, column))
     places = match.by_place() if match.is_ordered else match.by_name()
     match.check_truths(places)

@@ -17,6 +17,7 @@ from typing import Any
 from minipovid.common.data_files import Bad, is_absent, short, text
 from minipovid.common.files import finished
 from minipovid.images import embedded
+from minipovid.models.chat_template import IMAGE
 from minipovid.pairs.pair import BadRow, Pair, Span
 from minipovid.pairs.reading import identity, known, pairs_of, rows
 
@@ -29,7 +30,8 @@ def read(path: Path) -> Iterator[Pair | BadRow]:
 
 
 def claims(row: Mapping[str, Any]) -> int:
-    return known(row, ("id", "image", "prompt", "chosen", "rejected"), KEYS) if set(row) <= set(KEYS) else 0
+    is_own = set(row) <= set(KEYS) and IMAGE not in str(row.get("prompt"))  # which marks no place for the picture
+    return known(row, ("id", "image", "prompt", "chosen", "rejected"), KEYS) if is_own else 0
 
 
 def write(path: Path, pairs: Iterable[Pair]) -> None:
