@@ -16,6 +16,7 @@ import zlib
 from functools import cache
 from io import BytesIO
 from pathlib import Path, PureWindowsPath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -68,7 +69,7 @@ def load(path: Path) -> Image.Image:
     short, or has samples that are no colours; size is judged by the header alone, before anything is decoded.
     """
     _check_file(path)
-    with _open(path, path) as image:
+    with _file(path) as file, _open(file, path) as image:
         return _upright_rgb(image, path, MAX_PIXELS)
 
 
@@ -126,7 +127,16 @@ def _check_file(path: Path) -> None:
         raise MinipovidError(f"The picture {path} is empty (0 bytes); copy it again, or leave it out.")
 
 
-def _open(source: Path | BytesIO, name: Path | str) -> Image.Image:
+def _file(path: Path) -> BinaryIO:
+    """Not the path for Pillow: it maps files that it can open by itself, and a turned TIFF by the sides that it has
+    once upright, which scrambles the samples."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise MinipovidError(f"The picture {path} cannot be read: {error.strerror}.") from None
+
+
+def _open(source: BinaryIO, name: Path | str) -> Image.Image:
     """Reads the header only."""
     try:
         with warnings.catch_warnings():
@@ -135,22 +145,14 @@ def _open(source: Path | BytesIO, name: Path | str) -> Image.Image:
     except Image.DecompressionBombError:
         raise _bomb(name) from None
     except UnidentifiedImageError:
-        if why := unusable(_head(source)):
+        source.seek(0)
+        if why := unusable(source.read(HEAD)):
             raise MinipovidError(f"{name} is {why}.") from None
         raise MinipovidError(
             f"{name} is not a picture that minipovid can read ({', '.join(_formats())}); convert it to PNG or JPEG."
         ) from None
-    except PermissionError as error:
-        raise MinipovidError(f"The picture {name} cannot be read: {error.strerror}.") from None
     except _DAMAGE as error:
         raise _damaged(name, error) from None
-
-
-def _head(source: Path | BytesIO) -> bytes:
-    if isinstance(source, BytesIO):
-        return source.getvalue()[:HEAD]
-    with source.open("rb") as file:
-        return file.read(HEAD)
 
 
 @cache

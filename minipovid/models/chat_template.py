@@ -10,12 +10,14 @@ all, so that no list of models and their formats has to be kept.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from os.path import commonprefix
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -322,20 +324,45 @@ def measure(render: Render, eos: str, special: Sequence[str], image: str = IMAGE
     if not before.startswith(begin):
         raise _Odd.differs("a picture changes how a conversation begins", before, begin)
     around = (before.removeprefix(begin), behind)
-    later = _after(write(user(_QUESTION), says(_ANSWER), user(_NEXT, 1)), _ANSWER).partition(_NEXT)[0]
-    if later != ending + picture.join(around):
-        raise _Odd.differs("a later picture is not written like the first", later, ending + picture.join(around))
-    return Chat(
+    chat = Chat(
         begin=begin,
         system=_system(write, user, open_user),
         user=(*around, close),
         picture=picture,
         opening=opening,
-        assistant=assistant if assistant.startswith(opening) else opening,
+        assistant=assistant,
         end=end,
         after=after,
         plain=None if "".join(around) == open_user else open_user,
     )
+    _compare(write, user, says, replace(chat, end="", after=ending))  # the template's own: it may leave the end out
+    if assistant.startswith(opening):
+        return chat
+    if assistant.split() != opening.split():  # white space alone: LLaVA-OneVision's and LLaVA-Interleave's
+        raise _Odd.differs("an answer does not begin with what opens its place", assistant, opening)
+    return replace(chat, assistant=opening)
+
+
+def _compare(
+    write: Callable[..., str], user: Callable[..., Message], says: Callable[[str], Message], chat: Chat
+) -> None:
+    """Raises _Odd for a template that writes conversations otherwise than its pieces do: one that counts turns, looks
+    at what comes behind, or changes a turn after a picture."""
+    systems = [[], [Turn("system", _SYSTEM)]] if chat.system else [[]]
+    for system, pictures in itertools.product(systems, ((0,), (1, 0), (0, 1, 0), (2, 1, 0, 0))):
+        turns, messages = list(system), [{**user(turn.text), "role": "system"} for turn in system]
+        for count in pictures:
+            for turn, message in (
+                (Turn("user", _NEXT, (Path(),) * count), user(_NEXT, count)),
+                (Turn("assistant", _ANSWER), says(_ANSWER)),
+            ):
+                turns.append(turn)
+                messages.append(message)
+                opened = turn.role == "user"
+                written, expected = write(*messages, opened=opened), chat.render(turns, opened)
+                if written != expected:
+                    end = len(commonprefix((written, expected))) + 20
+                    raise _Odd.differs("it does not write all turns alike", written[:end], expected[:end])
 
 
 @contextmanager

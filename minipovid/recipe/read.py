@@ -180,7 +180,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
     dotted, value = _parsed(override)
     steps = dotted.split(".")
     if steps[0] == "loss":
-        for index in range(len(tree.get("stages") or [])):
+        stages = tree.get("stages")
+        for index in range(len(stages) if isinstance(stages, list) else 0):  # what is no list is refused as a whole
             _set(tree, ["stages", str(index), *steps], value, dotted)
     else:
         _set(tree, steps, value, dotted)

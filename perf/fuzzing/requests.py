@@ -193,7 +193,8 @@ def _meant(body: bytes) -> Any:
         temperature, top_p = _number(tree.get("temperature"), 0.0), _number(tree.get("top_p"), 1.0)
         _check(0 <= temperature <= 2 and 0 < top_p <= 1)
         _check(_whole(tree.get("n")) in (None, 1))
-        stop = [] if tree.get("stop") is None else [tree["stop"]] if isinstance(tree["stop"], str) else tree["stop"]
+        stop = tree.get("stop")
+        stop = [] if stop is None or stop == "" else [stop] if isinstance(stop, str) else stop
         _check(isinstance(stop, list) and all(isinstance(each, str) and each for each in stop))
         options = {} if tree.get("stream_options") is None else tree["stream_options"]
         _check(isinstance(options, dict) and options.get("include_usage") in (None, True, False))

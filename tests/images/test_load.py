@@ -132,7 +132,7 @@ def test_a_forbidden_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def forbidden(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Image, "open", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
     assert _sentence(path) == f"The picture {path} cannot be read: Permission denied."
 
 
@@ -153,8 +153,16 @@ def test_every_exif_orientation_comes_out_upright(tmp_path: Path) -> None:
     for value, expected in shown.items():
         exif = Image.Exif()
         exif[0x0112] = value
-        Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
-        np.testing.assert_array_equal(np.array(load(tmp_path / "a.png")), expected, err_msg=f"orientation {value}")
+        for name, pixels, mode in (
+            ("a.png", stored, "RGB"),
+            ("a.tif", stored, "RGB"),
+            ("grey.tif", stored[..., 0], "L"),
+        ):
+            Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+            right = expected if mode == "RGB" else expected[..., :1].repeat(3, 2)
+            np.testing.assert_array_equal(
+                np.array(load(tmp_path / name)), right, err_msg=f"{name}, orientation {value}"
+            )
 
 
 @pytest.mark.parametrize("kind", ["GIF", "MPO", "TIFF"])

@@ -312,7 +312,34 @@ def test_the_processors_template_comes_before_the_tokenizers(tmp_path: Path) -> 
         (LLAVA.replace("'<image>\n'", "'<image>\n' if loop.index < 2 else '<image>'"), "same text to every question"),
         (
             INTERLEAVE.replace("<image>", "{{ '<image>' ~ message.role[:messages | length - 1] }}"),
-            "a later picture is not",
+            "write all turns alike .'<.im_start.>user <image>u.nSecond-question<.i', and '<.im_start.>user <image>.nS",
+        ),
+        (INST.replace("[/INST]'", "[/INST]' ~ loop.index"), "alike .*First-answer</s>.INST. Second-question ./INST.3'"),
+        (INST.replace("[/INST]'", "[/INST]' ~ (messages | length)"), "alike .*/INST.2"),
+        (
+            INST.replace("[/INST]'", "[/INST]' ~ ('!' if loop.last else '')"),
+            "alike .*'.*First-answer</s>', and '.INST. Second-question ./INST.! ./INST",
+        ),
+        (
+            INST.replace("[INST] '", "[INST] ' ~ ('Well, ' if loop.index == 5 else '')"),
+            "alike .*INST. Well, Second-que",
+        ),
+        (
+            INST.replace("eos_token", "(eos_token if loop.index < 4 else '')"),
+            "alike .*First-answer', and .*First-answer</s>'",
+        ),
+        (
+            CHATML.replace("'<|im_end|>\n'", "('<|im_end|>' if messages[0].role == 'system' else '<|im_end|>\n')"),
+            "alike .*",
+        ),
+        (
+            SMOLVLM.replace("part.text }}", "part.text }}{{ '.' * (messages | length > 3) }}"),
+            "alike .*-question[.]<end_of.*, and .*-question<end_of",
+        ),
+        (LLAVA.replace("%}ASSISTANT:{", "%}ASSIS TANT:{"), "what opens its place .'ASSISTANT: ', and 'ASSIS TANT:'"),
+        (
+            LLAVA.replace("%}ASSISTANT:{", "%}ASSISTANT{{ ':' * (messages | length < 4) }}{"),
+            "alike .*ASSISTANT', and .*:'",
         ),
     ],
 )

@@ -259,6 +259,13 @@ def test_a_bad_override_gets_its_sentence(tmp_path: Path, override: str, sentenc
     assert complaint(tmp_path, GOOD, override) == sentence
 
 
+@pytest.mark.parametrize("stages", ["1.5", "true", "'text'", "{a: 1}"])
+def test_a_losses_override_leaves_what_is_no_list_to_its_sentence(tmp_path: Path, stages: str) -> None:
+    text = f"{GOOD.partition('stages:')[0]}stages: {stages}\n"
+    for overrides in ((), ("loss.beta=0.2",)):
+        assert "but it must be a list (its lines begin with '-')." in complaint(tmp_path, text, *overrides)
+
+
 def test_a_loss_refuses_what_it_does_not_know() -> None:
     """Its keys are the fields of its dataclass; the recipe leaves them alone and the shelf judges them."""
     for settings, sentence in [

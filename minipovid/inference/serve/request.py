@@ -193,7 +193,7 @@ class ChatRequest(_Strict):
     stop: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]],
         Field(max_length=STOPS),
-        BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop or []),
+        BeforeValidator(lambda stop: [stop] * bool(stop) if isinstance(stop, str) else stop),
     ] = []
     response_format: _Format = _Format(type="text")
     stream: bool = False
