@@ -40,8 +40,11 @@ class Encoder:
         Raises MinipovidError where the row does not fit `max_length`, and SpecialTokenError where a text holds a
         special token of the model. The sign that ends an answer may stand behind it once.
         """
+        differ = len(set(texts.values())) > 1
         texts = {kind: self.chat.bare(text) for kind, text in texts.items()}
         self._check(question, texts)
+        if differ and len(set(texts.values())) == 1:
+            raise SpecialTokenError("the answers are the same but for the sign that ends them; make them differ")
         prompt = self.chat.prompt(question)
         prompt_ids = self.token_ids(prompt)
         answers = {kind: self._continuation(prompt, prompt_ids, text, kind) for kind, text in texts.items()}
@@ -78,8 +81,6 @@ class Encoder:
         empty = [kind for kind, text in answers.items() if not text]
         if empty:
             raise SpecialTokenError(f"the {empty[0]} answer is empty but for the sign that ends it; write one")
-        if len(answers) > 1 and len(set(answers.values())) == 1:
-            raise SpecialTokenError("the answers are the same but for the sign that ends them; make them differ")
 
     def _continuation(self, prompt: str, prompt_ids: list[int], text: str, kind: str) -> list[int]:
         """The answer's tokens as they follow the prompt; tokenising both together must not change the prompt's own."""

@@ -72,7 +72,7 @@ def test_an_option_without_a_flag(folder: Path) -> None:
     asked = ["eval", folder / "run", f"pope={folder / 'q.jsonl'}", "--backend", "predictions", "--option"]
     assert "pope.predictions: 4 answers" in run(*asked, f"predictions={folder / 'a.jsonl'}").stdout
     refused = run(*asked, "lora=mine.gguf")
-    sentence = "predictions: lora is no option of the predictions backend; it has predictions.\n"
+    sentence = "predictions: lora is no option of the predictions backend; it has predictions, answers_column.\n"
     assert (refused.exit_code, refused.stderr) == (2, sentence)
     assert run(*asked, "predictions=3").stderr.startswith("predictions: predictions is 3: ")
     assert run(*asked, "mine").stderr == "--option takes NAME=VALUE; this is 'mine'.\n"

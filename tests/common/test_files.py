@@ -56,7 +56,8 @@ def test_a_killed_process_holds_no_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "why"), [(b"[" * 100_000, "nested too deeply"), (b"{", "cannot be read as JSON"), (b"[]", "no")]
+    ("content", "why"),
+    [(b"[" * 100_000, "is nested more than 100 deep"), (b"{", "cannot be read as JSON"), (b"[]", "no")],
 )
 def test_what_is_no_json_object_is_a_sentence(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "a.json").write_bytes(content)

@@ -607,7 +607,7 @@ def test_text_metadata(make_run: Callable[..., Path]) -> None:
         "general.architecture": "llama",
         "general.basename": "toy-1.5",
         "general.size_label": "7B",
-        "general.finetune": "minipovid",
+        "general.finetune": "minipovid-run",
         "llama.attention.head_count_kv": 2,
         "llama.rope.dimension_count": 16,
         "llama.rope.freq_base": 10000.0,
