@@ -257,6 +257,8 @@ def _meant(data: bytes, container: str, asked: Sequence[Asked]) -> Any:
         return [answers[each.id] for each in asked] if known else REFUSED
     if not all(isinstance(row, dict) for row in rows):
         return REFUSED
+    if all(isinstance(row.get("doc_id"), int) for row in rows):
+        rows = sorted(rows, key=lambda row: row["doc_id"])  # lmms-eval's place of each question
     rows = [_sample(row) for row in rows]
     questions = {_same(each.text) for each in asked}
     left = [key for key in TEXTS if any(not _null(row.get(key)) for row in rows)]
@@ -279,9 +281,12 @@ def _meant(data: bytes, container: str, asked: Sequence[Asked]) -> Any:
 
 def _sample(row: Row) -> Row:
     """lmms-eval's sample as a plain row: the document's names, and the answer as it was filtered."""
-    said, document = row.get("filtered_resps", (row.get("resps") or [None])[0]), row.get("doc")
-    if not isinstance(said, list) or len(said) != 1 or not isinstance(document, dict):
+    raw, document = row.get("resps"), row.get("doc")
+    said = row.get("filtered_resps", raw[0] if isinstance(raw, list) and raw else None)
+    if not isinstance(said, list) or len(said) != 1:
         return row
+    if not isinstance(document, dict):
+        return {"response": said[0]} if "doc_id" in row else row
     own = {key: document.get(key) for key in ("question_id", "image", "question")}
     return {**own, "response": said[0]}
 
@@ -298,9 +303,10 @@ def _naming(rows: list[Row], asked: Sequence[Asked], answers: str) -> list[str]:
 
 
 def _is_renamed(rows: list[Row], key: str, asked: Sequence[Asked]) -> bool:
-    """Whether a column of an unknown name has every question's id, or every question's own picture, once."""
+    """Whether a column of an unknown name has every question's id or picture once, or its words in every row."""
     cells = sorted(_plain(row.get(key)) for row in rows)
-    return key not in NAMES and cells in (sorted(each.id for each in asked), sorted(each.image for each in asked))
+    names = sorted(each.id for each in asked), sorted(each.image for each in asked)
+    return key not in NAMES and (cells in names or {*map(_same, cells)} <= {_same(each.text) for each in asked})
 
 
 def _about(row: Row, each: Asked, names: Sequence[str]) -> bool:
@@ -314,7 +320,7 @@ def _about(row: Row, each: Asked, names: Sequence[str]) -> bool:
             return False
         if key in PICTURES and key not in IDS and not is_picture:
             return False
-        if key not in NAMES and not is_id and not is_picture:
+        if key not in NAMES and not is_id and not is_picture and _same(cell) != _same(each.text):
             return False
         if key in WORDS and _same(each.text) not in _same(cell) and _same(cell) not in _same(each.text):
             return False  # a template may be round it, and a part of it may be left out
@@ -365,6 +371,7 @@ def _parsed(data: bytes, container: str) -> list[Any] | None:
 
 def _once(pairs: list[tuple[str, Any]]) -> Row:
     """An object that says no two things under one key."""
-    if len(dict(pairs)) < len(pairs):
+    row = dict(pairs)
+    if any(repr(row[key]) != repr(value) for key, value in pairs):
         raise ValueError("a key stands twice")
-    return dict(pairs)
+    return row

@@ -344,7 +344,7 @@ def _picture(row: Row) -> Any:
         return _from_base64(text.partition(",")[2])
     if "://" in text:
         raise _No
-    return _from_base64(text) if text.startswith(base64.b64encode(b"\x89PNG\r\n").decode()) else text
+    return _from_base64(text) if text.lstrip().startswith(base64.b64encode(b"\x89PNG\r\n").decode()) else text
 
 
 def _from_base64(text: str) -> bytes:

@@ -640,10 +640,11 @@ def test_a_table_counts_rows_as_a_spreadsheet_does(tmp_path: Path) -> None:
     assert empty == BadRow("row 5", "the rejected answer is empty")
 
 
-def test_rows_that_mark_the_pictures_place_are_not_minipovids_own(tmp_path: Path) -> None:
+def test_rows_of_turns_or_with_a_placeholder_are_not_minipovids_own(tmp_path: Path) -> None:
     """Other tools' rows may have the very same columns; the placeholder is no part of the question."""
     row = {"id": "1", "image": "a.png", "prompt": "<image>\nWhy?", "chosen": "A.", "rejected": "B."}
-    for prompt, form in (("<image>\nWhy?", "trl"), ("Why?", "jsonl")):
+    turns = [{"role": "user", "content": "Why?"}]
+    for prompt, form in (("<image>\nWhy?", "trl"), (turns, "trl"), ("Why?", "jsonl")):
         path = as_json(tmp_path, [{**row, "prompt": prompt}])
         (pair,) = pairs.reader(pairs.detect(path)).read(path)
         assert (pairs.detect(path), isinstance(pair, Pair) and pair.prompt) == (form, "Why?")

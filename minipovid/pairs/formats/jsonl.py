@@ -30,7 +30,9 @@ def read(path: Path) -> Iterator[Pair | BadRow]:
 
 
 def claims(row: Mapping[str, Any]) -> int:
-    is_own = set(row) <= set(KEYS) and IMAGE not in str(row.get("prompt"))  # which marks no place for the picture
+    texts = [row.get(key) for key in ("prompt", "chosen", "rejected")]
+    foreign = IMAGE in str(texts[0]) or any(isinstance(each, list) for each in texts)  # TRL's, of the same columns
+    is_own = set(row) <= set(KEYS) and not foreign
     return known(row, ("id", "image", "prompt", "chosen", "rejected"), KEYS) if is_own else 0
 
 
