@@ -348,13 +348,14 @@ def _compare(
 ) -> None:
     """Raises _Odd for a template that writes conversations otherwise than its pieces do: one that counts turns, looks
     at what comes behind, or changes a turn after a picture."""
-    systems = [[], [Turn("system", _SYSTEM)]] if chat.system else [[]]
+    systems = [[], [Turn("system", "Be-brief")]] if chat.system else [[]]
     for system, pictures in itertools.product(systems, ((0,), (1, 0), (0, 1, 0), (2, 1, 0, 0))):
         turns, messages = list(system), [{**user(turn.text), "role": "system"} for turn in system]
-        for count in pictures:
+        for number, count in enumerate(pictures):
+            asks, answers = f"Question-{number}", f"Answer-{number}"  # not the texts that the pieces were found by
             for turn, message in (
-                (Turn("user", _NEXT, (Path(),) * count), user(_NEXT, count)),
-                (Turn("assistant", _ANSWER), says(_ANSWER)),
+                (Turn("user", asks, (Path(),) * count), user(asks, count)),
+                (Turn("assistant", answers), says(answers)),
             ):
                 turns.append(turn)
                 messages.append(message)

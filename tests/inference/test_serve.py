@@ -431,7 +431,8 @@ def schema(tree: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("options", "param", "why"),
     [
-        ({"n": 2}, "n", "input should be 1"),
+        ({"n": 2}, "n", "less than or equal to 1"),
+        ({"n": True}, "n", "valid integer"),
         ({"logprobs": True}, "logprobs", "cannot do `logprobs`"),
         ({"top_logprobs": 5}, "top_logprobs", "minipovid cannot do `top_logprobs`; leave it out"),
         ({"frequency_penalty": 3}, "frequency_penalty", "less than or equal to 2"),

@@ -174,6 +174,61 @@ def qwen2_vl(folder: Path) -> Chat:
     return chats.of(folder, tokenizer(QWEN2_VL, eos="<|im_end|>", special=("<|image_pad|>",), **named), 7)
 
 
+# Turns that hang on their place, and still are the same pieces in every conversation without a system turn.
+TRIMMED = (  # Llama 3's: the beginning stands with the first turn
+    "{% for message in messages %}{% set content = '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n'"
+    " + message.content | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
+    "{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+ALTERNATING = (  # Gemma's: the system's text opens the first question
+    "{{ bos_token }}{% set system = messages[0].role == 'system' %}"
+    "{% for message in (messages[1:] if system else messages) %}"
+    "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('no turns') }}{% endif %}"
+    "<start_of_turn>{{ 'user' if message.role == 'user' else 'model' }}{{ '\n' + (messages[0].content + '\n\n' if loop.first and system else '') + message.content | trim }}"
+    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+LAST_INST = (  # Mistral's third: the system's text opens the last question
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}"
+    "{{ '[INST] ' + (messages[0].content + '\n\n' if loop.last and messages[0].role == 'system' else '') }}"
+    "{{ message.content + '[/INST]' }}{% elif message.role == 'assistant' %}{{ ' ' + message.content + eos_token }}"
+    "{% endif %}{% endfor %}"
+)
+CHAT_BETWEEN = (  # Vicuna's: a text that a system turn replaces
+    "{% if messages[0].role != 'system' %}A chat. {% endif %}{% for message in messages %}"
+    "{% if message.role == 'user' %}{{ 'USER: ' + message.content + ' ' }}{% elif message.role == 'assistant' %}"
+    "{{ 'ASSISTANT: ' + message.content + '</s>' }}{% else %}{{ message.content + ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "end", "written"),
+    [
+        (
+            TRIMMED,
+            "<|eot_id|>",
+            "<|start_header_id|>user<|end_header_id|>\n\nA?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+            "B<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<image>\nC?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (
+            ALTERNATING,
+            "<end_of_turn>",
+            "<start_of_turn>user\nA?<end_of_turn>\n<start_of_turn>model\nB<end_of_turn>\n"
+            "<start_of_turn>user\n<image>\nC?<end_of_turn>\n<start_of_turn>model\n",
+        ),
+        (LAST_INST, "</s>", "[INST] A?[/INST] B</s>[INST] <image>\nC?[/INST]"),
+        (CHAT_BETWEEN, "</s>", "A chat. USER: A? ASSISTANT: B</s>USER: <image>\nC? ASSISTANT:"),
+    ],
+    ids=["llama3", "gemma", "mistral", "vicuna"],
+)
+def test_other_families(tmp_path: Path, template: str, end: str, written: str) -> None:
+    chat = of(tmp_path, template, special=(end,))
+    assert chat.end == end
+    assert chat.render([Turn("user", "A?"), Turn("assistant", "B"), Turn("user", "C?", (PICTURE,))]) == written
+
+
 @pytest.mark.parametrize("adds", [True, False])
 def test_a_beginning_that_the_tokenizer_adds_is_taken_off(tmp_path: Path, adds: bool) -> None:
     chat = of(tmp_path, CHATML, eos="<|im_end|>", bos_token="<|im_start|>", adds_begin=adds)
@@ -312,34 +367,38 @@ def test_the_processors_template_comes_before_the_tokenizers(tmp_path: Path) -> 
         (LLAVA.replace("'<image>\n'", "'<image>\n' if loop.index < 2 else '<image>'"), "same text to every question"),
         (
             INTERLEAVE.replace("<image>", "{{ '<image>' ~ message.role[:messages | length - 1] }}"),
-            "write all turns alike .'<.im_start.>user <image>u.nSecond-question<.i', and '<.im_start.>user <image>.nS",
+            "write all turns alike .'<.im_start.>user <image>u.nQuestion-0<.im_end', and '<.im_start.>user <image>.nQ",
         ),
-        (INST.replace("[/INST]'", "[/INST]' ~ loop.index"), "alike .*First-answer</s>.INST. Second-question ./INST.3'"),
+        (INST.replace("[/INST]'", "[/INST]' ~ loop.index"), "alike .*Answer-.</s>.INST. Question-. ./INST.3'"),
         (INST.replace("[/INST]'", "[/INST]' ~ (messages | length)"), "alike .*/INST.2"),
         (
             INST.replace("[/INST]'", "[/INST]' ~ ('!' if loop.last else '')"),
-            "alike .*'.*First-answer</s>', and '.INST. Second-question ./INST.! ./INST",
+            "alike .*'.*Answer-.</s>', and '.INST. Question-. ./INST.! ./INST",
         ),
         (
             INST.replace("[INST] '", "[INST] ' ~ ('Well, ' if loop.index == 5 else '')"),
-            "alike .*INST. Well, Second-que",
+            "alike .*INST. Well, Que",
         ),
         (
             INST.replace("eos_token", "(eos_token if loop.index < 4 else '')"),
-            "alike .*First-answer', and .*First-answer</s>'",
+            "alike .*Answer-.', and .*Answer-.</s>'",
         ),
         (
             CHATML.replace("'<|im_end|>\n'", "('<|im_end|>' if messages[0].role == 'system' else '<|im_end|>\n')"),
-            "alike .*",
+            "alike .*user.nQuestion-0<.im_end.><.*, and .*user.nQuestion-0<.im_end.>.n",
         ),
         (
             SMOLVLM.replace("part.text }}", "part.text }}{{ '.' * (messages | length > 3) }}"),
-            "alike .*-question[.]<end_of.*, and .*-question<end_of",
+            "alike .*Question-0[.]<end_of.*, and .*Question-0<end_of",
         ),
         (LLAVA.replace("%}ASSISTANT:{", "%}ASSIS TANT:{"), "what opens its place .'ASSISTANT: ', and 'ASSIS TANT:'"),
         (
             LLAVA.replace("%}ASSISTANT:{", "%}ASSISTANT{{ ':' * (messages | length < 4) }}{"),
             "alike .*ASSISTANT', and .*:'",
+        ),
+        (
+            LLAVA.replace("part.text + ' '", "part.text ~ ' (' ~ part.text ~ ') '"),
+            "alike .*Question-0 .Question-0. ASSISTAN', and .*.First-q",
         ),
     ],
 )

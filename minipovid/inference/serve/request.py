@@ -177,7 +177,7 @@ class ChatRequest(_Strict):
 
     model: str
     messages: Annotated[list[_Message], Field(min_length=1)]
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None  # no Literal: true equals 1
     max_tokens: _Tokens = None
     max_completion_tokens: _Tokens = None
     n_predict: _Tokens = None  # llama.cpp's name
