@@ -185,7 +185,8 @@ ALTERNATING = (  # Gemma's: the system's text opens the first question
     "{{ bos_token }}{% set system = messages[0].role == 'system' %}"
     "{% for message in (messages[1:] if system else messages) %}"
     "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('no turns') }}{% endif %}"
-    "<start_of_turn>{{ 'user' if message.role == 'user' else 'model' }}{{ '\n' + (messages[0].content + '\n\n' if loop.first and system else '') + message.content | trim }}"
+    "<start_of_turn>{{ 'user' if message.role == 'user' else 'model' }}"
+    "{{ '\n' + (messages[0].content + '\n\n' if loop.first and system else '') + message.content | trim }}"
     "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 LAST_INST = (  # Mistral's third: the system's text opens the last question
