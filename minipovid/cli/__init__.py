@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from minipovid import __version__
-from minipovid.cli import demo, doctor, evaluate, export, pairs, report, run, train
+from minipovid.cli import bench, demo, doctor, evaluate, export, pairs, report, run, train
 from minipovid.common.errors import MinipovidError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit on a file's size
@@ -77,6 +77,6 @@ def main() -> None:
 
 for _command in (
     *(demo.demo, pairs.pairs, train.train, export.export, export.verify, run.ask, run.chat, run.serve),
-    *(evaluate.evaluate, report.report, train.plan, doctor.doctor, train.recipes),
+    *(evaluate.evaluate, report.report, train.plan, bench.bench, doctor.doctor, train.recipes),
 ):
     main.add_command(_command)

@@ -54,7 +54,7 @@ def load(
     family = families.of(config.model_type)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        _refuse_giants(section.path, config)
+        refuse_giants(section.path, sum(value.numel() for value in skeleton(config).parameters()))
     folder = resolve_model(section.path, section.revision)
     base = _load_base(folder, section, family, device)
     torch.manual_seed(seed)
@@ -196,9 +196,8 @@ def settled(section: ModelSection) -> ModelSection:
     return section if section.dtype != "auto" else section.model_copy(update={"dtype": natural})
 
 
-def _refuse_giants(name: str, config: Any) -> None:
-    """A 7B model on a CPU would train for months: say so before 14 GB are downloaded."""
-    parameters = sum(value.numel() for value in skeleton(config).parameters())
+def refuse_giants(name: str, parameters: int) -> None:
+    """A 7B model on a CPU would train for months: say so before 14 GB are downloaded. Raises MinipovidError."""
     if parameters > CPU_LIMIT:
         raise MinipovidError(
             f"{name} has {parameters / 1e9:.1f} billion parameters and torch finds no CUDA GPU on this machine: run it "

@@ -14,7 +14,7 @@ share of each step, and the first one writes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from accelerate.utils import get_int_from_env
@@ -37,13 +37,20 @@ def train(recipe: Recipe, folder: Path, progress: bool = True) -> Path:
     Raises MinipovidError for bad input, where another process trains there and where memory runs out, and
     KeyboardInterrupt, with a checkpoint saved, on Ctrl-C.
     """
+    with memory_explained(folder), _claimed(folder):
+        run = Run.open(recipe, folder, progress)
+        if run is not None:
+            with interrupts.deferred(run.interrupted.set):
+                for _ in steps(run):
+                    pass
+    return folder
+
+
+@contextmanager
+def memory_explained(folder: Path) -> Iterator[None]:
+    """Within: memory that runs out for the run of `folder` becomes a MinipovidError that says what to change."""
     try:
-        with _claimed(folder):
-            run = Run.open(recipe, folder, progress)
-            if run is not None:
-                with interrupts.deferred(run.interrupted.set):
-                    for _ in steps(run):
-                        pass
+        yield
     except RuntimeError as error:
         if _is_out_of_shared_memory(error):
             raise MinipovidError(
@@ -55,7 +62,6 @@ def train(recipe: Recipe, folder: Path, progress: bool = True) -> Path:
         begun = checkpoint.exists(folder)
         other = " Settings that would change the result want another --out, as this run has begun." if begun else ""
         raise MinipovidError(plan.advice(run_folder.recipe(folder)) + other) from None
-    return folder
 
 
 def _claimed(folder: Path) -> AbstractContextManager[None]:

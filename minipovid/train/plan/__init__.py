@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -248,23 +249,32 @@ def _on_card(model: Shapes, recipe: Recipe, card: Card) -> OnCard:
 
 
 def seconds_per_step(model: Shapes, recipe: Recipe, card: Card) -> float:
-    """A step over usual pairs, averaged over the stages by their epochs; the reference counts where it is computed."""
+    """A step over usual pairs, averaged over the stages by their epochs."""
+    epochs = [stage.epochs for stage in recipe.stages]
+    seconds = [stage_seconds_per_step(model, recipe, card, number) for number in range(len(epochs))]
+    return sum(map(mul, seconds, epochs)) / sum(epochs)
+
+
+def stage_seconds_per_step(model: Shapes, recipe: Recipe, card: Card, number: int) -> float:
+    """The same of one stage of a settled recipe; the reference counts where it is computed."""
     setting = Setting.of(recipe, on_gpu=True)
-    pairs = recipe.train.pairs_per_step
-    prefix, answer = _lengths(model, min(model.image_tokens + PROMPT + ANSWER, _longest(recipe)))
-    total = 0.0
-    for number, (stage, views) in enumerate(zip(recipe.stages, _views(recipe), strict=True)):
-        policy = costs.trees(views, prefix, answer)
-        flop = sum(costs.flop(model, setting, policy).values()) * pairs
-        moved = costs.dequantised(model, setting, policy) * setting.passes + costs.optimiser_traffic(model, setting)
-        seconds = card.seconds(flop, moved) * stage.epochs
-        adapted = number > 0 or recipe.start_from is not None
-        for times, asked in _reference(recipe, views, stage.epochs):
-            quiet = costs.trees(asked, prefix, answer)
-            flop = costs.reference_flop(model, setting, quiet, adapted) * pairs
-            seconds += card.seconds(flop, costs.dequantised(model, setting, quiet) * setting.passes) * times
-        total += seconds
-    return total / sum(stage.epochs for stage in recipe.stages)
+    pairs, epochs = recipe.train.pairs_per_step, recipe.stages[number].epochs
+    views, lengths = _views(recipe)[number], usual_lengths(model, recipe)
+    policy = costs.trees(views, *lengths)
+    flop = sum(costs.flop(model, setting, policy).values()) * pairs
+    moved = costs.dequantised(model, setting, policy) * setting.passes + costs.optimiser_traffic(model, setting)
+    seconds = card.seconds(flop, moved) * epochs
+    adapted = number > 0 or recipe.start_from is not None
+    for times, asked in _reference(recipe, views, epochs):
+        quiet = costs.trees(asked, *lengths)
+        flop = costs.reference_flop(model, setting, quiet, adapted) * pairs
+        seconds += card.seconds(flop, costs.dequantised(model, setting, quiet) * setting.passes) * times
+    return seconds / epochs
+
+
+def usual_lengths(model: Shapes, recipe: Recipe) -> tuple[int, int]:
+    """Tokens of prefix and answer in a usual pair, as far as the recipe admits so many."""
+    return _lengths(model, min(model.image_tokens + PROMPT + ANSWER, _longest(recipe)))
 
 
 def _reference(recipe: Recipe, views: list[View], epochs: int) -> list[tuple[int, list[View]]]:

@@ -29,3 +29,8 @@ CARDS = (
     Card("RTX 5090", 32, 140, 1792),
     Card("H200", 139, 500, 4800),
 )
+
+
+def known(name: str, gib: float) -> Card | None:
+    """The card that torch calls `name` and that holds about `gib`; others of nearly that name (Ti, Laptop) are not."""
+    return next((card for card in CARDS if name.endswith(f" {card.name}") and abs(gib / card.gib - 1) < 0.1), None)
