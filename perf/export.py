@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
 RANK, ALPHA = 128, 256.0
 SHARD = 5 * 10**9  # bytes, the Hub's usual cut
@@ -75,23 +76,17 @@ def prepare(folder: Path, layers: int, dtype: str, small: bool) -> None:
 def _configure(base: Path, layers: int, dtype: str, small: bool) -> Shapes:
     """Everything but the weights; returns their shapes by stored name."""
     import torch
-    from bench_world import LLAVA_7B, SMALL, tiny_llava
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from bench_world import LLAVA_7B, SMALL
+    from tiny_llava import hub_name
+    from transformers import LlavaConfig
 
-    g = replace(SMALL if small else LLAVA_7B, layers=layers)
-    tiny_llava.build(base, layers=1, vision_layers=2, image_size=g.image_size, patch_size=g.patch_size)
-    (base / "model.safetensors").unlink()
-    config = json.loads((base / "config.json").read_text())
-    config["torch_dtype"] = config["text_config"]["torch_dtype"] = dtype
-    config["text_config"] |= {"hidden_size": g.hidden, "intermediate_size": g.ffn, "num_hidden_layers": g.layers}
-    config["text_config"] |= {"num_attention_heads": g.heads, "num_key_value_heads": g.heads}
-    config["text_config"] |= {"vocab_size": g.vocabulary, "max_position_embeddings": 4096}
-    config["vision_config"] |= {"hidden_size": g.vision_hidden, "intermediate_size": g.vision_ffn}
-    config["vision_config"] |= {"num_hidden_layers": g.vision_layers, "num_attention_heads": g.vision_heads}
-    (base / "config.json").write_text(json.dumps(config, indent=2))
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(LlavaConfig(**config))
-    return {tiny_llava.hub_name(name): tuple(value.shape) for name, value in model.named_parameters()}
+    from minipovid.models.shapes import skeleton
+    from minipovid.train import random_inputs
+
+    geometry = replace(SMALL if small else LLAVA_7B, layers=layers)
+    config = random_inputs.write_settings(base, geometry.config(), getattr(torch, dtype))
+    model = skeleton(LlavaConfig(**config))
+    return {hub_name(name): tuple(value.shape) for name, value in model.named_parameters()}
 
 
 def _cut(shapes: Shapes) -> Iterator[Shapes]:

@@ -39,7 +39,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,26 +275,23 @@ def recipe(part: Part, name: str, gib: float) -> None:
 def opened(part: Part, name: str, *more: str) -> Any:
     """The shipped recipe's run on the pairs here."""
     from minipovid.recipe import read as recipes
+    from minipovid.train.bench import on_random_inputs
     from minipovid.train.run import Run
 
-    read = recipes.read(recipes.find(name), settings(part, *more))
-    stages = [stage.model_copy(update={"epochs": 20}) for stage in read.stages]
-    return Run.open(read.model_copy(update={"stages": stages}), part.work / f"run-{part.name}")
+    recipe = recipes.read(recipes.find(name), settings(part, *more))
+    return Run.open(on_random_inputs(recipe, part.work / "model", part.work / "pairs"), part.work / f"run-{part.name}")
 
 
 def settings(part: Part, *more: str) -> tuple[str, ...]:
-    pairs = part.work / "pairs"
     toy = ("lora.r=8", "lora.alpha=16", "data.max_length=256", "train.dataloader_num_workers=0") if part.is_dry else ()
-    return (
-        *(f"model.path={part.work / 'model'}", f"data.path={pairs / 'pairs.jsonl'}", f"data.images={pairs}"),
-        *("data.format=jsonl", "data.held_out=0", "noise.cache_gib=1", "train.logging_steps=1", *toy, *more),
-    )
+    return ("noise.cache_gib=1", "train.logging_steps=1", *toy, *more)
 
 
 def measured(part: Part, run: Any, number: int) -> dict[str, Any]:
     """One stage: its steps with the reference computed and kept, its memory, then one step each under scrutiny."""
     import torch
 
+    from minipovid.train.bench import predicted
     from minipovid.train.checkpoint import Position
     from minipovid.train.stage import Stage
 
@@ -331,20 +327,6 @@ def measured(part: Part, run: Any, number: int) -> dict[str, Any]:
     stage.optimizer.state.clear()
     stage.optimizer.zero_grad()
     return found
-
-
-def predicted(run: Any, number: int) -> tuple[float, float]:
-    """By `minipovid plan`, of these pairs: FLOP of one with its reference kept, and GiB without CUDA's own."""
-    from minipovid.models.shapes import shapes
-    from minipovid.train import losses
-    from minipovid.train.plan import costs
-
-    examples = [run.datasets[number].encoder(pair.prompt, pair.texts()) for pair in run.datasets[number].pairs]
-    lengths = max(len(each.prompt) for each in examples), max(len(ids) for e in examples for ids in e.answers.values())
-    model, setting = shapes(run.recipe.model.path), costs.Setting.of(run.recipe, on_gpu=True)
-    trees = costs.trees(losses.of_stages(run.recipe)[number].views, *lengths)
-    memory = costs.memory(model, replace(setting, frozen_adapter=number > 0), trees)
-    return sum(costs.flop(model, setting, trees).values()), (memory.total - costs.CUDA_OWN) / GIB
 
 
 def waits(part: Part, step: Callable[[], object]) -> dict[str, Any]:
@@ -422,10 +404,12 @@ def answering(part: Part) -> None:
     from minipovid.inference.backends import Question
     from minipovid.recipe import read as recipes
     from minipovid.recipe import run_folder
+    from minipovid.train.bench import on_random_inputs
 
     run = part.work / "run-eval"
     run.mkdir()
-    recipes.write(recipes.read(recipes.find("llava7b_8gb"), settings(part)), run / run_folder.RECIPE)
+    recipe = recipes.read(recipes.find("llava7b_8gb"), settings(part))
+    recipes.write(on_random_inputs(recipe, part.work / "model", part.work / "pairs"), run / run_folder.RECIPE)
     picture, tokens = part.work / "pairs" / "0.jpg", 8 if part.is_dry else 48
     with backends.opened("hf", run, {"weights": "base"}) as backend:
         backend._ends = set()  # type: ignore[attr-defined] - random weights end when they like

@@ -103,10 +103,11 @@ def bench(name: str | None, seconds: float | None, say: Callable[[str], None]) -
         refuse_giants(recipe.model.path, model.weights)
     device = "cuda" if on_gpu else "cpu"
     dtype = torch.bfloat16 if on_gpu else torch.float32
+    size = model.weights * dtype.itemsize
     with tempfile.TemporaryDirectory(prefix="minipovid-bench-", ignore_cleanup_errors=True) as place:
         folder = Path(place)
-        _check_room(folder, model.weights * dtype.itemsize)
-        say(f"Drawing {model.weights / 1e9:.3g} billion random weights in {folder} ...")
+        _check_room(folder, size)
+        say(f"Drawing a random model of {size / GIB:.3g} GiB in {folder} ...")
         random_inputs.write_model(folder / "model", config(recipe.model.path, recipe.model.revision), dtype, device)
         prefix, answer = plan.usual_lengths(model, recipe)
         random_inputs.write_pairs(folder / "pairs", PAIRS, 0, prefix - model.image_tokens, answer)
@@ -130,7 +131,7 @@ def on_random_inputs(recipe: Recipe, model: Path, pairs: Path) -> Recipe:
     """The recipe on what random_inputs wrote there; its stages last for more steps than anybody takes."""
     epochs = math.ceil(MOST_STEPS * recipe.train.pairs_per_step / PAIRS)
     stages = [stage.model_copy(update={"data": None, "epochs": epochs}) for stage in recipe.stages]
-    here = {
+    here: dict[str, Any] = {
         **{"model.path": str(model), "model.revision": None, "data.path": str(pairs / "pairs.jsonl")},
         **{"data.images": str(pairs), "data.format": "jsonl", "data.limit": None, "data.held_out": 0},
         **{"train.max_steps": None, "train.report_to": []},

@@ -19,30 +19,12 @@ from safetensors.torch import save_file
 from minipovid.models import hub, tokenizer
 from minipovid.models.shapes import skeleton
 from minipovid.models.stored_tensors import INDEX
-from minipovid.pairs.formats import jsonl
-from minipovid.pairs.pair import Pair
 from minipovid.tinyworld import CHECKPOINT
 
 SHARD = 2**30  # bytes of weights that are held before they are written
 LONGEST = 4096  # tokens that the model takes
 PICTURE = (640, 480)  # pixels, COCO's usual size
-WORDS = [
-    "A",
-    "The",
-    "red",
-    "green",
-    "blue",
-    "large",
-    "small",
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "is",
-    "above",
-    "left",
-    "of",
-]
+WORDS = ("A", "The", "red", "green", "blue", "large", "small", "circle", "square", "star", "is", "above", "left", "of")
 
 
 def write_model(folder: Path, config: dict[str, Any], dtype: torch.dtype, device: str) -> int:
@@ -123,7 +105,8 @@ def write_pairs(folder: Path, count: int, seed: int, prompt_tokens: int, answer_
         Image.fromarray(coarse).resize(PICTURE, Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
         texts = {"prompt": text(asked), "chosen": text(answer_tokens - 1), "rejected": text(answer_tokens - 1)}
         rows.append({"id": str(number), "image": f"{number}.jpg", **texts})
-    jsonl.write(folder / "pairs.jsonl", [Pair(**row) for row in rows])
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (folder / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
     return rows
 
 
