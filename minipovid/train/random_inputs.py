@@ -24,7 +24,21 @@ from minipovid.tinyworld import CHECKPOINT
 SHARD = 2**30  # bytes of weights that are held before they are written
 LONGEST = 4096  # tokens that the model takes
 PICTURE = (640, 480)  # pixels, COCO's usual size
-WORDS = ("A", "The", "red", "green", "blue", "large", "small", "circle", "square", "star", "is", "above", "left", "of")
+FRAME = 8  # tokens that LLaVA 1.5's format puts around a prompt
+WORDS = (
+    "The",
+    "the",
+    "red",
+    "green",
+    "blue",
+    "white",
+    "circle",
+    "square",
+    "star",
+    "is",
+    "left",
+    "right",
+)  # one token each
 
 
 def write_model(folder: Path, config: dict[str, Any], dtype: torch.dtype, device: str) -> int:
@@ -85,7 +99,7 @@ def _draw(name: str, shape: torch.Size, dtype: torch.dtype, generator: torch.Gen
 def write_pairs(folder: Path, count: int, seed: int, prompt_tokens: int, answer_tokens: int) -> list[dict[str, str]]:
     """Write `count` pairs, each with a JPEG of its own, as folder/pairs.jsonl; returns them as its rows.
 
-    Prompts have about `prompt_tokens` beside the picture's, answers `answer_tokens` with the end of sequence. Another
+    Prompts have `prompt_tokens` beside the picture's, answers `answer_tokens` with the end of sequence. Another
     seed gives other texts and pictures, so that no cache of one measurement helps another.
     """
     folder.mkdir(parents=True)
@@ -94,24 +108,23 @@ def write_pairs(folder: Path, count: int, seed: int, prompt_tokens: int, answer_
 
     def text(tokens: int) -> str:
         words = [dice.choice(WORDS)]
-        while _length(pieces, " ".join(words)) < tokens:
+        while len(pieces.encode(" ".join(words), add_special_tokens=False)) < tokens:
             words.append(dice.choice(WORDS))
         return " ".join(words)
 
-    asked = prompt_tokens - _length(pieces, "USER: \n ASSISTANT:")
     rows = []
     for number in range(count):
         coarse = np.random.default_rng([seed, number]).integers(0, 256, (12, 16, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize(PICTURE, Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
-        texts = {"prompt": text(asked), "chosen": text(answer_tokens - 1), "rejected": text(answer_tokens - 1)}
+        texts = {
+            "prompt": text(prompt_tokens - FRAME),
+            "chosen": text(answer_tokens - 1),
+            "rejected": text(answer_tokens - 1),
+        }
         rows.append({"id": str(number), "image": f"{number}.jpg", **texts})
     lines = [json.dumps(row) + "\n" for row in rows]
     (folder / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
     return rows
-
-
-def _length(pieces: Any, text: str) -> int:
-    return len(pieces.encode(text, add_special_tokens=False))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

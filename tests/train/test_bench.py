@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from minipovid.cli import main
 from minipovid.common.errors import MinipovidError
+from minipovid.models.encoder import Encoder
 from minipovid.models.load import load
 from minipovid.models.shapes import config, shapes
 from minipovid.models.stored_tensors import Tensors, shards
@@ -177,15 +178,13 @@ def test_the_random_model_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_pairs_have_the_lengths_that_are_asked_for(tmp_path: Path) -> None:
-    """Counted by the encoder of the model that they are for; a word is three tokens at most."""
+    """Counted by the encoder of the model that they are for."""
     rows = random_inputs.write_pairs(tmp_path / "pairs", 4, 1, 60, 100)
     section = ModelSection(path=str(CHECKPOINT), load_in_4bit=False, dtype="float32")
     model = load(section, LoraSection(r=2, alpha=4), device=torch.device("cpu"))
-    from minipovid.models.encoder import Encoder
-
     encoder = Encoder.of(model, 1024)
     for row in rows:
         example = encoder(row["prompt"], {name: row[name] for name in ("chosen", "rejected")})
-        assert 60 <= len(example.prompt) - model.image_tokens <= 64
-        assert all(100 <= len(ids) <= 104 for ids in example.answers.values())
+        assert len(example.prompt) - model.image_tokens == 60
+        assert [len(ids) for ids in example.answers.values()] == [100, 100]
         assert (tmp_path / "pairs" / row["image"]).is_file()
