@@ -38,7 +38,7 @@ WORDS = (
     "is",
     "left",
     "right",
-)  # one token each
+)  # a token or two each
 
 
 def write_model(folder: Path, config: dict[str, Any], dtype: torch.dtype, device: str) -> int:
@@ -99,7 +99,7 @@ def _draw(name: str, shape: torch.Size, dtype: torch.dtype, generator: torch.Gen
 def write_pairs(folder: Path, count: int, seed: int, prompt_tokens: int, answer_tokens: int) -> list[dict[str, str]]:
     """Write `count` pairs, each with a JPEG of its own, as folder/pairs.jsonl; returns them as its rows.
 
-    Prompts have `prompt_tokens` beside the picture's, answers `answer_tokens` with the end of sequence. Another
+    Prompts have about `prompt_tokens` beside the picture's, answers `answer_tokens` with the end of sequence. Another
     seed gives other texts and pictures, so that no cache of one measurement helps another.
     """
     folder.mkdir(parents=True)
