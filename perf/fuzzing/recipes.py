@@ -255,9 +255,10 @@ def _merged(under: Any, over: Any) -> Any:
 
 def _set(tree: Any, steps: list[str], value: Any) -> None:
     if steps[0] == "loss":
-        for stage in tree.get("stages") or []:
-            if not isinstance(stage, dict):
-                raise _No
+        stages = tree.get("stages") or []
+        if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+            raise _No
+        for stage in stages:
             _set(stage, ["loss ", *steps[1:]], value)
         return
     steps = [step.strip() for step in steps]
