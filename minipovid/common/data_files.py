@@ -382,7 +382,7 @@ def _table(file: IO[str], path: Path) -> Iterator[tuple[int, Any]]:
     for number, cells in enumerate(_rows_of_cells(lines, delimiter), 2):
         if isinstance(cells, Bad):
             yield number, cells
-        elif not any(map(str.strip, cells)):
+        elif not any(map(str.strip, cells)) and (len(names) > 1 or cells != [""]):  # of one column, "" is a row
             continue
         elif len(cells) == len(names):
             yield number, Cells(zip(names, cells, strict=True))

@@ -363,6 +363,8 @@ def _png_only(data: bytes) -> bytes:
 def _rated(row: Row) -> list[Any]:
     """Each two answers whose mean ratings differ, the better one first."""
     prompt, path = _bare(_text(row.get("prompt"))), row.get("img_path")
+    if MARK in prompt:
+        raise _No
     picture = (
         _picture(row)
         if row.get("image") is not None
@@ -392,6 +394,6 @@ def _rated(row: Row) -> list[Any]:
     for (one, mine), (other, yours) in combinations(rated, 2):
         if one is not None and other is not None and one != other:
             texts = (mine, yours) if one > other else (yours, mine)
-            sound = prompt and MARK not in prompt and mine and yours and mine != yours
+            sound = prompt and mine and yours and mine != yours
             pairs.append((called(picture), prompt, *texts) if sound else None)
     return pairs

@@ -157,6 +157,7 @@ def test_what_holds_no_rows_is_refused_by_name(name: str, text: str, why: str, t
     [
         ("sep=;\r\na;b\r\n1;x,y\r\n", ("2", {"a": "1", "b": "x,y"})),
         ('"sep=;"\na;b\n;\n\n1;2\n', ("4", {"a": "1", "b": "2"})),
+        ('a\n\n""\n1\n', ("3", {"a": ""})),  # an empty answer, and no blank line
         ("sep=\t\na,b\tc\n1\t2\n", ("2", {"a,b": "1", "c": "2"})),
         ("\n\na,b\n1,2\n", ("2", {"a": "1", "b": "2"})),
         ('"a\nb",c\n1,2\n', ("2", {"a\nb": "1", "c": "2"})),
