@@ -84,7 +84,9 @@ def comments(wanted: type) -> dict[str, str]:
 
 def _type(key: Mapping[str, Any]) -> str:
     if "anyOf" in key:
-        return " or ".join(_type(each) for each in key["anyOf"] if each.get("type") != "null")
+        ways = [_type(each) for each in key["anyOf"] if each.get("type") != "null"]
+        is_unset = len(ways) < len(key["anyOf"]) and key.get("default") is not None  # else the default says it
+        return " or ".join([*ways, "`null`"] if is_unset else ways)
     if "$ref" in key:
         return f"[group of keys](#{_place(key['$ref'])})"
     if "enum" in key or "const" in key:

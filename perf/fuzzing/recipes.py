@@ -110,7 +110,7 @@ def _value(dice: Random, kind: str) -> Any:
         return dice.sample(names or ["f16", "q8_0", "q4_k_m"], dice.randint(1, 2))
     if names:
         name = dice.choice(names)
-        return {"true": True, "false": False}.get(name, name)
+        return {"true": True, "false": False, "null": None}.get(name, name)
     if "number" in kind:
         low, high = _bounds(kind)
         if kind.startswith("whole"):
@@ -334,7 +334,7 @@ def _allowed(value: Any, kind: str) -> bool:
             and all(_allowed(each, kind.removeprefix("list of ")) for each in value)
             and (bool(value) or "`" in kind)
         )
-    names = [{"true": True, "false": False}.get(name, name) for name in re.findall("`([^`]*)`", kind)]
+    names = [{"true": True, "false": False, "null": None}.get(name, name) for name in re.findall("`([^`]*)`", kind)]
     if any(value is name or isinstance(name, str) and value == name for name in names):
         return True
     if "number" in kind and isinstance(value, (int, float)) and not isinstance(value, bool):
