@@ -173,7 +173,7 @@ def peft(folder: Path) -> None:
     from transformers import LlavaForConditionalGeneration
 
     base = folder / "llava-1.5-7b"
-    dtype = getattr(torch, json.loads((base / "config.json").read_text())["torch_dtype"])
+    dtype = getattr(torch, json.loads((base / "config.json").read_text())["dtype"])
     model = LlavaForConditionalGeneration.from_pretrained(base, dtype=dtype)
     merged = PeftModel.from_pretrained(model, folder / "run" / "adapter").merge_and_unload()
     merged.save_pretrained(folder / "merged")

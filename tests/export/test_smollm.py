@@ -25,7 +25,7 @@ RECIPE = """
 name: smollm
 model: {{path: {base}, load_in_4bit: true, dtype: float32}}
 lora: {{r: 4, alpha: 8}}
-data: {{path: {pairs}, format: jsonl, max_length: 256, held_out: 2}}
+data: {{path: {pairs}, format: jsonl, max_length: 256, held_out: 10}}
 train: {{max_steps: 2, per_device_train_batch_size: 2, logging_steps: 1}}
 stages: [{{learning_rate: 5.0e-3, loss: {{name: dpo}}}}]
 export: {{quants: [f16]}}
@@ -67,7 +67,7 @@ def test_it_is_written_as_smollm2_is(run: Path) -> None:
 
 
 def test_the_file_answers_as_the_trained_model(run: Path) -> None:
-    verdict = verify(run, pairs=2)
+    verdict = verify(run, pairs=10)
     assert verdict.ok, verdict.causes
 
 
