@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("smollm")
     base = smollm.build(top / "base")
     rows = []
-    for number in range(20):
+    for number in range(100):  # of which a tenth is held out
         picture(number).save(top / f"{number}.png")
         row = {"id": str(number), "image": f"{number}.png", "prompt": f"What is in picture {number}?"}
         rows.append({**row, "chosen": "A grid of colours.", "rejected": "A dog beside a bicycle."})
