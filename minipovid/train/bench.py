@@ -28,7 +28,7 @@ from minipovid.recipe import read as recipes
 from minipovid.recipe.schema import Recipe
 from minipovid.train import losses, plan, random_inputs
 from minipovid.train.checkpoint import Position
-from minipovid.train.log import peak_gib
+from minipovid.train.log import peak_gib, reserved_gib
 from minipovid.train.loop import memory_explained
 from minipovid.train.plan import cards, costs
 from minipovid.train.plan.costs import GIB
@@ -184,7 +184,7 @@ def _measured(run: Run, seconds: float) -> Bench:
         pairs_per_second=recipe.train.pairs_per_step / each,
         peak_gib=peak_gib(),
         plan_peak_gib=predicted(run, number).gib if on_gpu else None,
-        reserved_gib=torch.cuda.max_memory_reserved() / GIB if on_gpu else None,
+        reserved_gib=reserved_gib(),
     )
 
 

@@ -93,11 +93,7 @@ class TrainingLog:
             "tokens_per_s": round(self.tokens / seconds, 1),
             "data_wait": round(min(self.waited_s / seconds, 1.0), 4),
             "peak_gib": round(peak_gib(), 3),
-            **(
-                {"reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3)}
-                if torch.cuda.is_available()
-                else {}
-            ),
+            **({} if (reserved := reserved_gib()) is None else {"reserved_gib": round(reserved, 3)}),
         }
 
     def _warn(self, means: dict[str, float]) -> None:
@@ -122,7 +118,7 @@ def begin_peak() -> None:
 
 def peak_gib() -> float:
     """The most memory that this process has held: on the card, since the stage began, where there is one, else
-    resident. What the allocator has taken of a card beside that, and nvidia-smi counts, is `reserved_gib`."""
+    resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     if sys.platform == "linux":  # its getrusage tells of the parent's memory too, where that was larger
@@ -134,6 +130,12 @@ def peak_gib() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # macOS: bytes
+
+
+def reserved_gib() -> float | None:
+    """The most that torch's allocator has taken of the card since the stage began, which nvidia-smi counts; None where
+    there is no card."""
+    return torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else None
 
 
 def resident_gib(key: str) -> float:

@@ -135,7 +135,8 @@ class Teacher:
                 if schema is not None:
                     request["response_format"] = response_format(SCHEMA_NAME, schema)
                 reply = self._answer(request, remote.tokens(messages), key)
-        return replace(reply, text=spoken(reply.text), mute=reply.mute or bool(reply.text and not spoken(reply.text)))
+        said = spoken(reply.text)
+        return replace(reply, text=said, mute=reply.mute or bool(reply.text and not said))
 
     def _answer(self, request: dict[str, Any], prompt_tokens: int, key: bytes) -> remote.Reply:
         """Ask until there is an answer, as long as what went wrong can heal. It is in the cache then."""
